@@ -1,0 +1,91 @@
+"""Writing that leaves nothing half written: a file or a folder appears whole under its name, or not at all.
+
+The work is done under a temporary name beside the target (the same file system, so that a rename is one step), flushed
+to the disk, and renamed. A process killed at any moment leaves the old content or the new, and at worst a hidden
+`.NAME.*.partial` that nobody reads.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path to write a file to; on success the file takes the name `target`, replacing what was there.
+
+    On an exception the temporary file is removed and `target` stays as it was. Missing parent folders are made. The
+    temporary name keeps the suffix of the target, since writers such as PIL or safetensors choose a format by it.
+
+    Args:
+        target: the file to write.
+
+    Raises:
+        FileNotFoundError: the body of the `with` block wrote nothing to the yielded path.
+        IsADirectoryError: `target` is a folder.
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise IsADirectoryError(f"Cannot write the file {target}: a folder of that name exists; choose another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as folder:
+        temporary = Path(folder) / target.name
+        yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f"Nothing was written for {target}; write to the path that atomic_path yields.")
+        _flush(temporary)
+        os.replace(temporary, target)
+    _flush(target.parent)
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; on success it takes the name `target`, replacing a folder of that name.
+
+    A folder that is not empty cannot be replaced in one step: the old one is renamed aside, the new one renamed into
+    its place, the old one removed. A process killed between the two renames leaves no `target`, and the old content
+    whole under `.NAME.*.partial/old`; a new `target` has no such moment. On an exception the temporary folder is
+    removed and `target` stays as it was.
+
+    Args:
+        target: the folder to write.
+
+    Raises:
+        NotADirectoryError: `target` is a file.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"Cannot write the folder {target}: a file of that name exists; choose another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as workplace:
+        temporary, previous = Path(workplace) / "new", Path(workplace) / "old"
+        # mkdir, not the workplace itself: mkdtemp makes folders that only their owner may read.
+        temporary.mkdir()
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _flush(path)
+        if target.exists():
+            os.rename(target, previous)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if previous.exists():
+                os.rename(previous, target)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Make the disk hold what was written to a file, or the names in a folder."""
+    if path.is_symlink() or (path.is_dir() and os.name == "nt"):  # Windows cannot open a folder to flush it
+        return
+    # fsync needs a writable handle on Windows; folders can only be opened to read.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
