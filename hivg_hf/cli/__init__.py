@@ -1,0 +1,96 @@
+"""The `hivg` command: one file per verb in this folder, imported when its verb is called.
+
+A verb `v` is a function `v` in `hivg_hf/cli/v.py` whose parameters typer reads; `main` of that file is
+`run_verb("v")`, so that a script and the command are the same parser and the same function.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+# verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
+VERBS = {
+    "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
+    "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
+    "evaluate": ("hivg_hf.cli.evaluate:evaluate", "Measure a checkpoint on a dataset and write a results file."),
+    "convert": ("hivg_hf.cli.convert:convert", "Turn an official checkpoint file into a folder of this package."),
+    "export": ("hivg_hf.cli.export:export", "Write a model for other runtimes."),
+    "push": ("hivg_hf.cli.push:push", "Upload a model folder to the Hub in one commit, and load it back."),
+    "demo": ("hivg_hf.cli.demo:demo", "Ground expressions in rendered scenes, or serve a web page."),
+}
+
+# What a user can cause and mend. Anything else is a fault of ours, and its traceback is what we need to see.
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+EXIT_STATUS_ON_ERROR = 2
+
+
+class LazyGroup(TyperGroup):
+    """A group of verbs that imports the one that is called, and turns its errors into one sentence."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A nameplate of the verb, enough for the help; `resolve_command` returns the verb itself."""
+        return TyperCommand(cmd_name, help=VERBS[cmd_name][1]) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        verb, command, rest = super().resolve_command(ctx, args)
+        return verb, _load_verb(verb) if verb in VERBS else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
+            raise
+        except USER_ERRORS as error:
+            if os.environ.get("HIVG_TRACEBACK"):
+                raise
+            typer.echo(f"hivg: {str(error).strip() or type(error).__name__}", err=True)
+            raise typer.Exit(EXIT_STATUS_ON_ERROR) from None
+
+
+app = typer.Typer(
+    name="hivg",
+    cls=LazyGroup,
+    help="Visual grounding: an expression and an image in, one box out. HIVG_TRACEBACK=1 shows where an error is from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `app` a group; the verbs come from the table."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the `hivg` command.
+
+    Args:
+        args: the words after `hivg`; the process's own by default.
+
+    Raises:
+        SystemExit: always; status 0 on success, 2 after an error that the user can mend.
+    """
+    app(args=None if args is None else list(args), prog_name="hivg")
+
+
+def run_verb(verb: str) -> None:
+    """Run one verb with the process's own arguments; `scripts/VERB.py` calls this through `hivg_hf.cli.VERB.main`."""
+    main([verb, *sys.argv[1:]])
+
+
+def _load_verb(verb: str) -> Any:
+    """Import a verb's function and make typer's command of it."""
+    module_name, _, function_name = VERBS[verb][0].partition(":")
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name=verb)(getattr(importlib.import_module(module_name), function_name))
+    return typer.main.get_command(single)

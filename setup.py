@@ -1,0 +1,74 @@
+"""Metadata, dependencies and the folder mapping of the package; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# Lower bounds are the oldest versions known to offer what is used; docs/support.md says which were tried.
+REQUIRED = [
+    "torch>=2.6",
+    "transformers>=5.23,<6",
+    "peft>=0.21",
+    "accelerate>=1.15",
+    "datasets>=4.0",
+    "evaluate>=0.4.6",
+    "huggingface_hub>=2.4",
+    "safetensors>=0.8",
+    "pillow>=12.0",
+    "numpy>=2.0",
+    "pyyaml>=6.0",
+    "tqdm>=4.66",
+    "typer>=0.24",
+    "rich>=13.0",
+]
+
+EXTRAS = {
+    "data": ["pycocotools>=2.0.8"],
+    "plots": ["matplotlib>=3.9"],
+    "demo": ["gradio>=5.0"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["data"],
+    *EXTRAS["plots"],
+    "build>=1.2",
+    "mypy>=2.4",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.17",
+    "setuptools>=77",
+    "twine>=6.1",
+    "types-PyYAML",
+    "types-tqdm",
+    "wheel>=0.45",
+]
+
+setup(
+    name="hivg-hf",
+    version="0.1.0",
+    description="HiVG visual grounding for the Hugging Face ecosystem: an expression and an image in, one box out.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # The sources of the model stand in the top-level folder `modeling`, the files that travel to the Hub. The symbolic
+    # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
+    packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
+    package_dir={"hivg_hf.modeling": "modeling"},
+    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*"]},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hivg=hivg_hf.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
