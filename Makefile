@@ -1,0 +1,55 @@
+# `make demo`, `make test`, `make quality`: each sets up .venv with the pinned packages first, once.
+SHELL := bash
+BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+# One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
+
+.PHONY: help demo test test-slow quality style docs build clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: .venv/.ready  ## render scenes, ground expressions in them, write pictures to ./demo
+	$(BIN)/hivg demo
+
+test: .venv/.ready-dev  ## the tests, in minutes
+	$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS) --dist worksteal
+
+test-slow: .venv/.ready-dev  ## the tests that take longer
+	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
+
+quality: .venv/.ready-dev  ## lint, format and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: .venv/.ready-dev  ## mend what the linter and the formatter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.ready-dev  ## the API reference, from docstrings, to docs/api
+	$(BIN)/pdoc --docformat google --output-directory docs/api hivg_hf '!hivg_hf.cli'
+
+build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for upload
+	rm -rf dist
+	$(PYTHON) -m build
+	$(BIN)/twine check --strict dist/*
+
+clean:  ## remove caches, builds and generated documents; .venv stays
+	rm -rf build dist docs/api demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
+
+# The stamps make a second call quick; a changed requirement or pin installs again.
+.venv/.ready: setup.py constraints.txt
+	[ -x $(PYTHON) ] || $(BASE_PYTHON) -m venv .venv
+	$(INSTALL) -e .
+	touch $@
+
+.venv/.ready-dev: setup.py constraints.txt
+	[ -x $(PYTHON) ] || $(BASE_PYTHON) -m venv .venv
+	$(INSTALL) -e '.[dev]'
+	touch .venv/.ready $@
