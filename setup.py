@@ -35,6 +35,7 @@ EXTRAS["dev"] = [
     *EXTRAS["plots"],
     "build>=1.2",
     "mypy>=2.4",
+    "pdoc>=15.0",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
