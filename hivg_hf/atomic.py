@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path to write a file to; on success the file takes the name `target`, replacing what was there.
+    """Yield a temporary path to write a file to; on success it takes the name `target`, replacing what was there.
 
     On an exception the temporary file is removed and `target` stays as it was. Missing parent folders are made. The
     temporary name keeps the suffix of the target, since writers such as PIL or safetensors choose a format by it.

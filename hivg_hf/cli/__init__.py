@@ -59,7 +59,7 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     name="hivg",
     cls=LazyGroup,
-    help="Visual grounding: an expression and an image in, one box out. HIVG_TRACEBACK=1 shows where an error is from.",
+    help="Visual grounding: an expression and an image in, one box out. HIVG_TRACEBACK=1 shows where an error arose.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

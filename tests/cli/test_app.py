@@ -1,0 +1,115 @@
+"""The `hivg` command around its verbs: the table, lazy imports, one-sentence errors."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hivg_hf.cli import VERBS, app, main, run_verb
+
+
+@pytest.fixture
+def add_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+    """Make a function a verb of `hivg` for one test."""
+
+    def add(function: Callable[..., None]) -> None:
+        module = ModuleType("verb_of_a_test")
+        module.probe = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "verb_of_a_test", module)
+        monkeypatch.setitem(VERBS, "probe", ("verb_of_a_test:probe", "A verb of a test."))
+
+    return add
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_of_the_table_is_a_documented_function_with_a_main(verb: str) -> None:
+    module_name, _, function_name = VERBS[verb][0].partition(":")
+    module = importlib.import_module(module_name)
+    assert inspect.getdoc(getattr(module, function_name))
+    assert callable(module.main)
+    result = CliRunner().invoke(app, [verb, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_table_names_every_verb_file() -> None:
+    folder = Path(sys.modules["hivg_hf.cli"].__file__ or "").parent
+    assert {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")} == set(VERBS)
+
+
+def test_help_lists_every_verb() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert [verb for verb in VERBS if verb not in result.output] == []
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, TypeError, ImportError, RuntimeError])
+def test_error_is_one_sentence_and_status_two(
+    error: type[Exception], add_verb: Callable[[Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HIVG_TRACEBACK", raising=False)
+
+    def probe(name: str) -> None:
+        raise error(f"There is no {name}; give another.")
+
+    add_verb(probe)
+    result = CliRunner().invoke(app, ["probe", "mug"])
+    assert result.exit_code == 2
+    assert result.output == "hivg: There is no mug; give another.\n"
+
+
+def test_traceback_is_shown_when_asked(
+    add_verb: Callable[[Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIVG_TRACEBACK", "1")
+
+    def probe() -> None:
+        raise ValueError("wrong")
+
+    add_verb(probe)
+    result = CliRunner().invoke(app, ["probe"])
+    assert isinstance(result.exception, ValueError)
+
+
+def test_fault_of_ours_is_not_dressed_up(add_verb: Callable[[Callable[..., None]], None]) -> None:
+    def probe() -> None:
+        raise KeyError("box")
+
+    add_verb(probe)
+    assert isinstance(CliRunner().invoke(app, ["probe"]).exception, KeyError)
+
+
+def test_verb_may_end_with_a_status_of_its_own(add_verb: Callable[[Callable[..., None]], None]) -> None:
+    def probe() -> None:
+        raise typer.Exit(3)
+
+    add_verb(probe)
+    result = CliRunner().invoke(app, ["probe"])
+    assert (result.exit_code, result.output) == (3, "")
+
+
+def test_script_of_a_verb_takes_the_arguments_of_the_process(
+    add_verb: Callable[[Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def probe(name: str, times: int = 1) -> None:
+        seen.append((name, times))
+
+    add_verb(probe)
+    monkeypatch.setattr(sys, "argv", ["scripts/probe.py", "mug", "--times", "2"])
+    with pytest.raises(SystemExit) as stop:
+        run_verb("probe")
+    assert (stop.value.code, seen) == (0, [("mug", 2)])
+
+
+def test_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["paint"])
+    assert stop.value.code == 2
+    assert "No such command 'paint'" in capsys.readouterr().err

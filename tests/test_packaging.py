@@ -1,0 +1,129 @@
+"""The wheel, the source layout, and what files of `modeling/` may import."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "scripts", "docs", "model_cards")
+# huggingface_hub (strict configs) comes with transformers wherever remote code is loaded at all.
+MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
+
+
+def python_sources() -> list[Path]:
+    """Every Python file of the repository once; the link hivg_hf/modeling is not followed."""
+    sources = [path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    return sorted({path.resolve() for path in sources} | {ROOT / "setup.py"})
+
+
+def imports_of(path: Path) -> list[tuple[str, int, list[str]]]:
+    """(module, level of relativity, imported names) of every import statement, those inside functions included."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, 0, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", node.level, [alias.name for alias in node.names]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from a copy of the working tree, without build isolation, so without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("hivg_hf", "modeling"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_each_modeling_file_once(wheel: zipfile.ZipFile) -> None:
+    names = Counter(Path(name).name for name in wheel.namelist() if name.endswith("_hivg.py"))
+    expected = {path.name for path in (ROOT / "modeling").glob("*_hivg.py")}
+    assert expected
+    assert names == dict.fromkeys(expected, 1)
+    assert f"hivg_hf/modeling/{min(expected)}" in wheel.namelist()
+
+
+def test_wheel_holds_types_marker_licence_and_command(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert "hivg_hf/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "hivg = hivg_hf.cli:main" in wheel.read(entry_points).decode()
+
+
+def test_wheel_holds_every_package_data_file(wheel: zipfile.ZipFile) -> None:
+    checkpoints = ROOT / "hivg_hf" / "checkpoints"
+    expected = {f"hivg_hf/{path.relative_to(ROOT / 'hivg_hf')}" for path in checkpoints.rglob("*") if path.is_file()}
+    assert expected <= set(wheel.namelist())
+
+
+def test_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"hivg_hf"}
+    modules = {name for name in wheel.namelist() if name.endswith(".py")}
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hivg_hf").rglob("*.py")}
+    assert expected <= modules
+
+
+def test_installed_package_is_this_checkout_or_the_link_resolves_it() -> None:
+    code = "import hivg_hf.cli, hivg_hf.modeling; print(hivg_hf.modeling.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "hivg_hf.modeling", result.stderr
+
+
+def test_link_to_modeling_is_relative() -> None:
+    link = ROOT / "hivg_hf" / "modeling"
+    assert link.is_symlink()
+    assert link.readlink() == Path("../modeling")
+
+
+def test_nothing_imports_modeling_bare() -> None:
+    """`import modeling` from the repository root would make a second class object of every name."""
+    guilty = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in python_sources()
+        for module, level, _ in imports_of(path)
+        if level == 0 and module.partition(".")[0] == "modeling"
+    ]
+    assert guilty == []
+
+
+def test_modeling_files_import_only_what_travels_with_a_checkpoint() -> None:
+    """transformers copies flat relative imports; anything else would be missing, or demanded, at the user's."""
+    allowed = MODELING_MAY_IMPORT | sys.stdlib_module_names
+    siblings = {path.stem for path in (ROOT / "modeling").glob("*.py")}
+    guilty = []
+    for path in sorted((ROOT / "modeling").glob("*_hivg.py")):
+        for module, level, names in imports_of(path):
+            relative_sibling = level == 1 and module in siblings
+            outside = level == 0 and module.partition(".")[0] in allowed
+            if not (relative_sibling or outside):
+                guilty.append(f"{path.name}: from {'.' * level}{module} import {', '.join(names)}")
+    assert guilty == []
+
+
+def test_modeling_folder_is_flat_and_its_files_are_named_for_the_model() -> None:
+    entries = {path.name for path in (ROOT / "modeling").iterdir() if path.name != "__pycache__"}
+    assert all(name == "__init__.py" or name.endswith("_hivg.py") for name in entries), entries
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_help_of_the_command_imports_no_heavy_library(name: str) -> None:
+    code = f"import sys, hivg_hf.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print({name!r} in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
