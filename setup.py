@@ -34,6 +34,7 @@ EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["plots"],
     "build>=1.2",
+    "hypothesis>=6.100",
     "mypy>=2.4",
     "pdoc>=15.0",
     "pytest>=8.3",
