@@ -129,6 +129,7 @@ OFFICIAL_BEHAVIOUR = {
     "skip_padded_patches": False,  # CLIP sees the padding, HiVG.py:930
     "image_normalization": "imagenet",  # datasets/transforms.py:262
     "score": "similarity",  # official weights hold no score head
+    "token_target": "nearest",  # one pixel per patch, utils/loss_utils.py:219
     "text_pad_id": 0,  # clip.tokenize fills with zeros, HiVG.py:906
     "contrastive_ignore_duplicates": False,  # plain cross-entropy over the batch, utils/loss_utils.py:135-141
     "contrastive_gather": False,  # the batch of one process, utils/loss_utils.py:135-141
