@@ -128,8 +128,8 @@ class HiVGProcessor(ProcessorMixin):
             f"{self.tokenizer.model_max_length}"
         )
         if long_text == "error":
-            raise ValueError(f"{message}: shorten it, or pass long_text='warn' to cut '{_shortened(lost)}'.")
-        warnings.warn(f"{message}: cut '{_shortened(lost)}'.", stacklevel=4)
+            raise ValueError(f"{message}: shorten it, or pass long_text='warn' to cut '{_shortened(lost, 400)}'.")
+        warnings.warn(f"{message}: cut '{_shortened(lost, 400)}'.", stacklevel=4)
 
     def _target_features(self, sizes: list[tuple[int, int]], boxes: Any, masks: Any) -> dict[str, torch.Tensor]:
         features: dict[str, torch.Tensor] = {}

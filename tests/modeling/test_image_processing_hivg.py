@@ -1,0 +1,151 @@
+"""The letterbox gives the official tensors, and its inverse gives the original pixels back."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor, letterbox_geometry
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def make_processor(**options: object) -> HiVGImageProcessor:
+    return HiVGImageProcessor(**{"size": 64, "patch_size": 8, **options})
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (480, 640, (168, 224, 28, 0)),
+        (640, 427, (224, 149, 0, 37)),  # 75 columns left: round(37.5 - 0.1) = 37
+        (100, 223, (100, 224, 62, 0)),  # 100 * 224 / 223 = 100.45
+        (333, 500, (149, 224, 37, 0)),
+        (224, 224, (224, 224, 0, 0)),
+        (1, 4000, (1, 224, 111, 0)),  # the official code rounds this side to 0
+        (4000, 1, (224, 1, 0, 111)),
+    ],
+)
+def test_centred_letterbox_is_the_official_one(height: int, width: int, expected: tuple[int, ...]) -> None:
+    assert letterbox_geometry(height, width, 224, 16, "pixel") == expected
+
+
+def test_patch_aligned_letterbox_starts_at_a_patch() -> None:
+    assert letterbox_geometry(480, 640, 224, 16, "patch") == (168, 224, 16, 0)
+    assert letterbox_geometry(1, 4000, 224, 16, "patch") == (1, 224, 96, 0)
+
+
+def test_impossible_geometry_is_refused() -> None:
+    with pytest.raises(ValueError, match="height 0"):
+        letterbox_geometry(0, 10, 224, 16)
+    with pytest.raises(ValueError, match="pad_align must be one of patch, pixel"):
+        letterbox_geometry(10, 10, 224, 16, "centre")
+
+
+def test_pixels_are_those_of_the_official_transforms() -> None:
+    """PIL bilinear on the 8-bit image, / 255, ImageNet constants, zeros around, as torchvision computes it."""
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    features = make_processor(pad_align="pixel", **IMAGENET)(image, return_tensors="pt")
+    resized = torch.from_numpy(np.array(image.resize((64, 48), PIL.Image.Resampling.BILINEAR))).permute(2, 0, 1)
+    mean, std = torch.tensor(IMAGENET["image_mean"])[:, None, None], torch.tensor(IMAGENET["image_std"])[:, None, None]
+    expected = torch.zeros(3, 64, 64)
+    expected[:, 8:56] = resized.float().div(255).sub(mean).div(std)
+    assert torch.equal(features["pixel_values"][0], expected)
+    assert features["pixel_mask"][0].sum() == 48 * 64
+    assert features["pixel_mask"][0, 8:56].all()
+
+
+def test_literal_values_of_a_plain_picture() -> None:
+    image = PIL.Image.new("RGB", (4, 2), (255, 0, 128))
+    values = make_processor(size=8, pad_align="pixel", **IMAGENET)(image, return_tensors="pt")["pixel_values"][0]
+    assert values[:, 4, 4].tolist() == pytest.approx([2.2489083, -2.0357141, 0.4264926], abs=1e-6)
+    assert values[:, 0, 0].tolist() == [0.0, 0.0, 0.0]  # zero after normalising, not black
+
+
+def test_patch_index_lists_the_patches_that_show_the_image() -> None:
+    processor = make_processor(size=32)
+    features = processor([PIL.Image.new("RGB", (32, 8)), PIL.Image.new("RGB", (20, 20))], return_tensors="pt")
+    # 8 rows high: offset 12 is rounded down to 8, so exactly the second row of four patches.
+    assert features["patch_index"][0].tolist() == [4, 5, 6, 7] + [-1] * 12
+    assert features["patch_index"][1].tolist() == list(range(16))
+    assert "patch_index" not in make_processor(skip_padded_patches=False)(PIL.Image.new("RGB", (9, 9)))
+
+
+def test_no_image_pixel_lies_outside_patch_index() -> None:
+    for alignment in ("patch", "pixel"):
+        features = make_processor(pad_align=alignment)(PIL.Image.new("RGB", (50, 21)), return_tensors="pt")
+        kept = torch.zeros(64, dtype=torch.bool)
+        kept[features["patch_index"][0]] = True
+        covered = kept.reshape(8, 8).repeat_interleave(8, 0).repeat_interleave(8, 1)
+        assert not (features["pixel_mask"][0].bool() & ~covered).any()
+
+
+def test_box_in_literal_numbers() -> None:
+    """480 x 640 at 64: resized to 48 x 64, 8 rows of padding above."""
+    box = make_processor(pad_align="pixel").boxes_to_square([[160.0, 120.0, 480.0, 360.0]], [(480, 640)])
+    assert box.tolist() == [[0.5, 0.5, 0.5, 0.375]]
+
+
+@given(
+    height=st.integers(1, 4000),
+    width=st.integers(1, 4000),
+    corners=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    alignment=st.sampled_from(["patch", "pixel"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_box_round_trip_is_within_half_a_pixel_of_the_resized_image(
+    height: int, width: int, corners: list[float], alignment: str
+) -> None:
+    processor = make_processor(size=224, patch_size=16, pad_align=alignment)
+    (x1, x2), (y1, y2) = sorted(corners[:2]), sorted(corners[2:])
+    box = torch.tensor([[x1 * width, y1 * height, x2 * width, y2 * height]])
+    inside = processor.boxes_to_square(box, [(height, width)])
+    back = processor.boxes_to_image(inside, [(height, width)])
+    scale = max(height, width) / 224
+    assert (back - box).abs().max() <= 0.5 * max(scale, 1)
+    assert (back - box).abs().max() <= 1e-4 * max(height, width)  # in fact the inverse is exact but for rounding
+    assert inside[0, :2].min() >= 0
+    assert inside[0, :2].max() <= 1
+
+
+def test_mask_goes_to_the_square_and_back() -> None:
+    processor = make_processor()
+    mask = np.zeros((100, 200), dtype=bool)
+    mask[20:60, 40:120] = True
+    square = processor.mask_to_square(mask)
+    assert square.shape == (64, 64)
+    assert square.sum() == pytest.approx(40 * 80 * (64 / 200) ** 2, rel=0.1)
+    back = processor.map_to_image(square.float(), (100, 200)) > 0.5
+    overlap = (back.numpy() & mask).sum() / (back.numpy() | mask).sum()
+    assert overlap > 0.9
+
+
+def test_map_to_image_undoes_the_padding() -> None:
+    processor = make_processor()
+    square = torch.full((8, 8), -5.0)
+    square[2:6] = 5.0  # the image of 100 x 200 fills rows 16..48 of 64
+    assert (processor.map_to_image(square, (100, 200)) > 0).float().mean() > 0.95
+
+
+def test_settings_that_decide_the_geometry_are_checked() -> None:
+    with pytest.raises(ValueError, match="multiple of patch_size 7"):
+        make_processor(patch_size=7)
+    with pytest.raises(ValueError, match="square"):
+        make_processor(size={"height": 64, "width": 32})
+    with pytest.raises(ValueError, match="pad_align must be one of"):
+        make_processor(pad_align="left")
+    with pytest.raises(ValueError, match="always resizes and pads"):
+        make_processor(do_resize=False)
+    with pytest.raises(ValueError, match="Set size when the image processor is made"):
+        make_processor()(PIL.Image.new("RGB", (9, 9)), size=32)
+
+
+def test_settings_survive_saving(tmp_path: object) -> None:
+    made = make_processor(pad_align="pixel", skip_padded_patches=False, **IMAGENET)
+    made.save_pretrained(tmp_path)
+    loaded = HiVGImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == made.to_dict()
+    image = PIL.Image.new("RGB", (30, 70), (5, 60, 200))
+    assert torch.equal(made(image, return_tensors="pt").pixel_values, loaded(image, return_tensors="pt").pixel_values)
