@@ -1,0 +1,332 @@
+"""Training recipes: a YAML file that says what is trained, on what, in which phases.
+
+A recipe is read into frozen dataclasses and checked before anything is loaded, so that a misspelt key or a phase
+without a length is one sentence and not an afternoon. The shape, with every key that a phase may leave out:
+
+```yaml
+name: my-run
+seed: 13
+model: {checkpoint: FOLDER_OR_HUB_ID}     # or {clip: ..., preset: base-unc}, or {preset: tiny, tokenizer: ...}
+data:
+  train: {source: refcoco, split: train, root: /data}     # further keys go to load_grounding_dataset
+  validation: {source: refcoco, split: val, root: /data}
+  tests: {testA: {source: refcoco, split: testA, root: /data}}
+defaults: {weight_decay: 1.0e-4, schedule: cosine}         # for every phase that does not say otherwise
+phases:
+  - {name: warmup, train: heads, epochs: 60, learning_rate: 2.5e-4, batch_size: 560}
+  - {name: stage_1, train: lora, epochs: 20, learning_rate: 1.0e-4, batch_size: 420, vision_layers: 4, text_layers: 12}
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .hilora import HiLoraConfig, HiLoraStage
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Where the model comes from: exactly one of `checkpoint`, `clip`, or `preset` alone (random weights).
+
+    Args:
+        checkpoint: HiVG folder or Hub id, with its processor.
+        clip: Plain CLIP folder or Hub id; bridge and heads are new. `preset` and `config` shape them.
+        preset: A name for `HiVGConfig.preset`.
+        tokenizer: Folder or Hub id of the tokenizer, or `refshapes` for the one made for RefShapes; needed for a
+            model from `preset` alone, otherwise the checkpoint's or CLIP's own is taken.
+        config: `HiVGConfig` fields that differ from the preset.
+    """
+
+    checkpoint: str | None = None
+    clip: str | None = None
+    preset: str | None = None
+    tokenizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.checkpoint and (self.clip or self.preset):
+            raise ValueError("model.checkpoint already fixes the model: leave out model.clip and model.preset.")
+        if not (self.checkpoint or self.clip or self.preset):
+            raise ValueError("model needs one of checkpoint, clip or preset.")
+        if self.preset and not self.clip and not self.tokenizer:
+            raise ValueError("A model from model.preset alone has no tokenizer: name one in model.tokenizer.")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Sources by name; each mapping has `source` and `split`, and its other keys go to `load_grounding_dataset`.
+
+    Args:
+        train: Rows to train on.
+        validation: Rows that choose the best checkpoint; without them the last one is kept.
+        tests: Measured once, at the end, into the results file.
+        augmentation: None, or options of `hivg_hf.data.GroundingAugmentation`.
+        masks: Whether masks of the rows become targets; otherwise the rasterised box is the target.
+        unique_images: Keep two rows of one image out of one batch (they are false negatives of the contrastive loss).
+    """
+
+    train: dict[str, Any]
+    validation: dict[str, Any] | None = None
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    augmentation: dict[str, Any] | None = None
+    masks: bool = True
+    unique_images: bool = False
+
+    def __post_init__(self) -> None:
+        named = {"train": self.train, "validation": self.validation}
+        named.update({f"tests.{name}": spec for name, spec in self.tests.items()})
+        for name, spec in named.items():
+            if spec is not None and not ("source" in spec and "split" in spec):
+                raise ValueError(f"data.{name} needs `source` and `split`. Got the keys {sorted(spec)}.")
+
+
+@dataclass(frozen=True)
+class PhaseRecipe:
+    """One phase: what trains, for how long, how fast.
+
+    Args:
+        name: Of the phase and its folder.
+        train: `pretrain` (per-patch pre-training of the vision tower), `heads` (bridge and grounding_head; official
+            stage 0), `all` (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
+        epochs: Passes over the training rows; give this or `steps`.
+        steps: Optimizer steps.
+        learning_rate: Peak learning rate.
+        batch_size: Samples per optimizer step over all processes; gradient accumulation makes up what the processes
+            do not hold.
+        per_device_batch_size: Most samples that one process holds at a time.
+        eval_batch_size: The same for evaluation.
+        weight_decay: Of AdamW.
+        decay_all: Decay biases and norms too. Official: one parameter group, hivg_train.py:166.
+        betas: Of AdamW.
+        warmup: Steps of linear warm-up; below 1 a share of all steps.
+        max_grad_norm: Clip the gradient's norm to this; 0 never clips.
+        schedule: `cosine` to zero per step, `cosine_by_epoch` (official: constant within an epoch), `linear`,
+            `constant`.
+        evaluate_every: Optimizer steps between evaluations; None evaluates after every epoch.
+        save_every: Optimizer steps between checkpoints; None saves where it evaluates.
+        log_every: Optimizer steps between log entries.
+        early_stop: Stop after so many evaluations without gain; None never stops early.
+        keep: `best` by validation accuracy (never worse than the phase began) or `last`.
+        masks: As in `data`, for this phase alone.
+        data: Training rows of this phase, in place of `data.train`.
+        augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
+        loss_weights: In place of the model's, while this phase trains.
+        vision_layers: Of a `lora` phase: the first so many layers are adapted.
+        text_layers: The same for the text tower.
+        rank: Of the low-rank term.
+        alpha: Its scale is alpha / rank.
+        dropout: Before the low-rank term.
+        options: Of a `pretrain` phase.
+    """
+
+    name: str
+    train: Literal["pretrain", "heads", "all", "lora"]
+    learning_rate: float
+    batch_size: int
+    epochs: float | None = None
+    steps: int | None = None
+    per_device_batch_size: int = 64
+    eval_batch_size: int = 64
+    weight_decay: float = 1e-4
+    decay_all: bool = False
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup: float = 0
+    max_grad_norm: float = 0
+    schedule: Literal["cosine", "cosine_by_epoch", "linear", "constant"] = "cosine"
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    log_every: int = 50
+    early_stop: int | None = None
+    keep: Literal["best", "last"] = "best"
+    masks: bool | None = None
+    data: dict[str, Any] | None = None
+    augmentation: dict[str, Any] | bool | None = None
+    loss_weights: dict[str, float] | None = None
+    vision_layers: int | None = None
+    text_layers: int | None = None
+    rank: int = 32
+    alpha: float = 16
+    dropout: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"Phase {self.name!r} needs exactly one of `epochs` and `steps`.")
+        if (self.epochs or self.steps or 0) <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError(f"Phase {self.name!r}: its length, batch_size and learning_rate must be positive.")
+        if self.train == "lora" and (self.vision_layers is None or self.text_layers is None):
+            raise ValueError(f"Phase {self.name!r} trains lora: say how deep with `vision_layers` and `text_layers`.")
+
+    def stage(self) -> HiLoraStage:
+        """This `lora` phase as a HiLoRA stage."""
+        return HiLoraStage(
+            name=self.name,
+            vision_layers=self.vision_layers or 0,
+            text_layers=self.text_layers or 0,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            epochs=self.epochs or 0,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class HiLoraRecipe:
+    """How the `lora` phases share adapters: see `HiLoraConfig`."""
+
+    mode: Literal["additive", "progressive"] = "additive"
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    lora_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run.
+
+    Args:
+        workers: Data loading processes of each training process.
+        precision: `fp32`, `bf16` or `fp16` (the last on CUDA only).
+        activation_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        contrastive_gather: Take contrastive negatives from all processes, with gradient; None leaves the model's
+            own setting.
+    """
+
+    name: str
+    model: ModelRecipe
+    data: DataRecipe
+    phases: list[PhaseRecipe]
+    seed: int = 13
+    hilora: HiLoraRecipe = field(default_factory=HiLoraRecipe)
+    workers: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+    contrastive_gather: bool | None = None
+
+    def __post_init__(self) -> None:
+        names = [phase.name for phase in self.phases]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"phases must be a list of phases with different names. Got {names}.")
+        kinds = [phase.train for phase in self.phases]
+        if "lora" in kinds and set(kinds[kinds.index("lora") :]) != {"lora"}:
+            raise ValueError(f"`lora` phases come last, since nothing else can train on adapters. Got {kinds}.")
+        self.hilora_config()
+
+    def hilora_config(self) -> HiLoraConfig | None:
+        """The HiLoRA stages of the `lora` phases, or None where there are none."""
+        stages = [phase.stage() for phase in self.phases if phase.train == "lora"]
+        if not stages:
+            return None
+        return HiLoraConfig(tuple(stages), self.hilora.mode, tuple(self.hilora.targets), self.hilora.lora_options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain, JSON-ready copy with every default written out."""
+        return asdict(self)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No recipe at {path}; the repository's own are in recipes/.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a mapping with the keys of a recipe. Got {type(content).__name__}.")
+    return parse_recipe({"name": path.stem, **content})
+
+
+def parse_recipe(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from a mapping as in the YAML file; `defaults` are merged into every phase."""
+    content = dict(content)
+    defaults = content.pop("defaults", None) or {}
+    phases = content.get("phases")
+    if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
+        raise ValueError("phases must be a list of mappings, one for each phase.")
+    content["phases"] = [_phase_with_defaults(phase, defaults) for phase in phases]
+    return _build(Recipe, content, "recipe")
+
+
+def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **phase}
+    if "steps" in phase and "epochs" not in phase:
+        merged.pop("epochs", None)
+    if "epochs" in phase and "steps" not in phase:
+        merged.pop("steps", None)
+    return merged
+
+
+def _build(kind: type, content: Any, where: str) -> Any:
+    """An instance of a dataclass from a mapping, with nested dataclasses, every key and type checked."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must be a mapping. Got {content!r}.")
+    known = {option.name: option for option in fields(kind)}
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), list(known), n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(known)}."
+            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+    for name, option in known.items():
+        if name not in content and option.default is MISSING and option.default_factory is MISSING:
+            raise ValueError(f"{where} needs the key `{name}`.")
+    hints = get_type_hints(kind)
+    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hasattr(hint, "__dataclass_fields__"):
+        return _build(hint, value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for choice in arguments:
+            if _fits(choice, value):
+                return _convert(choice, value, where)
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, arguments))}. Got {value!r}.")
+    elif origin is list and isinstance(value, list):
+        return [_convert(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    elif _fits(hint, value):
+        return float(value) if hint is float else value
+    raise ValueError(f"{where} must be {_describe(hint)}. Got {value!r}{_yaml_hint(value)}.")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _describe(hint: Any) -> str:
+    names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "a mapping"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("empty" if choice is type(None) else _describe(choice) for choice in get_args(hint))
+    return names.get(get_origin(hint) or hint, "a list" if get_origin(hint) is list else str(hint))
+
+
+def _yaml_hint(value: Any) -> str:
+    """YAML 1.1 reads 1e-4 as a text; 1.0e-4 is a number."""
+    if isinstance(value, str) and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit():
+        return " (YAML reads 1e-4 as a text: write 1.0e-4)"
+    return ""

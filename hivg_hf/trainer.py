@@ -1,0 +1,459 @@
+"""`HiVGTrainer`: transformers' Trainer for grounding.
+
+What it adds, each in the method where it happens:
+
+- batches that are the same for any number of processes (`get_train_dataloader`, `compute_loss`);
+- every loss term in the log, unweighted, averaged over the logging window and the processes (`log`);
+- accuracy in pixels of the original images, each row counted once (`evaluate`);
+- checkpoints that appear whole or not at all, with all adapters, the bridge and the head (`_save_checkpoint`,
+  `_load_from_checkpoint`, `_load_best_model`);
+- a stop at the first non-finite loss or gradient, naming the last good checkpoint (`training_step`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.utils.save_and_load import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
+
+from .data.collator import GroundingCollator
+from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, without_image_decoding
+from .hilora import is_new_parameter
+from .metrics.overlaps import paired_iou
+from .training_args import HiVGTrainingArguments
+from .training_batches import EpochDataLoader, EvaluationRows, GlobalBatchSampler, evaluation_shares
+
+logger = logging.getLogger(__name__)
+
+NEW_MODULES_FILE = "new_modules.safetensors"
+ACCURACY_THRESHOLD = 0.5
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training stopped because a loss or a gradient was not a finite number."""
+
+
+class HiVGTrainer(Trainer):
+    """Train a HiVG model, plain or with HiLoRA adapters, on rows of the one schema.
+
+    Args:
+        model: A `HiVGForVisualGrounding`, or the `PeftModel` of `start_stage`.
+        args: `HiVGTrainingArguments`.
+        train_dataset: Rows of the schema; a `datasets.Dataset` or any sequence of such rows.
+        eval_dataset: The same, or a dict of several by name.
+        processing_class: The `HiVGProcessor`; also maps boxes back to pixels in evaluation.
+        data_collator: Rows to a batch; a `GroundingCollator` without augmentation by default.
+        initial_accuracy: Accuracy before the first step. A checkpoint only counts as best if it beats this, so that
+            training never ends worse than it began.
+    """
+
+    args: HiVGTrainingArguments
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: HiVGTrainingArguments,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        initial_accuracy: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if data_collator is None:
+            data_collator = GroundingCollator(processing_class, seed=args.seed)
+        super().__init__(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class=processing_class, **kwargs
+        )
+        self.initial_accuracy = initial_accuracy
+        self._term_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        self._term_steps = 0
+        self._micro_step = (-1, 0)  # (optimizer step, micro-batches of it already seen)
+        self._bad_loss: torch.Tensor | None = None
+        if args.early_stop is not None:
+            self.add_callback(EarlyStop(args.early_stop))
+
+    # ---- batches ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of rows by `(epoch, index)` keys; see `training_batches`."""
+        args, rows = self.args, KeyedDataset(self.train_dataset)
+        batch = args.global_batch_size or (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
+        if args.unique_images:
+            order: EpochSampler = UniqueImageSampler(self.train_dataset["image_id"], batch, seed=args.seed)
+        else:
+            order = EpochSampler(len(rows), seed=args.seed)
+        sampler = GlobalBatchSampler(
+            order, batch, args.gradient_accumulation_steps, rank=args.process_index, processes=args.world_size
+        )
+        self._steps_per_epoch = sampler.steps
+        return EpochDataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=False,
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Rows that one epoch trains on."""
+        sampler = getattr(dataloader, "batch_sampler", None)
+        if isinstance(sampler, GlobalBatchSampler):
+            return sampler.steps * sampler.global_batch_size
+        return super().num_examples(dataloader)
+
+    # ---- one step ----
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One micro-batch forward and backward; stops at a non-finite loss before the optimizer would step."""
+        step = self.state.global_step
+        micro = self._micro_step[1] + 1 if self._micro_step[0] == step else 1
+        self._micro_step = (step, micro)
+        if self.args.seed_each_step:
+            torch.manual_seed(_step_seed(self.args.seed, step, micro, self.args.process_index))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        bad = ~torch.isfinite(loss)
+        self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
+        if micro == self.current_gradient_accumulation_steps:
+            self._term_steps += 1
+            self._stop_if_not_finite()
+        return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The model's loss, weighted by the micro-batch's share of the global batch; its terms go to the log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            share = self._share(inputs)
+            if share != 1:
+                loss = loss * share
+            scale = share / self.current_gradient_accumulation_steps
+            for name, value in (outputs.get("loss_dict") or {}).items():
+                self._term_sums[name] += value.detach().float() * scale
+        return (loss, outputs) if return_outputs else loss
+
+    def _share(self, inputs: dict[str, Any]) -> float:
+        """The micro-batch's size over the mean size; 1 where the global batch divides evenly."""
+        if self.args.global_batch_size is None:
+            return 1
+        size = next(value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor))
+        if "pixel_values" in inputs:
+            size = inputs["pixel_values"].shape[0]
+        pieces = self.args.world_size * self.current_gradient_accumulation_steps
+        return size * pieces / self.args.global_batch_size
+
+    def _stop_if_not_finite(self) -> None:
+        """All processes look at the same flag, so that none waits for one that has stopped."""
+        bad, self._bad_loss = self._bad_loss.float(), None
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+        if bad.item():
+            terms = {name: value.item() for name, value in self._term_sums.items()}
+            culprits = sorted(name for name, value in terms.items() if not np.isfinite(value))
+            self._fail(f"the loss is not finite (terms: {', '.join(culprits) or 'all finite on this process'})")
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm; a non-finite one would poison the weights while the loss still looked well."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not self.args.fp16 and not np.isfinite(float(grad_norm)):  # fp16's loss scaling skips such steps itself
+            self._fail("the gradient is not finite")
+        return grad_norm
+
+    def _fail(self, reason: str) -> None:
+        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        kept = f"The last good checkpoint is {last}" if last else "No checkpoint had been written yet"
+        raise NonFiniteLossError(
+            f"Training stopped at step {self.state.global_step + 1}: {reason}. {kept}; lower the learning rate or set "
+            "max_grad_norm, then start again."
+        )
+
+    # ---- optimizer and schedule ----
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Parameters with weight decay: all of them with `decay_all`, otherwise all but biases and norms."""
+        if self.args.decay_all:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """transformers' schedule; with `schedule_by_epoch` its value at the epoch's first step holds for the epoch."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.args.schedule_by_epoch:
+            factors = scheduler.lr_lambdas
+            scheduler.lr_lambdas = [_constant_within_epochs(factor, self._steps_per_epoch) for factor in factors]
+        return scheduler
+
+    # ---- log ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss terms, averaged over the optimizer steps since the last entry and over the processes."""
+        if "loss" in logs and self._term_steps:
+            names = sorted(self._term_sums)
+            means = torch.stack([self._term_sums[name] for name in names]) / self._term_steps
+            if self.args.world_size > 1:
+                means = self.accelerator.reduce(means, reduction="mean")
+            logs.update({f"loss_{name}": value for name, value in zip(names, means.tolist())})
+            self._term_sums.clear()
+            self._term_steps = 0
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Accuracy and mean IoU in pixels of the original images, each row counted once.
+
+        Returns:
+            `{prefix}_accuracy` (IoU >= 0.5, over rows with a target), `{prefix}_mean_iou`, `{prefix}_samples` (N) and
+            `{prefix}_rows` (with those that name nothing).
+        """
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, dict):
+            parts = (
+                self.evaluate(rows, metric_key_prefix=f"{metric_key_prefix}_{name}")
+                for name, rows in eval_dataset.items()
+            )
+            return {name: value for part in parts for name, value in part.items()}
+        boxes = self.predict_boxes(eval_dataset)  # (N, 4)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in box_figures(boxes, eval_dataset).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict_boxes(self, rows: Any) -> np.ndarray:
+        """Boxes (N, 4) xyxy in pixels of the original images, in the order of the rows, on every process."""
+        args, model = self.args, self.model
+        loader = DataLoader(
+            EvaluationRows(without_image_decoding(rows)),
+            batch_sampler=evaluation_shares(len(rows), args.eval_batch_size, args.process_index, args.world_size),
+            collate_fn=EvaluationCollator(self.processing_class),
+            num_workers=args.dataloader_num_workers,
+        )
+        found = np.zeros((len(rows), 4))
+        was_training = model.training
+        model.eval()
+        for meta, inputs in loader:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**self._prepare_inputs(inputs))
+            results = self.processing_class.post_process_grounding(outputs, [size for _, *size in meta])
+            for (index, *_), result in zip(meta, results):
+                if index >= 0:
+                    found[index] = result["box"].numpy()
+        model.train(was_training)
+        if args.world_size > 1:  # each row was set by exactly one process, the others hold zeros there
+            gathered = torch.from_numpy(found).to(args.device)
+            torch.distributed.all_reduce(gathered)
+            found = gathered.cpu().numpy()
+        return found
+
+    # ---- checkpoints ----
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self.state.best_metric is None and self.initial_accuracy is not None:
+            self.state.best_metric = self.initial_accuracy
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            self.control.should_save = True  # the best checkpoint exists even where it falls between two regular ones
+        return is_best
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As transformers, but under a hidden name that becomes `checkpoint-N` when everything is on the disk."""
+        self.store_flos()
+        target = self._checkpoint(self.state.global_step)
+        staging = target.with_name(f".{target.name}.partial")
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(staging), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(staging))
+            self._save_scaler(str(staging))
+            self._save_rng_state(str(staging))
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._checkpoint(self.state.best_global_step))
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(staging / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _flush_folder(staging)
+            shutil.rmtree(target, ignore_errors=True)
+            staging.rename(target)
+            _flush(target.parent)
+            self._delete_old_checkpoints()
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint(self, step: int) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{step}"
+
+    def _delete_old_checkpoints(self) -> None:
+        """Keep the newest `save_total_limit` checkpoints and the best; one that goes loses its name first."""
+        limit = self.args.save_total_limit
+        found = {int(path.name.split("-")[1]): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
+        keep = {self.state.best_global_step, self.state.global_step}
+        for step in sorted(found, reverse=True):
+            if limit is None or len(keep) < limit or step in keep:
+                keep.add(step)
+                continue
+            doomed = found[step].with_name(f".{found[step].name}.partial")
+            found[step].rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """With adapters: a folder for each, and the bridge and head beside them."""
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel) and self.args.should_save:
+            save_file(new_modules_state(model), Path(output_dir or self.args.output_dir) / NEW_MODULES_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        target = self.accelerator.unwrap_model(model if model is not None else self.model)
+        if isinstance(target, PeftModel) and not self.is_fsdp_enabled:
+            # transformers would keep only the first active adapter, made trainable, and leave bridge and head behind
+            load_adapter_state(target, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Load `checkpoint-N` of the best step; without one, nothing beat the start and nothing is loaded."""
+        if not self.state.best_global_step:
+            return
+        self.state.best_model_checkpoint = str(self._checkpoint(self.state.best_global_step))
+        target = self.accelerator.unwrap_model(self.model)
+        if isinstance(target, PeftModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            load_adapter_state(target, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+
+class EarlyStop(TrainerCallback):
+    """Stop after `patience` evaluations without gain; all it needs is in the trainer's state, so resuming is exact."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # the entry of this evaluation is in the history already, but it has not been judged yet
+        past = [entry for entry in state.log_history[:-1] if "eval_accuracy" in entry]
+        newest = state.log_history[-1].get("eval_accuracy", 0.0)
+        if state.best_metric is not None and newest <= state.best_metric:
+            stale = 1 + sum(entry["step"] > (state.best_global_step or 0) for entry in past)
+            control.should_training_stop |= stale >= self.patience
+
+
+class EvaluationCollator:
+    """Rows to a batch without targets, and what is needed to map its boxes back: (row_index, height, width)."""
+
+    def __init__(self, processor: Any) -> None:
+        self.collator = GroundingCollator(processor, masks=False)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[tuple[int, int, int]], dict[str, torch.Tensor]]:
+        inputs = self.collator(rows)
+        inputs.pop("labels")
+        inputs.pop("image_ids")
+        return [(row["row_index"], row["height"], row["width"]) for row in rows], inputs
+
+
+def _constant_within_epochs(factor: Callable[[int], float], steps_per_epoch: int) -> Callable[[int], float]:
+    # a plain function: LambdaLR writes the attributes of callable objects into its checkpoint
+    def at_epoch_start(step: int) -> float:
+        return factor(step - step % steps_per_epoch)
+
+    return at_epoch_start
+
+
+def box_figures(boxes_xyxy: np.ndarray, rows: Any) -> dict[str, float]:
+    """Accuracy at IoU 0.5 and mean IoU of boxes (N, 4) against the rows' own; xyxy pixels of the original image."""
+    boxes = rows["box"] if hasattr(rows, "column_names") else [row["box"] for row in rows]
+    truth = [[np.nan] * 4 if box is None else box for box in boxes]
+    targets = np.asarray(truth, dtype=np.float64).reshape(-1, 4)
+    named = ~np.isnan(targets).any(axis=1)
+    if not named.any():
+        raise ValueError("None of the evaluation rows has a box, so there is nothing to measure.")
+    ious = paired_iou(boxes_xyxy[named], targets[named])
+    return {
+        "accuracy": float((ious >= ACCURACY_THRESHOLD).mean()),
+        "mean_iou": float(ious.mean()),
+        "samples": int(named.sum()),
+        "rows": len(targets),
+    }
+
+
+def new_modules_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Bridge and `grounding_head` tensors of a model with adapters, by their names in the plain model."""
+    state = model.get_base_model().state_dict()
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if is_new_parameter(name) and "lora_" not in name
+    }
+
+
+def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
+    """Load all adapters, the bridge and the head from a checkpoint folder; what trains stays as it is.
+
+    Raises:
+        FileNotFoundError: If the folder lacks an adapter of the model.
+        ValueError: If its tensors do not fit the model.
+    """
+    folder = Path(folder)
+    for name in model.peft_config:
+        path = folder / name / "adapter_model.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
+        loaded = set_peft_model_state_dict(model, load_file(path), adapter_name=name)
+        if loaded.unexpected_keys:
+            raise ValueError(f"{path} does not fit the model: {loaded.unexpected_keys[:3]} are unknown to it.")
+    new = load_file(folder / NEW_MODULES_FILE)
+    missing = set(new_modules_state(model)) - set(new)
+    unexpected = model.get_base_model().load_state_dict(new, strict=False).unexpected_keys
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder / NEW_MODULES_FILE} does not fit the model: {sorted(missing | set(unexpected))[:3]}."
+        )
+
+
+def _step_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _flush_folder(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
