@@ -1,0 +1,175 @@
+"""Figures about expressions that name nothing, or several things, and about what a score is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .overlaps import paired_giou, paired_iou
+from .protocols import MetricProtocol
+
+OVERLAP_THRESHOLD = 0.5
+
+
+def no_target_columns(
+    predictions: Sequence[Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+    protocol: MetricProtocol,
+    score_threshold: float,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """gRefCOCO's three figures as (numerators (N,), denominators (N,)).
+
+    - `f1_precision` ("Pr@(F1=1, IoU>=0.5)"): rows whose boxes are found one for one, nothing missed and nothing more;
+      a row without target is right when no box passes the score threshold.
+    - `n_acc`: rows without target for which nothing is predicted, among rows without target.
+    - `t_acc`: rows with targets for which something is predicted, among rows with targets.
+
+    Official: gRefCOCO mdetr/datasets/refexp.py (there by GIoU: the protocol "mdetr"; a class without rows divides by
+    zero there, here its figure is left out).
+
+    Raises:
+        ValueError: a prediction has no score.
+    """
+    unscored = [row["id"] for row in predictions if row.get("score") is None and row.get("scores") is None]
+    if unscored:
+        raise ValueError(
+            f"A score threshold needs a score for every prediction; {len(unscored)} have none: {unscored[:10]}."
+        )
+    kept = [_kept_boxes(prediction, score_threshold) for prediction in predictions]
+    targets = [_all_targets(reference) for reference in references]
+    no_target = np.array([len(boxes) == 0 for boxes in targets], dtype=bool)
+    answered = np.array([len(boxes) > 0 for boxes in kept], dtype=bool)
+    perfect = np.array(
+        [
+            count_matches(boxes, wanted, protocol) == len(wanted) == len(boxes)
+            for boxes, wanted in zip(kept, targets, strict=True)
+        ],
+        dtype=bool,
+    )
+    return {
+        "f1_precision": (perfect, np.ones(len(kept))),
+        "n_acc": (no_target & ~answered, no_target),
+        "t_acc": (~no_target & answered, ~no_target),
+    }
+
+
+def count_matches(boxes: np.ndarray, targets: np.ndarray, protocol: MetricProtocol) -> int:
+    """Pairs of predicted and target boxes taken greedily, best overlap first, while it is at least 0.5."""
+    if len(boxes) == 0 or len(targets) == 0:
+        return 0
+    overlap = paired_giou if protocol.overlap == "giou" else paired_iou
+    # (P, 4) and (T, 4) -> every pair -> (P, T)
+    table = overlap(np.repeat(boxes, len(targets), axis=0), np.tile(targets, (len(boxes), 1)))
+    table = table.reshape(len(boxes), len(targets))
+    matches = 0
+    while matches < min(table.shape):
+        best = np.unravel_index(np.argmax(table), table.shape)
+        if table[best] < OVERLAP_THRESHOLD:
+            break
+        matches += 1
+        table[best[0], :], table[:, best[1]] = -np.inf, -np.inf
+    return matches
+
+
+def score_auc(scores: np.ndarray, correct: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a right box scores above a wrong one, ties counted half.
+
+    Args:
+        scores: (N,) any order-preserving score.
+        correct: (N,) bool, True for right boxes; a box given to an expression without target is wrong.
+
+    Raises:
+        ValueError: all rows are right, or all are wrong.
+    """
+    correct = np.asarray(correct, dtype=bool)
+    n_right, n_wrong = int(correct.sum()), int((~correct).sum())
+    if n_right == 0 or n_wrong == 0:
+        raise ValueError(f"A ROC curve needs right and wrong predictions, got {n_right} right and {n_wrong} wrong.")
+    _, inverse, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
+    mean_ranks = np.cumsum(counts) - (counts - 1) / 2.0  # 1-based, the mean over equal scores
+    rank_sum = mean_ranks[inverse][correct].sum()
+    return float((rank_sum - n_right * (n_right + 1) / 2.0) / (n_right * n_wrong))
+
+
+def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: int = 10) -> float:
+    """Mean distance between score and accuracy over equally wide bins, weighted by their rows (Guo et al., 2017).
+
+    Args:
+        scores: (N,) in 0..1.
+        correct: (N,) bool.
+        bins: number of bins between 0 and 1.
+    """
+    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    places = np.clip((scores * bins).astype(int), 0, bins - 1)
+    gaps = np.bincount(places, weights=correct - scores, minlength=bins)
+    return float(np.abs(gaps).sum() / len(scores))
+
+
+def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """How well "score below threshold" finds expressions that name nothing.
+
+    Args:
+        scores: (N,) scores of the predicted boxes.
+        no_target: (N,) bool, True where the expression names nothing in the picture.
+        threshold: a box whose score is lower is withheld.
+
+    Returns:
+        threshold, precision (share of withheld answers that were rightly withheld; None when none was), recall (share
+        of expressions without target that were withheld; None when there are none), f1, and withheld: the share of
+        expressions *with* a target whose answer is lost.
+    """
+    withheld = np.asarray(scores, dtype=np.float64) < threshold
+    no_target = np.asarray(no_target, dtype=bool)
+    hits = int((withheld & no_target).sum())
+    precision = hits / int(withheld.sum()) if withheld.any() else None
+    recall = hits / int(no_target.sum()) if no_target.any() else None
+    f1 = 2 * hits / (int(withheld.sum()) + int(no_target.sum())) if withheld.any() or no_target.any() else None
+    lost = float(withheld[~no_target].mean()) if (~no_target).any() else None
+    return {"threshold": float(threshold), "precision": precision, "recall": recall, "f1": f1, "withheld": lost}
+
+
+def choose_threshold(scores: np.ndarray, no_target: np.ndarray) -> dict[str, float | None]:
+    """The threshold with the best F1 for finding expressions that name nothing, and its report.
+
+    Candidates lie half-way between neighbouring scores, so that no score sits on the threshold; of equal ones the
+    lowest is taken, which withholds least.
+
+    Raises:
+        ValueError: the rows are all with, or all without a target.
+    """
+    scores, no_target = np.asarray(scores, dtype=np.float64), np.asarray(no_target, dtype=bool)
+    if no_target.all() or not no_target.any():
+        raise ValueError("Choosing a threshold needs rows with a target and rows without one.")
+    levels, inverse = np.unique(scores, return_inverse=True)
+    below_none = np.cumsum(np.bincount(inverse, weights=no_target, minlength=len(levels)))
+    below = np.cumsum(np.bincount(inverse, minlength=len(levels)))
+    f1 = 2 * below_none / (below + no_target.sum())
+    best = int(np.argmax(f1))
+    above = levels[best + 1] if best + 1 < len(levels) else np.nextafter(levels[best], np.inf)
+    middle = (levels[best] + above) / 2
+    return threshold_report(scores, no_target, above if middle <= levels[best] else middle)
+
+
+def _kept_boxes(prediction: Mapping[str, Any], score_threshold: float) -> np.ndarray:
+    """Boxes whose score reaches the threshold, (P, 4)."""
+    if prediction.get("boxes_xyxy") is not None:
+        boxes, scores = prediction["boxes_xyxy"], prediction.get("scores")
+        if scores is None or len(scores) != len(boxes):
+            raise ValueError(f"Prediction {prediction['id']!r}: boxes_xyxy needs as many scores, got {scores!r}.")
+    else:
+        boxes, scores = [prediction["box_xyxy"]], [prediction["score"]]
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    return boxes[np.array(scores, dtype=np.float64) >= score_threshold]
+
+
+def _all_targets(reference: Mapping[str, Any]) -> np.ndarray:
+    """Every target box of a reference, (T, 4)."""
+    if reference.get("no_target"):
+        return np.zeros((0, 4))
+    boxes = reference.get("boxes")
+    if not boxes:
+        box = reference["box"] if "box" in reference else reference.get("box_xyxy")
+        boxes = [] if box is None else [box]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)

@@ -1,0 +1,138 @@
+"""The ways in which grounding accuracy is published, by name, and the geometry that one of them needs.
+
+Two papers that both print "Acc@0.5" may mean different things. A protocol fixes every choice:
+
+| name     | overlap | correct when | boxes compared in                                   | numbers |
+| -------- | ------- | ------------ | --------------------------------------------------- | ------- |
+| pixel    | IoU     | >= threshold | pixels of the original image, clipped to it         | float64 |
+| official | IoU     | >= threshold | the padded square, clipped to it; whole-pixel truth | float32 |
+| mdetr    | GIoU    | >= threshold | pixels of the original image                        | float32 |
+| ref-l4   | IoU     | >  threshold | pixels of the original image                        | float32 |
+
+Sources: HiVG utils/eval_utils.py and datasets/data_loader.py; MDETR datasets/refexp.py (gRefCOCO copies it);
+Ref-L4 ref_l4/evaluation.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..modeling.image_processing_hivg import letterbox_geometry
+
+
+@dataclass(frozen=True)
+class MetricProtocol:
+    """What a protocol counts as correct.
+
+    Args:
+        name: how a result names it.
+        overlap: the quantity held against the threshold.
+        strict: True: overlap > threshold; False: overlap >= threshold.
+        canvas: True: boxes are compared in the padded square that the model sees.
+        clip_to_image: True: a predicted box is first cut at the border of the image.
+        dtype: precision of the comparison. It decides cases that lie exactly on a threshold.
+        thresholds: the accuracies that are reported one by one (the mean, mAcc, is over 0.5, 0.55, ... 0.95).
+        size_edges: square roots of the areas at which an object becomes "medium" and "large", in pixels.
+        class_average: True: accuracy is also averaged over categories.
+    """
+
+    name: str
+    overlap: Literal["iou", "giou"] = "iou"
+    strict: bool = False
+    canvas: bool = False
+    clip_to_image: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+    thresholds: tuple[float, ...] = (0.5, 0.7, 0.9)
+    size_edges: tuple[float, float] = (32.0, 96.0)  # COCO's small, medium and large
+    class_average: bool = False
+
+
+PROTOCOLS: dict[str, MetricProtocol] = {
+    protocol.name: protocol
+    for protocol in (
+        MetricProtocol("pixel", clip_to_image=True, dtype="float64"),
+        MetricProtocol("official", canvas=True),
+        MetricProtocol("mdetr", overlap="giou"),
+        # Ref-L4 reports 0.5, 0.75 and 0.9; 0.7 stands beside them so that every protocol has the same rows.
+        MetricProtocol(
+            "ref-l4", strict=True, thresholds=(0.5, 0.7, 0.75, 0.9), size_edges=(128.0, 256.0), class_average=True
+        ),
+    )
+}
+
+MACC_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+
+# Annotation sources whose official split files hold corner boxes; all others hold (x, y, width, height).
+# Official: datasets/data_loader.py:276
+_CORNER_BOX_SOURCES = ("referit", "refclef", "flickr")
+
+
+def get_protocol(protocol: str | MetricProtocol) -> MetricProtocol:
+    """The protocol of this name.
+
+    Raises:
+        ValueError: no protocol has this name.
+    """
+    if isinstance(protocol, MetricProtocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[protocol]
+
+
+def truncate_ground_truth(boxes_xyxy: np.ndarray, sources: list[str | None]) -> np.ndarray:
+    """Ground truth boxes cut to whole pixels, as the official data loader reads them.
+
+    COCO boxes lose the fractions of x, y, *width and height*, corner boxes those of their corners.
+    Official: `np.array(bbox, dtype=int)`, datasets/data_loader.py:277
+
+    Args:
+        boxes_xyxy: (N, 4) pixels of the original image.
+        sources: N names of the annotation source; "referit" and "flickr" hold corners.
+
+    Returns:
+        (N, 4) xyxy, float64 holding whole numbers.
+    """
+    # Boxes reach us as float32 corners; a width of 120 may come back as 119.99999. Annotations have at most
+    # two decimals, so three restore the number that the official loader saw.
+    exact = np.round(np.asarray(boxes_xyxy, dtype=np.float64), 3)
+    corners = np.trunc(exact)
+    sizes = np.trunc(np.round(exact[:, 2:] - exact[:, :2], 3))
+    from_sizes = np.concatenate([corners[:, :2], corners[:, :2] + sizes], axis=1)  # (N, 4)
+    holds_corners = np.array([str(source or "").lower().startswith(_CORNER_BOX_SOURCES) for source in sources])
+    return np.where(holds_corners.reshape(-1, 1), corners, from_sizes)
+
+
+def pixel_boxes_to_canvas(
+    boxes_xyxy: np.ndarray, widths: np.ndarray, heights: np.ndarray, size: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+    """Boxes in image pixels to cxcywh, 0..1 of the padded square, in float32 and in the official order of steps.
+
+    Official: datasets/transforms.py resize_according_to_long_side, NormalizeAndPad.
+
+    Args:
+        boxes_xyxy: (N, 4) pixels of the original image.
+        widths, heights: (N,) of the original image.
+        size: (N,) side of the square in pixels.
+        offsets: (N, 2) left and top padding in pixels of the square.
+
+    Returns:
+        (N, 4) float32.
+    """
+    ratios = (size / np.maximum(widths, heights)).astype(np.float32)
+    scaled = boxes_xyxy.astype(np.float32) * ratios[:, None] + np.tile(offsets, 2).astype(np.float32)  # (N, 4)
+    centers = (scaled[:, :2] + scaled[:, 2:]) / np.float32(2)
+    lengths = scaled[:, 2:] - scaled[:, :2]
+    return np.concatenate([centers, lengths], axis=1) / size.astype(np.float32)[:, None]
+
+
+def centered_offsets(widths: np.ndarray, heights: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Left and top padding of the official letterbox in pixels of the square, (N, 2)."""
+    boxes = [
+        letterbox_geometry(int(height), int(width), int(side), patch_size=1, pad_align="pixel")
+        for width, height, side in zip(widths, heights, size, strict=True)
+    ]
+    return np.array([[box.left, box.top] for box in boxes], dtype=np.float64).reshape(-1, 2)

@@ -1,0 +1,163 @@
+"""Figures, intervals and breakdowns: ratios of sums over scored rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .bootstrap import DEFAULT_RESAMPLES, ratio_intervals
+from .buckets import BREAKDOWNS
+from .no_target import score_auc
+from .protocols import MACC_THRESHOLDS, MetricProtocol, get_protocol
+from .scoring import RowScores, score_rows
+
+
+def compute_grounding_metrics(
+    predictions: Iterable[Mapping[str, Any]],
+    references: Iterable[Mapping[str, Any]],
+    protocol: str | MetricProtocol = "pixel",
+    *,
+    score_threshold: float | None = None,
+    several_targets: str = "skip",
+    resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every grounding figure of one set of predictions.
+
+    Args:
+        predictions: one per reference: `{"id", "box_xyxy"}` (xyxy pixels of the original image), optionally `score`,
+            `mask` ((H, W) array or run-length dict), `boxes_xyxy` with `scores` (several boxes per expression, for
+            gRefCOCO), and for the protocol "official" `canvas_box` (cxcywh, 0..1 of the padded square, unclipped)
+            with `canvas_size` and `canvas_offset` (left, top) in pixels of the square. Without these the pixel box is
+            mapped to a centred square of 224, and a box clipped to the image stays clipped.
+        references: schema rows with an `id`: `box` (or `box_xyxy`), `boxes`, `no_target`, `mask`, `width`, `height`,
+            `expression`, `category`, `source`, `image_id`. Only `id` and `box` are required; a figure whose columns
+            are absent is left out.
+        protocol: "pixel", "official", "mdetr" or "ref-l4".
+        score_threshold: a box whose score is lower counts as "nothing here matches". Needed for the figures about
+            expressions without a target (F1 precision, N-acc, T-acc). gRefCOCO's authors use 0.7 for their model.
+        several_targets: what accuracy does with a row of several target boxes: "skip" it, or "any": the best one
+            counts (Flickr30K Entities' ANY-BOX; for MERGED-BOX load the data with their union).
+        resamples, seed: of the bootstrap; 0 resamples gives no intervals.
+
+    Returns:
+        `{"protocol", "counts", "figures", "intervals", "breakdowns", "bootstrap"}`; figures are fractions of 1. An
+        empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
+
+    Raises:
+        ValueError: ids are missing, unknown or repeated, numbers are NaN or infinite, or a box is inverted; the
+            message lists the ids.
+    """
+    rows = score_rows(
+        predictions, references, protocol, score_threshold=score_threshold, several_targets=several_targets
+    )
+    return summarize_rows(rows, protocol, resamples=resamples, seed=seed)
+
+
+def summarize_rows(
+    rows: RowScores, protocol: str | MetricProtocol, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Figures, intervals and breakdowns of scored rows; see `compute_grounding_metrics`."""
+    protocol = get_protocol(protocol)
+    columns = _figure_columns(rows, protocol)
+    buckets = {
+        (breakdown, name): member
+        for breakdown, assign in BREAKDOWNS.items()
+        for name, member in assign(rows.references, protocol).items()
+    }
+    correct = rows.correct(protocol)
+    for key, member in buckets.items():
+        columns[key] = (correct & member, rows.has_box & member)
+    numerators, denominators = (np.stack(side, axis=1).astype(float) for side in zip(*columns.values(), strict=True))
+    clusters = [_cluster(reference) for reference in rows.references]
+    intervals = ratio_intervals(numerators, denominators, clusters, resamples, seed) if resamples else None
+    tops, bottoms = numerators.sum(axis=0), denominators.sum(axis=0)
+
+    result: dict[str, Any] = {
+        "protocol": protocol.name,
+        "counts": _counts(rows, clusters),
+        "figures": {},
+        "intervals": {},
+        "breakdowns": {name: {} for name in BREAKDOWNS},
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95, "unit": "image"},
+    }
+    for index, key in enumerate(columns):
+        if bottoms[index] <= 0:
+            continue
+        value = float(tops[index] / bottoms[index])
+        interval = [float(bound) for bound in intervals[index]] if intervals is not None else None
+        if isinstance(key, tuple):
+            member = buckets[key] & rows.has_box
+            result["breakdowns"][key[0]][key[1]] = {
+                "n": int(bottoms[index]),
+                "acc@0.5": value,
+                "mean_iou": float(np.mean(rows.ious[member])),
+                **({"interval": interval} if interval else {}),
+            }
+        else:
+            result["figures"][key] = value
+            if interval:
+                result["intervals"][key] = interval
+    result["figures"].update(_unsummed_figures(rows, protocol))
+    result["breakdowns"] = {name: entries for name, entries in result["breakdowns"].items() if entries}
+    return result
+
+
+def _figure_columns(rows: RowScores, protocol: MetricProtocol) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """Every figure as (numerators (N,), denominators (N,))."""
+    columns: dict[Any, tuple[np.ndarray, np.ndarray]] = {
+        f"acc@{threshold}": (rows.correct(protocol, threshold), rows.has_box) for threshold in protocol.thresholds
+    }
+    passed = np.mean([rows.correct(protocol, threshold) for threshold in MACC_THRESHOLDS], axis=0)
+    columns["macc"] = (passed, rows.has_box)
+    columns["mean_iou"] = (np.nan_to_num(rows.ious), rows.has_box)
+    columns["center_acc"] = (np.nan_to_num(rows.centered), rows.has_box)
+    has_mask = ~np.isnan(rows.masks[:, 0])
+    shared, covered = np.nan_to_num(rows.masks).T
+    # Two empty masks agree. Official: IoU_v2 divides 0 by 0 there and its mean becomes NaN, utils/eval_utils.py:32
+    per_row = np.divide(shared, covered, out=np.ones_like(covered), where=covered > 0)
+    columns["mask_miou"] = (np.where(has_mask, per_row, 0.0), has_mask)
+    columns["mask_oiou"] = (shared, covered)
+    columns.update(rows.extra)
+    return columns
+
+
+def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, float]:
+    """Figures that are no ratio of sums: the class averages of Ref-L4 and the score's ROC curve."""
+    figures = {}
+    if protocol.class_average:
+        members = BREAKDOWNS["category"](rows.references, protocol).values()
+        members = [member & rows.has_box for member in members if (member & rows.has_box).any()]
+        if members:
+            correct = [rows.correct(protocol, threshold) for threshold in MACC_THRESHOLDS]
+            per_class = np.array([[passed[member].mean() for passed in correct] for member in members])  # (C, 10)
+            figures["class_acc@0.5"], figures["class_macc"] = float(per_class[:, 0].mean()), float(per_class.mean())
+    judged = ~np.isnan(rows.scores) & (rows.has_box | _no_target(rows))
+    correct = rows.correct(protocol)[judged]
+    if correct.any() and not correct.all():
+        figures["score_auc"] = score_auc(rows.scores[judged], correct)
+    return figures
+
+
+def _no_target(rows: RowScores) -> np.ndarray:
+    return np.array([bool(reference.get("no_target")) for reference in rows.references], dtype=bool)
+
+
+def _counts(rows: RowScores, clusters: list[Any]) -> dict[str, int]:
+    no_target = _no_target(rows)
+    return {
+        "rows": len(rows.ids),
+        "one_target": int(rows.has_box.sum()),
+        "no_target": int(no_target.sum()),
+        "skipped_several_targets": int((~rows.has_box & ~no_target).sum()),
+        "masks": int((~np.isnan(rows.masks[:, 0])).sum()),
+        "images": len(set(clusters)),
+    }
+
+
+def _cluster(reference: Mapping[str, Any]) -> Any:
+    """Rows of one image are drawn together; a row that names no image stands for itself."""
+    image_id = reference.get("image_id")
+    return ("row", reference["id"]) if image_id is None else ("image", reference.get("source"), image_id)
