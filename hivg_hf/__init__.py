@@ -1,0 +1,71 @@
+"""Visual grounding at CLIP's cost: an image and a referring expression in, the right box out.
+
+Importing this package registers HiVG with transformers: `AutoModel.from_pretrained`, `AutoProcessor.from_pretrained`
+and `pipeline("visual-grounding")` know it from then on, without `trust_remote_code`. Everything that needs more than
+torch and transformers (PEFT, datasets, plots) is loaded when it is first used.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .modeling import (
+    HiVGConfig,
+    HiVGForVisualGrounding,
+    HiVGImageProcessor,
+    HiVGOutput,
+    HiVGProcessor,
+    VisualGroundingPipeline,
+)
+
+__version__ = "0.1.0"
+
+# Folder of the checkpoint in the wheel, trained from nothing on RefShapes: for trying things out and for tests.
+TINY_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "hivg-tiny-refshapes")
+
+if TYPE_CHECKING:
+    from .conversion import load_official_checkpoint
+    from .data import load_grounding_dataset
+    from .hilora import HiLoraConfig, HiLoraStage, merge_stages, start_stage
+    from .metrics import compute_grounding_metrics
+    from .trainer import HiVGTrainer
+    from .training_args import HiVGTrainingArguments
+    from .visualize import draw_grounding
+
+_HOME_OF = {
+    "load_official_checkpoint": ".conversion",
+    "load_grounding_dataset": ".data",
+    "HiLoraConfig": ".hilora",
+    "HiLoraStage": ".hilora",
+    "merge_stages": ".hilora",
+    "start_stage": ".hilora",
+    "compute_grounding_metrics": ".metrics",
+    "HiVGTrainer": ".trainer",
+    "HiVGTrainingArguments": ".training_args",
+    "draw_grounding": ".visualize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])
+
+
+__all__ = [
+    "TINY_CHECKPOINT",
+    "HiVGConfig",
+    "HiVGForVisualGrounding",
+    "HiVGImageProcessor",
+    "HiVGOutput",
+    "HiVGProcessor",
+    "VisualGroundingPipeline",
+    "__version__",
+    *_HOME_OF,
+]
