@@ -1,8 +1,8 @@
 """Pickles from strangers, read without running what they ask for.
 
-A pickle is a program: loading one may call any function it names. REFER's `refs(*.p)` files, the official `.pth` splits
-and official checkpoints are pickles, so they are read by unpicklers that know a short list of classes and refuse every
-other name before anything is called.
+A pickle is a program: loading one may call any function it names. REFER's `refs(*.p)` files, the official `.pth`
+splits and official checkpoints are pickles, so they are read by unpicklers that know a short list of classes and refuse
+every other name before anything is called.
 """
 
 import argparse

@@ -201,10 +201,48 @@ class HiVGImageProcessor(PilBackend):
             offsets.append([box.left, box.top] * 2)
         return torch.tensor(scales, dtype=torch.float64), torch.tensor(offsets, dtype=torch.float64)
 
-    def _to_square(
+    def resize_image(self, picture: PIL.Image.Image) -> np.ndarray:
+        """RGB picture -> uint8 (new_height, new_width, 3): its long side fills the square."""
+        return self._resize(picture, self.resample)
+
+    def place(self, resized: np.ndarray, top: int, left: int) -> dict[str, np.ndarray]:
+        """Normalise an image that has its final scale and put it on the zero square.
+
+        `place(resize_image(picture), top, left)` with the letterbox's offset equals what calling the processor gives,
+        bit for bit; caches and training augmentation enter here.
+
+        Args:
+            resized: uint8 (h, w, 3), not larger than the square.
+            top, left: its offset in pixels of the square.
+
+        Returns:
+            `pixel_values` (3, S, S) float32 and `pixel_mask` (S, S) int64 with 1 = image.
+        """
+        settings = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        height, width = resized.shape[:2]
+        return {
+            "pixel_values": self._on_square(resized, top, left, **{key: getattr(self, key) for key in settings}),
+            "pixel_mask": self._image_mask(Letterbox(height, width, top, left)),
+        }
+
+    def patch_index_for(self, pixel_mask: Any) -> np.ndarray:
+        """`pixel_mask` (B, S, S) -> `patch_index` (B, P) int64: patches with an image pixel, -1 fills short rows."""
+        return self._patch_index(np.asarray(pixel_mask))
+
+    def _to_square(self, picture: PIL.Image.Image, resample: Any, **settings: Any) -> np.ndarray:
+        """RGB picture -> float32 (3, S, S)."""
+        box = self.geometry(picture.height, picture.width)
+        return self._on_square(self._resize(picture, resample), box.top, box.left, **settings)
+
+    def _resize(self, picture: PIL.Image.Image, resample: Any) -> np.ndarray:
+        box = self.geometry(picture.height, picture.width)
+        return np.asarray(picture.resize((box.new_width, box.new_height), resample))  # (h, w, 3)
+
+    def _on_square(
         self,
-        picture: PIL.Image.Image,
-        resample: Any,
+        resized: np.ndarray,
+        top: int,
+        left: int,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -212,10 +250,8 @@ class HiVGImageProcessor(PilBackend):
         image_std: Any,
         **_: Any,
     ) -> np.ndarray:
-        """RGB picture -> float32 (3, S, S)."""
-        box = self.geometry(picture.height, picture.width)
-        resized = picture.resize((box.new_width, box.new_height), resample)
-        pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)  # (h, w, 3) -> (3, h, w)
+        """uint8 (h, w, 3) -> float32 (3, S, S)."""
+        pixels = resized.astype(np.float32).transpose(2, 0, 1)  # (h, w, 3) -> (3, h, w)
         if do_rescale:
             # Official: torchvision's ToTensor divides by 255; multiplying by 1 / 255 differs in the last bit.
             pixels = pixels / np.float32(1.0 / rescale_factor)
@@ -223,7 +259,7 @@ class HiVGImageProcessor(PilBackend):
             mean, std = np.asarray(image_mean, dtype=np.float32), np.asarray(image_std, dtype=np.float32)
             pixels = (pixels - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
         square = np.zeros((3, self.side, self.side), dtype=np.float32)
-        square[:, box.top : box.top + box.new_height, box.left : box.left + box.new_width] = pixels
+        square[:, top : top + resized.shape[0], left : left + resized.shape[1]] = pixels
         return square
 
     def _image_mask(self, box: Letterbox) -> np.ndarray:

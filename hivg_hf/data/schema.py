@@ -87,7 +87,8 @@ def validate_row(row: Mapping[str, Any]) -> None:
         )
     if not row["expression"] or not row["expression"].strip():
         raise ValueError(f"{name}: the expression is blank; expected words that name one object.")
-    if row["no_target"] != (row["box"] is None) or row["no_target"] != (len(row["boxes"]) == 0):
+    several = row["box"] is None and len(row["boxes"]) > 1  # read with multi_target="keep"
+    if row["no_target"] != (len(row["boxes"]) == 0) or (row["no_target"] != (row["box"] is None) and not several):
         raise ValueError(f"{name}: no_target={row['no_target']} contradicts box={row['box']}, boxes={row['boxes']}.")
     for box in row["boxes"] if row["box"] is None else [row["box"], *row["boxes"]]:
         if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:

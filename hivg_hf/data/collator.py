@@ -1,0 +1,258 @@
+"""Rows of the schema -> one batch of tensors that the model's forward takes as it stands.
+
+    row --open image--> [augment] --> placed on the square --> pixel_values, pixel_mask, patch_index
+                                  box, mask with it        --> labels (cxcywh of the square), mask_labels
+        --expression--> the processor's tokenizer          --> input_ids, attention_mask
+
+Nothing here draws from global random state: the augmentation of a row is a function of (seed, epoch, row index).
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hivg_hf.data.augmentation import PlacedImage, resize_mask
+from hivg_hf.data.schema import decode_mask
+from hivg_hf.modeling.image_processing_hivg import load_grounding_image
+
+# Keeps the augmentation's random numbers apart from every other stream with the same seed.
+AUGMENTATION_STREAM = 2
+
+Row = Mapping[str, Any]
+Augmentation = Callable[[Image.Image, Any, Any, str, np.random.Generator], PlacedImage]
+
+
+class GroundingCollator:
+    """Stack rows of the schema into a batch.
+
+    Args:
+        processor: the `HiVGProcessor` of the model.
+        augmentation: for training, a `GroundingAugmentation` (or any callable like it); None letterboxes the image in
+            the middle, as evaluation does.
+        seed: seed of the augmentation.
+        masks: whether to make `mask_labels`; False saves the work where no loss term reads them.
+
+    A call takes a list of rows, each optionally with `epoch` and `row_index` (see `KeyedDataset`), and returns
+
+    - `pixel_values` (B, 3, S, S) float32, `pixel_mask` (B, S, S) int64 with 1 = image;
+    - `patch_index` (B, P) int64, where the processor skips padded patches;
+    - `input_ids`, `attention_mask` (B, T) int64;
+    - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target;
+    - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterised box where it has none;
+    - `image_ids` (B,) int64, equal exactly for rows of the same image.
+
+    Raises:
+        ValueError: a row's image cannot be read or has another size than the annotation says, its box is not a box
+            inside the image, or it has several targets and no policy was chosen; the message names the row.
+    """
+
+    def __init__(
+        self, processor: Any, augmentation: Augmentation | None = None, seed: int = 0, masks: bool = True
+    ) -> None:
+        self.processor = processor
+        self.augmentation = augmentation
+        self.seed = seed
+        self.masks = masks
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        placed = [self._place_row(row) for row in rows]
+        image_processor = self.processor.image_processor
+        squares = [image_processor.place(sample.pixels, sample.top, sample.left) for sample in placed]
+        batch = {
+            "pixel_values": torch.stack([torch.as_tensor(square["pixel_values"]) for square in squares]),
+            "pixel_mask": torch.stack([torch.as_tensor(square["pixel_mask"]) for square in squares]),
+        }  # (B, 3, S, S), (B, S, S)
+        if image_processor.skip_padded_patches:
+            batch["patch_index"] = torch.as_tensor(image_processor.patch_index_for(batch["pixel_mask"]))  # (B, P)
+        batch.update(self.processor(text=[row["expression"] for row in rows], return_tensors="pt"))
+        side = image_processor.size["height"]
+        batch["labels"] = torch.tensor([box_label(sample, side) for sample in placed], dtype=torch.float32)
+        if self.masks:
+            batch["mask_labels"] = torch.from_numpy(np.stack([mask_label(sample, side) for sample in placed]))
+        batch["image_ids"] = torch.tensor([image_id_hash(row["image_id"]) for row in rows])
+        return batch
+
+    def _place_row(self, row: Row) -> PlacedImage:
+        box = target_box(row)
+        mask = row_mask(row) if self.masks and box is not None else None
+        cached = row.get("letterboxed")
+        if cached is not None:
+            return self._place_cached(row, cached, box, mask)
+        image = open_row_image(row)
+        check_box(box, row, image.width, image.height)
+        if mask is not None and mask.shape != (image.height, image.width):
+            raise ValueError(
+                f"{row_name(row)}: the mask has size {mask.shape[1]} x {mask.shape[0]}, the image {image.width} x "
+                f"{image.height}; both must be of the same picture."
+            )
+        if self.augmentation is None:
+            return letterbox(image, box, mask, self.processor.image_processor)
+        rng = np.random.default_rng([self.seed, row.get("epoch", 0), row.get("row_index", 0), AUGMENTATION_STREAM])
+        return self.augmentation(image, box, mask, row["expression"], rng)
+
+    def _place_cached(self, row: Row, cached: Mapping[str, Any], box: Any, mask: np.ndarray | None) -> PlacedImage:
+        """Take an image that `scripts/prepare_data.py --for eval` has letterboxed already."""
+        if self.augmentation is not None:
+            raise ValueError("a cache made --for eval holds letterboxed images; train from one made --for train.")
+        wanted = letterbox_settings(self.processor.image_processor)
+        if cached["settings"] != wanted:
+            raise ValueError(
+                f"the cache was letterboxed with {cached['settings']}, this processor needs {wanted}; "
+                "prepare the cache again for this model."
+            )
+        check_box(box, row, row["width"], row["height"])
+        height, width = cached["pixels"].shape[:2]
+        return PlacedImage(
+            pixels=cached["pixels"],
+            top=cached["top"],
+            left=cached["left"],
+            box=None if box is None else scale_box(box, width / row["width"], height / row["height"]),
+            mask=None if mask is None else resize_mask(mask, width, height),
+        )
+
+
+def letterbox(
+    image: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None, image_processor: Any
+) -> PlacedImage:
+    """Place an image as the image processor places it: its long side fills the square, padding on both sides."""
+    height, width, top, left = image_processor.geometry(image.height, image.width)
+    return PlacedImage(
+        pixels=image_processor.resize_image(image),  # (h, w, 3) uint8
+        top=top,
+        left=left,
+        box=None if box is None else scale_box(box, width / image.width, height / image.height),
+        mask=None if mask is None else resize_mask(mask, width, height),
+    )
+
+
+def letterbox_settings(image_processor: Any) -> dict[str, Any]:
+    """What decides the letterboxed bytes: a cache made with other settings cannot serve this processor."""
+    return {
+        "size": image_processor.size["height"],
+        "patch_size": image_processor.patch_size,
+        "pad_align": image_processor.pad_align,
+        "resample": int(image_processor.resample),
+    }
+
+
+def scale_box(box: Sequence[float], x_scale: float, y_scale: float) -> tuple[float, float, float, float]:
+    """Scale a box (xyxy pixels)."""
+    return (box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale)
+
+
+def box_label(sample: PlacedImage, side: int) -> list[float]:
+    """The box as (cx, cy, w, h) in 0..1 of the square; four NaN without a target."""
+    if sample.box is None:
+        return [float("nan")] * 4
+    x1, y1, x2, y2 = sample.box
+    return [
+        ((x1 + x2) / 2 + sample.left) / side,
+        ((y1 + y2) / 2 + sample.top) / side,
+        (x2 - x1) / side,
+        (y2 - y1) / side,
+    ]
+
+
+def mask_label(sample: PlacedImage, side: int) -> np.ndarray:
+    """The mask on the square, float32 (S, S): the rasterised box where there is none, zeros without target."""
+    square = np.zeros((side, side), dtype=np.float32)
+    if sample.box is None:
+        return square
+    height, width = sample.pixels.shape[:2]
+    mask = sample.mask
+    # Scaling down can lose a thin mask altogether; its box still says where it was.
+    if mask is None or not mask.any():
+        mask = rasterize_box(sample.box, height, width)
+    square[sample.top : sample.top + height, sample.left : sample.left + width] = mask
+    return square
+
+
+def rasterize_box(box: Sequence[float], height: int, width: int) -> np.ndarray:
+    """Pixels whose centre lies in a box (xyxy pixels), at least the one at the box's centre: bool (height, width)."""
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+    mask = ((rows >= box[1]) & (rows <= box[3]))[:, None] & ((columns >= box[0]) & (columns <= box[2]))[None, :]
+    mask[min(int((box[1] + box[3]) / 2), height - 1), min(int((box[0] + box[2]) / 2), width - 1)] = True
+    return mask  # (height, width)
+
+
+def row_name(row: Row) -> str:
+    """How messages name a row: its source, split and ids."""
+    return f"row (ref_id {row.get('ref_id')}, sent_id {row.get('sent_id')}) of {row.get('source')} {row.get('split')}"
+
+
+def target_box(row: Row) -> list[float] | None:
+    """The one target of a row (xyxy pixels), None where the row says that there is none.
+
+    Raises:
+        ValueError: the row has several targets and no single box, or no box and does not say `no_target`.
+    """
+    if row["no_target"]:
+        return None
+    if row["box"] is not None:
+        return [float(edge) for edge in row["box"]]
+    if len(row["boxes"] or []) > 1:
+        raise ValueError(
+            f"{row_name(row)} has {len(row['boxes'])} targets, where training needs one box; load the data with "
+            "multi_target='union' or multi_target='drop'."
+        )
+    raise ValueError(f"{row_name(row)} has neither a box nor no_target=True; give it one of the two.")
+
+
+def check_box(box: Sequence[float] | None, row: Row, width: int, height: int) -> None:
+    """Refuse a box that is not finite, has no area, or lies outside the image.
+
+    Raises:
+        ValueError: so it is; the message names the row.
+    """
+    if box is None:
+        return
+    x1, y1, x2, y2 = box
+    if not np.isfinite(box).all() or x2 <= x1 or y2 <= y1:
+        raise ValueError(f"{row_name(row)}: box {list(box)} is not x1 < x2, y1 < y2 in finite pixels (xyxy).")
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        raise ValueError(f"{row_name(row)}: box {list(box)} lies outside its image of {width} x {height} pixels.")
+
+
+def row_mask(row: Row) -> np.ndarray | None:
+    """Decode a row's mask to bool (height, width), None where it has none.
+
+    Raises:
+        ValueError: the run lengths are damaged; the message names the row.
+    """
+    if row["mask"] is None:
+        return None
+    try:
+        return decode_mask(row["mask"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{row_name(row)}: its mask cannot be decoded ({error}).") from error
+
+
+def open_row_image(row: Row) -> Image.Image:
+    """Open a row's image as upright RGB and check it against the annotated size.
+
+    Raises:
+        ValueError: the image is missing, damaged, or of another size than the row says; the message names the row.
+    """
+    try:
+        image = load_grounding_image(row["image"])
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{row_name(row)}: {error}") from error
+    if (image.width, image.height) != (row["width"], row["height"]):
+        raise ValueError(
+            f"{row_name(row)}: the image is {image.width} x {image.height}, its annotation says {row['width']} x "
+            f"{row['height']}; the boxes belong to another picture (or to an unrotated one)."
+        )
+    return image
+
+
+def image_id_hash(image_id: str) -> int:
+    """A stable non-negative int64 for an image; rows of one image share it on every machine and in every run.
+
+    The source is left out on purpose: RefCOCO, RefCOCO+ and RefCOCOg ask about the same COCO photographs.
+    """
+    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,58 @@
+"""Fixtures of the data tests: small pictures, rows of the schema, a processor that needs no model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def make_image():
+    """Write a picture of seeded noise and return its path: `make_image(path, width, height)`."""
+
+    def write(path, width=64, height=48, seed=0):
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def make_row():
+    """A row of the schema with sensible columns; keyword arguments replace them."""
+
+    def make(**columns):
+        box = columns.get("box", [10.0, 12.0, 30.0, 40.0])
+        row = {
+            "image": None,
+            "expression": "the red star",
+            "box": box,
+            "boxes": [] if box is None else [box],
+            "no_target": box is None,
+            "mask": None,
+            "width": 64,
+            "height": 48,
+            "category": None,
+            "image_id": "image 1",
+            "ref_id": "7",
+            "sent_id": "9",
+            "source": "test",
+            "split": "train",
+        }
+        return {**row, **columns}
+
+    return make
+
+
+@pytest.fixture(params=["patch", "pixel"])
+def processor(request, tiny_tokenizer):
+    """A processor with square 64 and patch 8, for both paddings."""
+    from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
+    from hivg_hf.modeling.processing_hivg import HiVGProcessor
+
+    image_processor = HiVGImageProcessor(size={"height": 64, "width": 64}, patch_size=8, pad_align=request.param)
+    return HiVGProcessor(image_processor, tiny_tokenizer)

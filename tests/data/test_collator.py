@@ -1,0 +1,134 @@
+"""The collator: rows of the schema to tensors, equal to the processor's, and strict about broken rows."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hivg_hf.data.augmentation import GroundingAugmentation
+from hivg_hf.data.collator import GroundingCollator, image_id_hash, rasterize_box
+from hivg_hf.data.order import KeyedDataset
+from hivg_hf.data.schema import encode_mask
+
+
+def test_a_batch_equals_what_the_processor_gives(tmp_path, make_image, make_row, processor):
+    paths = [make_image(tmp_path / "a.png", 64, 48), make_image(tmp_path / "b.png", 31, 90, seed=1)]
+    boxes = [[10.0, 12.0, 30.0, 40.0], [3.5, 20.0, 30.0, 85.25]]
+    masks = [np.zeros((48, 64), dtype=bool), np.zeros((90, 31), dtype=bool)]
+    masks[0][12:40, 10:30], masks[1][30:80, 5:25] = True, True
+    rows = [
+        make_row(image=paths[0], box=boxes[0], mask=encode_mask(masks[0])),
+        make_row(image=paths[1], box=boxes[1], mask=encode_mask(masks[1]), width=31, height=90, expression="A Cat"),
+    ]
+    batch = GroundingCollator(processor)(rows)
+    wanted = processor(images=paths, text=["the red star", "A Cat"], boxes=boxes, masks=masks, return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 64, 64)
+    for key in ("pixel_values", "pixel_mask", "patch_index", "input_ids", "attention_mask"):
+        assert torch.equal(batch[key], wanted[key]), key
+    torch.testing.assert_close(batch["labels"], wanted["labels"], atol=1e-6, rtol=0)
+    assert torch.equal(batch["mask_labels"], wanted["mask_labels"].float())
+
+
+def test_labels_are_the_literal_box_on_the_square(tmp_path, make_image, make_row, tiny_tokenizer):
+    from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
+    from hivg_hf.modeling.processing_hivg import HiVGProcessor
+
+    processor = HiVGProcessor(HiVGImageProcessor(size=64, patch_size=8, pad_align="pixel"), tiny_tokenizer)
+    # 128 x 64 becomes 64 x 32 with 16 rows of padding above
+    row = make_row(image=make_image(tmp_path / "a.png", 128, 64), width=128, height=64, box=[32.0, 0.0, 96.0, 64.0])
+    batch = GroundingCollator(processor)([row])
+    assert batch["labels"].tolist() == [[0.5, 0.5, 0.5, 0.5]]
+    assert batch["mask_labels"].sum() == 32 * 32  # no mask in the row: its box, rasterised
+    assert batch["mask_labels"][0, 16:48, 16:48].min() == 1
+
+
+def test_a_row_without_target_has_nan_labels_and_an_empty_mask(tmp_path, make_image, make_row, processor):
+    path = make_image(tmp_path / "a.png")
+    batch = GroundingCollator(processor)([make_row(image=path), make_row(image=path, box=None)])
+    assert torch.isfinite(batch["labels"][0]).all()
+    assert torch.isnan(batch["labels"][1]).all()
+    assert batch["mask_labels"].sum(dim=(1, 2))[1] == 0
+
+
+def test_masks_can_be_left_out(tmp_path, make_image, make_row, processor):
+    assert "mask_labels" not in GroundingCollator(processor, masks=False)(
+        [make_row(image=make_image(tmp_path / "a.png"))]
+    )
+
+
+def test_rows_of_one_image_share_an_id_in_every_run(tmp_path, make_image, make_row, processor):
+    path = make_image(tmp_path / "a.png")
+    rows = [make_row(image=path, image_id=name) for name in ("COCO_1", "COCO_1", "COCO_2")]
+    ids = GroundingCollator(processor)(rows)["image_ids"]
+    assert ids.dtype == torch.int64
+    assert ids[0] == ids[1] != ids[2]
+    assert image_id_hash("COCO_1") == 1774642371936015874
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_only(tmp_path, make_image, make_row, processor):
+    rows = [make_row(image=make_image(tmp_path / f"{i}.png", seed=i)) for i in range(3)]
+    dataset = KeyedDataset(rows)
+    collate = GroundingCollator(processor, augmentation=GroundingAugmentation.for_processor(processor), seed=4)
+
+    alone = collate([dataset[(1, 2)]])
+    together = collate([dataset[(1, 0)], dataset[(1, 2)]])
+    for key in ("pixel_values", "labels", "mask_labels"):
+        assert torch.equal(alone[key][0], together[key][1]), key
+    assert not torch.equal(alone["pixel_values"], collate([dataset[(2, 2)]])["pixel_values"])
+    other_seed = GroundingCollator(processor, augmentation=GroundingAugmentation.for_processor(processor), seed=5)
+    assert not torch.equal(alone["pixel_values"], other_seed([dataset[(1, 2)]])["pixel_values"])
+
+
+def test_augmented_labels_point_at_the_object(tmp_path, make_row, processor):
+    """A red rectangle in a blue picture: the label's pixels are red after augmentation, the rest is not."""
+    pixels = np.zeros((96, 128, 3), dtype=np.uint8)
+    pixels[..., 2] = 255
+    pixels[24:72, 32:96] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    row = make_row(image=str(tmp_path / "a.png"), width=128, height=96, box=[32.0, 24.0, 96.0, 72.0])
+    collate = GroundingCollator(processor, augmentation=GroundingAugmentation.for_processor(processor, jitter=0))
+    for epoch in range(20):
+        batch = collate([{**row, "epoch": epoch}])
+        red = (batch["pixel_values"][0, 0] > batch["pixel_values"][0, 2]) & (batch["pixel_mask"][0] == 1)
+        cx, cy, w, h = (batch["labels"][0] * 64).tolist()
+        assert red[int(cy), int(cx)]
+        assert abs(int(red.sum()) - w * h) <= 2 * (w + h) + 4
+        assert (red == batch["mask_labels"][0].bool()).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"box": [10.0, 12.0, float("nan"), 40.0]}, r"sent_id 9\) of test train: box .* finite pixels"),
+        ({"box": [30.0, 12.0, 30.0, 40.0]}, "x1 < x2"),
+        ({"box": [30.0, 12.0, 10.0, 40.0]}, "x1 < x2"),
+        ({"box": [64.0, 0.0, 90.0, 10.0]}, "lies outside its image of 64 x 48 pixels"),
+        ({"width": 48, "height": 64}, "the image is 64 x 48, its annotation says 48 x 64"),
+        (
+            {"box": None, "boxes": [[1, 1, 5, 5], [6, 6, 9, 9]], "no_target": False},
+            "has 2 targets.*multi_target='union'",
+        ),
+        ({"box": None, "no_target": False}, "neither a box nor no_target=True"),
+        ({"mask": {"size": [10, 10], "counts": "PP3"}}, r"sent_id 9\) of test train: its mask cannot be decoded"),
+        ({"mask": encode_mask(np.ones((10, 10)))}, "the mask has size 10 x 10, the image 64 x 48"),
+    ],
+)
+def test_a_broken_row_is_refused_by_name(tmp_path, make_image, make_row, processor, columns, message):
+    row = {**make_row(image=make_image(tmp_path / "a.png")), **columns}
+    with pytest.raises(ValueError, match=message):
+        GroundingCollator(processor)([row])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"])
+def test_an_unreadable_image_is_refused_by_name(tmp_path, make_row, processor, content):
+    path = tmp_path / "broken.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"row \(ref_id 7, sent_id 9\) of test train: .*broken\.jpg"):
+        GroundingCollator(processor)([make_row(image=str(path))])
+
+
+def test_a_box_smaller_than_a_pixel_still_marks_one():
+    assert rasterize_box((3.2, 2.1, 3.3, 2.2), 8, 8).sum() == 1
+    assert np.argwhere(rasterize_box((0.6, 1.6, 2.4, 3.4), 8, 8)).tolist() == [[2, 1]]
+    assert rasterize_box((7.99, 7.99, 8.0, 8.0), 8, 8)[7, 7]
