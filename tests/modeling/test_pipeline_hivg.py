@@ -1,0 +1,248 @@
+"""The pipeline: whatever is asked in one call, each answer is the one its image and expression get alone."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import pipeline
+
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+
+SIZES = [(30, 60), (64, 20), (50, 50), (1, 90), (200, 100), (64, 64), (33, 77), (20, 21)]
+EXPRESSIONS = [
+    "the star",
+    "red",
+    "the big blue star left of the red",
+    "a",
+    "the star",
+    "blue",
+    "star of the",
+    "the red",
+]
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor) -> VisualGroundingPipeline:
+    return pipeline("visual-grounding", model=tiny_model, processor=tiny_processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[PIL.Image.Image]:
+    rng = np.random.default_rng(0)
+    return [PIL.Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in SIZES]
+
+
+def assert_close(result: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-5) -> None:
+    assert result["expression"] == expected["expression"]
+    for key, value in expected["box"].items():
+        # Boxes are pixels: compared as shares of the largest side, where the model's own numbers lie.
+        assert abs(result["box"][key] - value) <= tolerance * (200 + abs(value))
+    assert abs(result["score"] - expected["score"]) <= tolerance * (1 + expected["score"])
+
+
+def test_a_string_gives_a_dict_and_a_list_a_list(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    one = pipe(pictures[0], "The  STAR")
+    assert set(one) == {"expression", "box", "score"}
+    assert one["expression"] == "The  STAR"
+    assert type(one) is dict
+    assert all(type(value) is float for value in [*one["box"].values(), one["score"]])
+    assert 0 <= one["box"]["xmin"] <= one["box"]["xmax"] <= 60
+    assert 0 <= one["box"]["ymin"] <= one["box"]["ymax"] <= 30
+    several = pipe(pictures[0], ["the star", "red"])
+    assert [result["expression"] for result in several] == ["the star", "red"]
+    assert_close({**several[0], "expression": one["expression"]}, one)
+
+
+def test_every_form_of_input_gives_the_same_answer(
+    pipe: VisualGroundingPipeline, pictures: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    pictures[0].save(path)
+    expected = pipe(pictures[0], "the star")
+    array = np.asarray(pictures[0])
+    for image in (path, str(path), path.read_bytes(), array, torch.from_numpy(array.copy()), {"path": str(path)}):
+        assert pipe(image, "the star") == expected
+        assert pipe({"image": image, "text": "the star"}) == expected
+    assert pipe([pictures[0]], "the star") == [expected]
+    assert pipe([pictures[0]], ["the star"]) == [expected]
+    assert pipe([{"image": pictures[0], "expression": "the star"}]) == [expected]
+    assert pipe([pictures[0]], [["the star"]]) == [[expected]]
+    assert pipe([], []) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_answers_do_not_depend_on_the_batch(
+    pipe: VisualGroundingPipeline, pictures: list[Any], batch_size: int
+) -> None:
+    alone = [pipe(image, text, mask=True, heatmap=True) for image, text in zip(pictures, EXPRESSIONS)]
+    together = pipe(pictures, EXPRESSIONS, batch_size=batch_size, mask=True, heatmap=True)
+    for result, expected in zip(together, alone, strict=True):
+        assert_close(result, expected)
+        assert np.abs(result["heatmap"] - expected["heatmap"]).max() <= 1e-5
+        assert (result["mask"] != expected["mask"]).mean() <= 1e-3  # a logit of 0 +- rounding may fall on either side
+
+
+def test_several_expressions_of_several_images_in_one_call(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    asked = [["the star", "red", "a"], ["blue"], ["the star", "the red"]]
+    results = pipe(pictures[:3], asked, batch_size=4)
+    assert [[result["expression"] for result in row] for row in results] == asked
+    for image, row in zip(pictures, results):
+        for result in row:
+            assert_close(result, pipe(image, result["expression"]))
+
+
+def test_a_repeated_expression_is_encoded_once(
+    pipe: VisualGroundingPipeline, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_encoded = []
+    forward = pipe.model.clip.text_model.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        rows_encoded.append(len(kwargs.get("input_ids", args[0] if args else None)))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.model.clip.text_model, "forward", counting)
+    pipe(pictures, ["the star", "THE star", "red", "the star", "red", "red", "red", "red"], batch_size=8)
+    assert rows_encoded == [2]
+
+
+def test_streams_are_read_as_they_are_consumed(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    taken = []
+
+    def endless() -> Iterator[dict[str, Any]]:
+        while True:
+            taken.append(len(taken))
+            yield {"image": pictures[len(taken) % 3], "text": "the star"}
+
+    stream = pipe(endless(), batch_size=2)
+    for _ in range(5):
+        next(stream)
+    assert len(taken) <= 8
+
+
+def test_datasets_stream_with_and_without_workers(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    features = datasets.Features({"image": datasets.Image(), "expression": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": pictures, "expression": EXPRESSIONS}, features=features)
+    expected = pipe(pictures, EXPRESSIONS)
+    stream = pipe(rows, batch_size=3)
+    assert len(stream) == len(pictures)
+    for results in (stream, pipe(rows, num_workers=2), pipe(rows.to_iterable_dataset(), batch_size=8)):
+        for result, row in zip(results, expected, strict=True):
+            assert_close(result, row)
+    asked_of_all = list(pipe(iter(pictures[:2]), ["red", "blue"]))
+    assert [[result["expression"] for result in row] for row in asked_of_all] == [["red", "blue"]] * 2
+
+
+def test_half_precision_gives_nearly_the_same_box(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, pictures: list[Any]
+) -> None:
+    half = copy.deepcopy(tiny_model).to(torch.bfloat16)
+    pipe = VisualGroundingPipeline(half, processor=tiny_processor, device="cpu")
+    result = pipe(pictures[5], "the star", mask=True, heatmap=True)
+    expected = VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu")(pictures[5], "the star")
+    assert result["heatmap"].dtype == np.float32
+    assert all(abs(result["box"][key] - value) < 6 for key, value in expected["box"].items())  # 64 pixels, 8 bits
+
+
+def test_options_add_what_they_say(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    result = pipe(pictures[0], "the star", mask=True, heatmap=True, threshold=0.0)
+    assert result["mask"].shape == result["heatmap"].shape == (30, 60)
+    assert result["mask"].dtype == bool
+    assert result["heatmap"].min() >= 0
+    assert result["heatmap"].max() <= 1
+    assert result["found"] is True
+    assert pipe(pictures[0], "the star", threshold=1.0)["found"] is False
+
+
+def test_similarity_scores_are_asked_for(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, pictures: list[Any]
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    model.config.score = "similarity"
+    model.config.loss_weights = {k: v for k, v in model.config.loss_weights.items() if k != "score"}
+    result = VisualGroundingPipeline(model, processor=tiny_processor, device="cpu")(pictures[0], "the star")
+    assert 0 <= result["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text", "error", "message"),
+    [
+        ("absent.jpg", "the star", FileNotFoundError, "no image file 'absent.jpg'"),
+        (PIL.Image.new("RGB", (9, 9)), " ", ValueError, "Expression 0 is blank"),
+        (PIL.Image.new("RGB", (9, 9)), [], ValueError, "list of expressions is empty"),
+        (PIL.Image.new("RGB", (9, 9)), None, ValueError, "no expression for an image"),
+        ([PIL.Image.new("RGB", (9, 9))], ["a", "b"], ValueError, "Got 1 images and 2 expressions"),
+        ({"text": "the star"}, None, ValueError, "must have an 'image'"),
+        (np.full((9, 9), np.nan), "the star", ValueError, "not finite"),
+        (None, "the star", ValueError, "Give an image and an expression"),
+        (7, "the star", TypeError, "not int"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    pipe: VisualGroundingPipeline, inputs: Any, text: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        pipe(inputs, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_in_a_worker_gets_the_same_sentence(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^There is no image file 'absent\.jpg'\.$"):
+        pipe(["absent.jpg", pictures[0]], "the star", num_workers=1)
+
+
+def test_errors_can_be_returned_in_their_place(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    results = pipe([pictures[0], "absent.jpg", pictures[1]], "the star", batch_size=2, on_error="return")
+    assert results[1] == {"error": "There is no image file 'absent.jpg'."}
+    assert_close(results[0], pipe(pictures[0], "the star"))
+    assert_close(results[2], pipe(pictures[1], "the star"))
+
+
+def test_unknown_options_are_refused(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    with pytest.raises(TypeError, match="no option 'masks'"):
+        pipe(pictures[0], "the star", masks=True)
+    with pytest.raises(ValueError, match="on_error must be one of raise, return"):
+        pipe(pictures[0], "the star", on_error="ignore")
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        pipe(pictures[0], "the star", batch_size=0)
+
+
+def test_a_long_expression_warns_or_fails_as_asked(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    long = "the red star " * 40
+    with pytest.warns(UserWarning, match="the model reads 77: cut"):
+        pipe(pictures[0], long)
+    with pytest.raises(ValueError, match="shorten it"):
+        pipe(pictures[0], long, long_text="error")
+
+
+def test_a_saved_pipeline_opens_again(pipe: VisualGroundingPipeline, pictures: list[Any], tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "processor_config.json").exists()
+    assert (tmp_path / "pipeline_hivg.py").exists()
+    assert not hasattr(pipe.model.config, "custom_pipelines")
+    again = pipeline("visual-grounding", model=str(tmp_path), device="cpu")
+    assert_close(again(pictures[0], "the star"), pipe(pictures[0], "the star"))
+
+
+def test_results_become_supervision_detections(
+    pipe: VisualGroundingPipeline, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = pipe(pictures[0], ["the star", "red"], mask=True)
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="pip install supervision"):
+        results.to_supervision()
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    detections = results.to_supervision()
+    assert detections.xyxy.shape == (2, 4)
+    assert detections.xyxy[1].tolist() == pytest.approx(list(results[1]["box"].values()))
+    assert detections.confidence.tolist() == pytest.approx([result["score"] for result in results])
+    assert detections.mask.shape == (2, 30, 60)
+    assert detections.data["class_name"].tolist() == ["the star", "red"]
