@@ -116,7 +116,9 @@ class LeftOutTests:
         self.deselected: Counter[str] = Counter()
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        self.deselected.update(marker for item in items for marker in OPTIONAL_MARKERS if item.get_closest_marker(marker))
+        self.deselected.update(
+            marker for item in items for marker in OPTIONAL_MARKERS if item.get_closest_marker(marker)
+        )
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):  # a worker of xdist: its controller prints
