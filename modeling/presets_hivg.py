@@ -63,6 +63,17 @@ CLIP_LARGE = {
 # OpenAI CLIP ViT-L/14@336px differs from ViT-L/14 in its image size alone.
 CLIP_LARGE_336 = {**CLIP_LARGE, "vision_config": {**CLIP_LARGE["vision_config"], "image_size": 336}}
 
+# OpenAI CLIP ViT-B/32 differs from ViT-B/16 in its patch size alone.
+CLIP_BASE_32 = {**CLIP_BASE, "vision_config": {**CLIP_BASE["vision_config"], "patch_size": 32}}
+
+# By the names of the official `model` argument.
+PUBLISHED_CLIPS = {
+    "ViT-B/16": CLIP_BASE,
+    "ViT-B/32": CLIP_BASE_32,
+    "ViT-L/14": CLIP_LARGE,
+    "ViT-L/14-336": CLIP_LARGE_336,
+}
+
 # A CLIP small enough to train from nothing on two CPU cores; its text part is sized for the RefShapes vocabulary.
 CLIP_TINY = {
     "projection_dim": 128,
@@ -106,7 +117,6 @@ OFFICIAL_LAYERS = {
     "ViT-L/14": {"bridge_layers": [4, 10, 16, 22], "visual_feature_layers": [6, 12, 18, 24]},
     "ViT-L/14-336": {"bridge_layers": [11, 15, 19, 23], "visual_feature_layers": [12, 16, 20, 24]},
 }
-OFFICIAL_PATCH_SIZES = {"ViT-B/16": 16, "ViT-B/32": 32, "ViT-L/14": 14, "ViT-L/14-336": 14}  # HiVG.py:655-683
 
 # Text hidden states that feed the bridges, by the official `dataset` argument; HiVG.py:686-699.
 OFFICIAL_TEXT_LAYERS = {
@@ -301,9 +311,10 @@ def _check_official_args(values: Mapping[str, Any], clip: CLIPConfig) -> None:
 def _check_official_shapes(values: Mapping[str, Any], clip: CLIPConfig, model: str, image_size: int) -> None:
     """Refuse a CLIP configuration that is not the one the official arguments were used with."""
     patch, text = clip.vision_config.patch_size, clip.text_config
-    if patch != OFFICIAL_PATCH_SIZES[model]:
+    official_patch = PUBLISHED_CLIPS[model]["vision_config"]["patch_size"]
+    if patch != official_patch:
         raise ValueError(
-            f"The official arguments name the model {model}, with patches of {OFFICIAL_PATCH_SIZES[model]} pixels, "
+            f"The official arguments name the model {model}, with patches of {official_patch} pixels, "
             f"but the CLIP configuration has patches of {patch}; give the configuration of that CLIP."
         )
     if image_size % patch:
