@@ -60,12 +60,21 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "TINY_CHECKPOINT",
+    "HiLoraConfig",
+    "HiLoraStage",
     "HiVGConfig",
     "HiVGForVisualGrounding",
     "HiVGImageProcessor",
     "HiVGOutput",
     "HiVGProcessor",
+    "HiVGTrainer",
+    "HiVGTrainingArguments",
     "VisualGroundingPipeline",
     "__version__",
-    *_HOME_OF,
+    "compute_grounding_metrics",
+    "draw_grounding",
+    "load_grounding_dataset",
+    "load_official_checkpoint",
+    "merge_stages",
+    "start_stage",
 ]

@@ -248,8 +248,8 @@ class HiVGConfig(PreTrainedConfig):
             )
         if self.hidden_size % self.fusion_heads:
             raise ValueError(
-                f"CLIP's `projection_dim` ({self.hidden_size}), the width of the fusion encoder, must be a multiple of "
-                f"`fusion_heads` ({self.fusion_heads})."
+                f"CLIP's `projection_dim` ({self.hidden_size}) is the width of the fusion encoder and must be a multiple "
+                f"of `fusion_heads` ({self.fusion_heads})."
             )
         if self.fusion_layers < 1:
             raise ValueError(f"`fusion_layers` must be at least 1. Got {self.fusion_layers}.")
@@ -274,7 +274,7 @@ class HiVGConfig(PreTrainedConfig):
 
 
 def default_bridge_layers(depth: int) -> list[int]:
-    """The first layer and the last of each third: 0, 3, 7, 11 of 12, the official base layers (models/HiVG.py:682)."""
+    """The first layer and the last of each third: 0, 3, 7, 11 of 12 as official base (models/HiVG.py:682)."""
     return sorted({0, max(depth // 3 - 1, 0), max(2 * depth // 3 - 1, 0), depth - 1})
 
 

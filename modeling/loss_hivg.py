@@ -161,7 +161,7 @@ def hash_expressions(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> t
 
 
 def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) -> (processes * B, ...), every process's rows in rank order, gradients flowing back to their process."""
+    """(B, ...) -> (processes * B, ...), rows in rank order; gradients flow back to the process of each row."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return tensor
     if not tensor.requires_grad:

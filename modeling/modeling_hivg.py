@@ -25,6 +25,7 @@ of the fusion encoder, K text states in the bridge.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +154,7 @@ class MLP(nn.Module):
 
     def __init__(self, widths: list[int]):
         super().__init__()
-        self.layers = nn.ModuleList(XavierLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(XavierLinear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:

@@ -1,0 +1,63 @@
+"""Boxes by hand: every format, overlap and raster with numbers small enough to check on paper."""
+
+import pytest
+import torch
+
+from hivg_hf.modeling.box_ops_hivg import (
+    box_coverage,
+    box_cxcywh_to_xyxy,
+    box_xyxy_to_cxcywh,
+    paired_iou_and_giou,
+    rasterize_boxes,
+)
+
+
+def test_cxcywh_to_xyxy_literal():
+    box = torch.tensor([0.5, 0.5, 0.2, 0.4])
+    torch.testing.assert_close(box_cxcywh_to_xyxy(box), torch.tensor([0.4, 0.3, 0.6, 0.7]))
+
+
+def test_xyxy_to_cxcywh_is_the_inverse():
+    boxes = torch.tensor([[0.0, 10.0, 30.0, 50.0], [5.0, 5.0, 6.0, 9.0]])
+    torch.testing.assert_close(box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(boxes)), boxes)
+
+
+@pytest.mark.parametrize(
+    ("box", "other", "iou", "giou"),
+    [
+        ([0, 0, 2, 2], [0, 0, 2, 2], 1.0, 1.0),  # the same
+        ([0, 0, 2, 2], [0, 0, 2, 1], 0.5, 0.5),  # half of it: IoU exactly one half
+        ([0, 0, 2, 2], [1, 1, 3, 3], 1 / 7, 1 / 7 - 2 / 9),  # a corner; hull 9, union 7
+        ([0, 0, 1, 1], [2, 0, 3, 1], 0.0, -1 / 3),  # apart; hull 3, union 2
+        ([0, 0, 1, 1], [1, 0, 2, 1], 0.0, 0.0),  # touching
+    ],
+)
+def test_iou_and_giou_literal(box, other, iou, giou):
+    found = paired_iou_and_giou(torch.tensor([box]).float(), torch.tensor([other]).float())
+    torch.testing.assert_close(found[0], torch.tensor([iou]))
+    torch.testing.assert_close(found[1], torch.tensor([giou]))
+
+
+def test_an_empty_box_overlaps_with_nothing_and_gives_no_nan():
+    empty = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
+    iou, giou = paired_iou_and_giou(empty, empty)
+    assert iou.item() == 0
+    assert torch.isfinite(giou).all()
+
+
+def test_coverage_is_the_share_of_each_cell():
+    # x from 0.25 to 0.75, y from 0 to 0.5, on a grid of 2 x 2: half of both upper cells
+    coverage = box_coverage(torch.tensor([[0.5, 0.25, 0.5, 0.5]]), 2, 2)
+    torch.testing.assert_close(coverage, torch.tensor([[[0.5, 0.5], [0.0, 0.0]]]))
+
+
+def test_raster_takes_pixels_whose_centre_is_inside():
+    # columns 1 and 2 of 4 (centres 0.375, 0.625), row 0 of 4
+    mask = rasterize_boxes(torch.tensor([[0.5, 0.125, 0.5, 0.25]]), 4, 4)
+    expected = torch.zeros(1, 4, 4)
+    expected[0, 0, 1:3] = 1
+    torch.testing.assert_close(mask, expected)
+
+
+def test_a_nan_box_rasters_to_nothing():
+    assert rasterize_boxes(torch.full((1, 4), float("nan")), 4, 4).sum() == 0

@@ -1,0 +1,92 @@
+"""The config checks itself, survives JSON, and names its presets."""
+
+import pytest
+from transformers import AutoConfig, CLIPConfig
+
+from hivg_hf import HiVGConfig
+
+
+def test_defaults_are_those_of_a_new_model():
+    config = HiVGConfig()
+    assert (config.bridge_mask_padding, config.bridge_text_norm, config.bridge_mixes_batch) == (True, True, False)
+    assert (config.skip_padded_patches, config.pad_align, config.score) == (True, "patch", "head")
+    assert config.bridge_layers == [0, 3, 7, 11]
+    assert config.visual_feature_layers == [1, 4, 8, 12]
+    assert config.bridge_text_layers == [12]
+    assert config.loss_weights["score"] == 1
+
+
+def test_saving_and_loading_keeps_every_field(tmp_path, tiny_config):
+    tiny_config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is HiVGConfig
+    assert loaded.to_diff_dict() == tiny_config.to_diff_dict()
+
+
+def test_custom_pipelines_are_written_but_not_shown(tmp_path, tiny_config):
+    tiny_config.save_pretrained(tmp_path)
+    assert '"custom_pipelines"' in (tmp_path / "config.json").read_text()
+    assert not hasattr(HiVGConfig.from_pretrained(tmp_path), "custom_pipelines")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bridge_layers": [12]}, "`bridge_layers` must be increasing layer numbers from 0 to 11. Got \\[12\\]"),
+        ({"bridge_layers": [3, 0]}, "`bridge_layers` must be increasing"),
+        ({"bridge_text_layers": [13]}, "`bridge_text_layers` must be increasing layer numbers from 0 to 12"),
+        ({"visual_feature_layers": []}, "`visual_feature_layers` must name at least one layer"),
+        ({"image_size": 225}, "`image_size` must be a multiple of CLIP's patch size. Got 225 and 32"),
+        ({"fusion_heads": 7}, "must be a multiple of `fusion_heads` \\(7\\)"),
+        ({"fusion_dropout": 1.0}, "`fusion_dropout` must be in \\[0, 1\\)"),
+        ({"score": "none"}, "`score` must be one of \\['head', 'similarity'\\]. Got 'none'"),
+        ({"pad_align": "centre"}, "`pad_align` must be one of"),
+        ({"loss_weights": {"l1": 1.0}}, "Unknown terms in `loss_weights`: \\['l1'\\]"),
+        ({"loss_weights": {"bbox": -1.0}}, "finite number of at least 0. Got {'bbox': -1.0}"),
+        ({"score": "similarity", "loss_weights": {"score": 1.0}}, "which needs `score=\"head\"`"),
+        ({"format_version": 99}, "saved in format 99.*Install a newer hivg_hf"),
+    ],
+)
+def test_wrong_fields_are_refused_by_name(fields, message):
+    with pytest.raises(Exception, match=message):
+        HiVGConfig(**fields)
+
+
+def test_a_clip_config_is_refused_with_the_way_to_use_it(tmp_path):
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use.*from_clip|from_clip"):
+        HiVGConfig.from_pretrained(tmp_path)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="base-unc"):
+        HiVGConfig.preset("huge")
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "large", "large-336"])
+def test_presets_of_new_models_are_correct_by_default(name):
+    config = HiVGConfig.preset(name)
+    assert config.bridge_mask_padding
+    assert config.bridge_text_norm
+    assert config.skip_padded_patches
+    assert not config.bridge_mixes_batch
+
+
+@pytest.mark.parametrize("name", ["base-unc", "base-mixup", "large-gref_umd"])
+def test_official_presets_do_what_official_weights_need(name):
+    config = HiVGConfig.preset(name)
+    assert not config.bridge_mask_padding
+    assert not config.bridge_text_norm
+    assert not config.skip_padded_patches
+    assert (config.pad_align, config.image_normalization) == ("pixel", "imagenet")
+    assert (config.score, config.token_target) == ("similarity", "nearest")
+    assert "score" not in config.loss_weights
+
+
+def test_preset_fields_can_be_overridden():
+    assert HiVGConfig.preset("base", fusion_layers=2).fusion_layers == 2
+
+
+def test_the_text_config_is_clips_own():
+    config = HiVGConfig()
+    assert config.get_text_config() is config.clip_config.text_config
