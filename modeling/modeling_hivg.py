@@ -761,10 +761,12 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         if path.endswith((".pth", ".pt", ".bin", ".safetensors")):
             return cls._from_official_clip(path, config_overrides)
         hub = {name: kwargs[name] for name in loading[:4] if name in kwargs}
-        clip_config = CLIPConfig.from_pretrained(path, **hub)
-        if clip_config.model_type != "clip":
-            raise ValueError(f"`{path}` holds a `{clip_config.model_type}` model; `from_clip` needs a CLIP (`clip`).")
-        config = HiVGConfig(clip_config=clip_config, **config_overrides)
+        stored, _ = CLIPConfig.get_config_dict(path, **hub)
+        if stored.get("model_type") != "clip":
+            raise ValueError(
+                f"`{path}` holds a `{stored.get('model_type')}` model; `from_clip` needs a CLIP (`clip`)."
+            )
+        config = HiVGConfig(clip_config=CLIPConfig.from_dict(stored), **config_overrides)
         model, report = cls.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
         model._check_clip_loaded(path, report)
         model.copy_visual_projection()

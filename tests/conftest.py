@@ -67,7 +67,7 @@ def tiny_config() -> "HiVGConfig":
 def tiny_model(tiny_config: "HiVGConfig") -> "HiVGForVisualGrounding":
     """A seeded model in eval mode, shared by the session: copy.deepcopy it before training or changing it.
 
-    Its matrices are three times larger than initialised: a fresh tiny model answers about 0.5 to everything, which
+    CLIP's matrices are three times larger than initialised: a fresh tiny model answers about 0.5 to everything, which
     hides faults.
     """
     import torch
@@ -77,7 +77,7 @@ def tiny_model(tiny_config: "HiVGConfig") -> "HiVGForVisualGrounding":
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = HiVGForVisualGrounding(tiny_config).eval()
-        for parameter in model.parameters():
+        for parameter in model.clip.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3)
     return model
