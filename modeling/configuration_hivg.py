@@ -248,8 +248,8 @@ class HiVGConfig(PreTrainedConfig):
             )
         if self.hidden_size % self.fusion_heads:
             raise ValueError(
-                f"CLIP's `projection_dim` ({self.hidden_size}) is the width of the fusion encoder and must be a multiple "
-                f"of `fusion_heads` ({self.fusion_heads})."
+                f"CLIP's `projection_dim` ({self.hidden_size}) is the width of the fusion encoder and must be a "
+                f"multiple of `fusion_heads` ({self.fusion_heads})."
             )
         if self.fusion_layers < 1:
             raise ValueError(f"`fusion_layers` must be at least 1. Got {self.fusion_layers}.")

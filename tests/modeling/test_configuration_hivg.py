@@ -37,13 +37,13 @@ def test_custom_pipelines_are_written_but_not_shown(tmp_path, tiny_config):
         ({"bridge_text_layers": [13]}, "`bridge_text_layers` must be increasing layer numbers from 0 to 12"),
         ({"visual_feature_layers": []}, "`visual_feature_layers` must name at least one layer"),
         ({"image_size": 225}, "`image_size` must be a multiple of CLIP's patch size. Got 225 and 32"),
-        ({"fusion_heads": 7}, "must be a multiple of `fusion_heads` \\(7\\)"),
+        ({"fusion_heads": 7}, "multiple of `fusion_heads` \\(7\\)"),
         ({"fusion_dropout": 1.0}, "`fusion_dropout` must be in \\[0, 1\\)"),
         ({"score": "none"}, "`score` must be one of \\['head', 'similarity'\\]. Got 'none'"),
         ({"pad_align": "centre"}, "`pad_align` must be one of"),
         ({"loss_weights": {"l1": 1.0}}, "Unknown terms in `loss_weights`: \\['l1'\\]"),
         ({"loss_weights": {"bbox": -1.0}}, "finite number of at least 0. Got {'bbox': -1.0}"),
-        ({"score": "similarity", "loss_weights": {"score": 1.0}}, "which needs `score=\"head\"`"),
+        ({"score": "similarity", "loss_weights": {"score": 1.0}}, 'which needs `score="head"`'),
         ({"format_version": 99}, "saved in format 99.*Install a newer hivg_hf"),
     ],
 )
@@ -54,7 +54,7 @@ def test_wrong_fields_are_refused_by_name(fields, message):
 
 def test_a_clip_config_is_refused_with_the_way_to_use_it(tmp_path):
     CLIPConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="use.*from_clip|from_clip"):
+    with pytest.raises(ValueError, match=r"plain CLIP.*from_clip"):
         HiVGConfig.from_pretrained(tmp_path)
 
 

@@ -61,7 +61,7 @@ def run(model, inputs, **options):
     return model(**inputs, **options)
 
 
-# -- what transformers' own suite asks ------------------------------------------------------------------------------
+# -- what transformers' own suite asks
 
 
 def test_same_input_gives_the_same_output(tiny_model, batch):
@@ -231,7 +231,7 @@ def test_bfloat16_runs_and_stays_close(tiny_model, batch, labels):
     torch.testing.assert_close(outputs.pred_boxes.float(), run(tiny_model, batch).pred_boxes, rtol=0.05, atol=0.05)
 
 
-# -- a prediction depends on nothing but its own image and expression -------------------------------------------------
+# -- a prediction depends on nothing but its own image and expression
 
 
 @pytest.mark.parametrize("with_patch_index", [False, True])
@@ -342,7 +342,7 @@ def test_the_words_change_the_answer_through_the_bridge(tiny_model, batch):
     assert not torch.allclose(before[2], after[2])
 
 
-# -- identities: the same numbers for less work ------------------------------------------------------------------------
+# -- identities: the same numbers for less work
 
 
 def test_the_folded_mask_head_equals_the_three_convolutions(tiny_model):
@@ -370,7 +370,7 @@ def test_what_was_not_asked_for_is_none(tiny_model, batch):
     assert outputs.loss is None
 
 
-# -- losses and options ------------------------------------------------------------------------------------------------
+# -- losses and options
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_model, batch, labels):
