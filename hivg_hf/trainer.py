@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.utils.save_and_load import set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -32,14 +30,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .data.collator import GroundingCollator
 from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, without_image_decoding
-from .hilora import is_new_parameter
+from .hilora_folders import load_adapter_state, save_adapter_state
 from .metrics.overlaps import paired_iou
 from .training_args import HiVGTrainingArguments
 from .training_batches import EpochDataLoader, EvaluationRows, GlobalBatchSampler, evaluation_shares
 
 logger = logging.getLogger(__name__)
 
-NEW_MODULES_FILE = "new_modules.safetensors"
 ACCURACY_THRESHOLD = 0.5
 
 
@@ -76,9 +73,9 @@ class HiVGTrainer(Trainer):
     ) -> None:
         if data_collator is None:
             data_collator = GroundingCollator(processing_class, seed=args.seed)
-        super().__init__(
-            model, args, data_collator, train_dataset, eval_dataset, processing_class=processing_class, **kwargs
-        )
+        # not given to transformers, which would copy the tokenizer's special ids into the model's config
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
+        self.processor = processing_class
         self.initial_accuracy = initial_accuracy
         self._term_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._term_steps = 0
@@ -251,7 +248,7 @@ class HiVGTrainer(Trainer):
         loader = DataLoader(
             EvaluationRows(without_image_decoding(rows)),
             batch_sampler=evaluation_shares(len(rows), args.eval_batch_size, args.process_index, args.world_size),
-            collate_fn=EvaluationCollator(self.processing_class),
+            collate_fn=EvaluationCollator(self.processor),
             num_workers=args.dataloader_num_workers,
         )
         found = np.zeros((len(rows), 4))
@@ -260,7 +257,7 @@ class HiVGTrainer(Trainer):
         for meta, inputs in loader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**self._prepare_inputs(inputs))
-            results = self.processing_class.post_process_grounding(outputs, [size for _, *size in meta])
+            results = self.processor.post_process_grounding(outputs, [size for _, *size in meta])
             for (index, *_), result in zip(meta, results):
                 if index >= 0:
                     found[index] = result["box"].numpy()
@@ -328,11 +325,14 @@ class HiVGTrainer(Trainer):
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """With adapters: a folder for each, and the bridge and head beside them."""
-        super()._save(output_dir, state_dict)
+        """With adapters: a folder for each, and the bridge and head beside them; otherwise as transformers."""
         model = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel) and self.args.should_save:
-            save_file(new_modules_state(model), Path(output_dir or self.args.output_dir) / NEW_MODULES_FILE)
+        if not isinstance(model, PeftModel) or state_dict is not None:
+            super()._save(output_dir, state_dict)
+            if self.processor is not None and self.args.should_save:
+                self.processor.save_pretrained(output_dir or self.args.output_dir)
+        if isinstance(model, PeftModel) and self.args.should_save and state_dict is None:
+            save_adapter_state(model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
@@ -342,7 +342,7 @@ class HiVGTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_best_model(self) -> None:
+    def load_best_weights(self) -> None:
         """Load `checkpoint-N` of the best step; without one, nothing beat the start and nothing is loaded."""
         if not self.state.best_global_step:
             return
@@ -352,6 +352,9 @@ class HiVGTrainer(Trainer):
             load_adapter_state(target, self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+    def _load_best_model(self) -> None:
+        self.load_best_weights()
 
 
 class EarlyStop(TrainerCallback):
@@ -405,40 +408,6 @@ def box_figures(boxes_xyxy: np.ndarray, rows: Any) -> dict[str, float]:
         "samples": int(named.sum()),
         "rows": len(targets),
     }
-
-
-def new_modules_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Bridge and `grounding_head` tensors of a model with adapters, by their names in the plain model."""
-    state = model.get_base_model().state_dict()
-    return {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        if is_new_parameter(name) and "lora_" not in name
-    }
-
-
-def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
-    """Load all adapters, the bridge and the head from a checkpoint folder; what trains stays as it is.
-
-    Raises:
-        FileNotFoundError: If the folder lacks an adapter of the model.
-        ValueError: If its tensors do not fit the model.
-    """
-    folder = Path(folder)
-    for name in model.peft_config:
-        path = folder / name / "adapter_model.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
-        loaded = set_peft_model_state_dict(model, load_file(path), adapter_name=name)
-        if loaded.unexpected_keys:
-            raise ValueError(f"{path} does not fit the model: {loaded.unexpected_keys[:3]} are unknown to it.")
-    new = load_file(folder / NEW_MODULES_FILE)
-    missing = set(new_modules_state(model)) - set(new)
-    unexpected = model.get_base_model().load_state_dict(new, strict=False).unexpected_keys
-    if missing or unexpected:
-        raise ValueError(
-            f"{folder / NEW_MODULES_FILE} does not fit the model: {sorted(missing | set(unexpected))[:3]}."
-        )
 
 
 def _step_seed(*parts: int) -> int:

@@ -1,0 +1,235 @@
+"""HiLoRA on disk: folders that plain PEFT and transformers calls read.
+
+    base/               CLIP, and bridge and head as at the end of the last stage      AutoModel.from_pretrained
+    adapters/<stage>/   low-rank terms only, active together on base/                  PeftModel.from_pretrained, ...
+    exports/<stage>/    stages 1..k as one adapter, with the bridge and head of then   PeftModel.from_pretrained
+    merged/             everything folded into a plain model                           AutoModel.from_pretrained
+
+Adapters are trained together with one bridge and head, so each folder records their hash, and `load_stages` refuses
+another base.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.save_and_load import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from .atomic import atomic_folder
+from .hilora import NEW_MODULES, is_new_parameter, merge_stages
+from .modeling.modeling_hivg import HiVGForVisualGrounding
+
+ADAPTER_FILE = "adapter_model.safetensors"
+NEW_MODULES_FILE = "new_modules.safetensors"
+RECORD_FILE = "hilora.json"
+
+
+def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, processor: Any = None) -> None:
+    """Write base/, adapters/, merged/ and, for the stage just finished, exports/<stage>/; each folder atomically.
+
+    Args:
+        model: With the adapters to publish active.
+        folder: Holds the four folders.
+        stage: Name of the finished stage, whose export is written; None writes no export (a rejected stage).
+        processor: Saved beside every model that can be used on its own.
+    """
+    folder = Path(folder)
+    save_base(model, folder / "base", processor)
+    for position, name in enumerate(model.base_model.active_adapters):
+        save_adapter(model, name, folder / "adapters" / name, base=folder / "base", position=position)
+    if stage is not None:
+        save_export(model, folder / "exports" / stage, base=folder / "base", processor=processor)
+    with atomic_folder(folder / "merged") as target:
+        merge_stages(copy.deepcopy(model)).save_pretrained(target)
+        if processor is not None:
+            processor.save_pretrained(target)
+
+
+def save_base(model: PeftModel, target: str | Path, processor: Any = None) -> None:
+    """Write the model without its adapters."""
+    base = model.get_base_model()
+    state = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if "lora_" not in name
+    }
+    with atomic_folder(target) as folder:
+        base.save_pretrained(folder, state_dict=state)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        _write_record(folder, bridge_and_head_sha256=bridge_and_head_hash(model))
+
+
+def save_adapter(model: PeftModel, name: str, target: str | Path, base: str | Path, position: int = 0) -> None:
+    """Write one adapter's low-rank terms, with the hash of the bridge and head that belong to it."""
+    with atomic_folder(target) as folder:
+        config = copy.deepcopy(model.peft_config[name])
+        config.base_model_name_or_path = str(Path(base).resolve())
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        save_file(_contiguous(get_peft_model_state_dict(model, adapter_name=name)), folder / ADAPTER_FILE)
+        _write_record(folder, bridge_and_head_sha256=bridge_and_head_hash(model), position=position)
+
+
+def save_export(model: PeftModel, target: str | Path, base: str | Path, processor: Any = None) -> None:
+    """Write all active adapters as one, with bridge and head in `modules_to_save`: what is shared.
+
+    `PeftModel.from_pretrained(base_model, target)` gives the model of this moment on any HiVG model with the same CLIP
+    weights.
+    """
+    config, state = concatenated_adapter(model)
+    config.base_model_name_or_path = str(Path(base).resolve())
+    config.modules_to_save = [name for name in NEW_MODULES if _has_module(model, name)]
+    state.update({f"base_model.model.{name}": tensor for name, tensor in new_modules_state(model).items()})
+    with atomic_folder(target) as folder:
+        config.save_pretrained(folder)
+        save_file(_contiguous(state), folder / ADAPTER_FILE)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        _write_record(folder, adapters=list(model.base_model.active_adapters))
+
+
+def concatenated_adapter(model: PeftModel) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """One adapter that equals the sum of the active ones: A stacked, B (times its scale) side by side.
+
+    Layers that fewer adapters reach are filled up with zeros to the common rank.
+
+    Returns:
+        Its configuration and its state dict by the names of a saved adapter.
+    """
+    names = list(model.base_model.active_adapters)
+    deepest = model.peft_config[names[-1]]
+    if len(names) == 1:
+        config = copy.deepcopy(deepest)
+        config.inference_mode = True
+        return config, get_peft_model_state_dict(model, adapter_name=names[0])
+    rank = sum(model.peft_config[name].r for name in names)
+    # a uniform scale of 1: each B carries its own alpha / r, so stages of different size and rsLoRA add up too
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, bias="none", target_modules=deepest.target_modules, inference_mode=True
+    )
+    state: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        present = [name for name in names if name in getattr(module, "lora_A", {})]
+        if not present:
+            continue
+        down = torch.cat([module.lora_A[name].weight for name in present])  # (r, d_in)
+        up = torch.cat([module.lora_B[name].weight * module.scaling[name] for name in present], dim=1)  # (d_out, r)
+        missing = rank - down.shape[0]
+        state[f"{path}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing))
+        state[f"{path}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing))
+    return config, state
+
+
+def load_stages(folder: str | Path) -> PeftModel:
+    """Load base/ with all of adapters/ active, in the order of their stages; nothing trains.
+
+    Raises:
+        FileNotFoundError: If base/ or adapters/ is not there.
+        ValueError: If an adapter was trained with another bridge and head than base/ has.
+    """
+    folder = Path(folder)
+    for part in ("base", "adapters"):
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
+    base = HiVGForVisualGrounding.from_pretrained(folder / "base", dtype=torch.float32)
+    records = {path.parent: json.loads(path.read_text()) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
+    if not records:
+        raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
+    digest = bridge_and_head_hash(base)
+    model: PeftModel | None = None
+    for path in sorted(records, key=lambda path: records[path]["position"]):
+        if records[path]["bridge_and_head_sha256"] != digest:
+            raise ValueError(
+                f"The adapter {path} was trained with another bridge and head than those in {folder / 'base'}: take "
+                "base/ and adapters/ of the same run and stage, or a folder of exports/, which holds its own."
+            )
+        if model is None:
+            model = PeftModel.from_pretrained(base, path, adapter_name=path.name)
+        else:
+            model.load_adapter(path, path.name)
+    assert model is not None
+    model.base_model.set_adapter(list(model.peft_config), inference_mode=True)
+    return model
+
+
+def bridge_and_head_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over the names and bytes of what HiVG adds to CLIP."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(new_modules_state(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def new_modules_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Bridge and `grounding_head` tensors on the CPU, by their names in the plain model."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return _contiguous(
+        {name: tensor for name, tensor in plain.state_dict().items() if is_new_parameter(name) and "lora_" not in name}
+    )
+
+
+def save_adapter_state(model: PeftModel, folder: str | Path) -> None:
+    """Write every adapter to a subfolder, and bridge and head beside them: all that HiLoRA trains."""
+    folder = Path(folder)
+    for name, config in model.peft_config.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(folder / name)
+        save_file(_contiguous(get_peft_model_state_dict(model, adapter_name=name)), folder / name / ADAPTER_FILE)
+    save_file(new_modules_state(model), folder / NEW_MODULES_FILE)
+
+
+def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
+    """Load what `save_adapter_state` wrote into a model with the same adapters; what trains stays as it is.
+
+    Raises:
+        FileNotFoundError: If the folder lacks an adapter of the model.
+        ValueError: If its tensors do not fit the model.
+    """
+    folder = Path(folder)
+    for name in model.peft_config:
+        path = folder / name / ADAPTER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
+        state = load_file(path)
+        expected = get_peft_model_state_dict(model, adapter_name=name)
+        _check_fit(path, state, expected)
+        set_peft_model_state_dict(model, state, adapter_name=name)
+    load_new_modules(model, folder)
+
+
+def load_new_modules(model: torch.nn.Module, folder: str | Path) -> None:
+    """Load the bridge and head that `save_adapter_state` wrote."""
+    path = Path(folder) / NEW_MODULES_FILE
+    state = load_file(path)
+    _check_fit(path, state, new_modules_state(model))
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain.load_state_dict(state, strict=False)
+
+
+def _check_fit(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    differing = sorted(set(state) ^ set(expected))
+    differing += sorted(name for name in set(state) & set(expected) if state[name].shape != expected[name].shape)
+    if differing:
+        raise ValueError(
+            f"{path} does not fit the model: {differing[0]}{' and others' * (len(differing) > 1)} differ in name or "
+            "shape; it was written for another model or other stages."
+        )
+
+
+def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _has_module(model: PeftModel, name: str) -> bool:
+    return any(path.split(".")[-1] == name for path, _ in model.get_base_model().named_modules())
+
+
+def _write_record(folder: Path, **content: Any) -> None:
+    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

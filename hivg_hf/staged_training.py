@@ -1,0 +1,302 @@
+"""Run a recipe: phase after phase, each with its own Trainer and folder, resumable after a kill at any moment.
+
+    RUN/
+      recipe.json               what runs here; another recipe in the same folder is refused
+      .lock                     held (flock) while a process trains here; the kernel drops it with the process
+      phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
+        result/                 its outcome; the phase is done when this folder exists (it appears whole)
+      base/ adapters/ exports/ merged/   what HiLoRA stages publish (hilora_folders.py)
+      model/                    the final plain model of a run without HiLoRA stages
+      results.json  training-curves.png
+
+Every phase starts from what the phase before wrote to disk, never from memory, so that an unbroken run and a resumed
+one take the same way and end with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from peft import PeftModel
+from transformers.trainer_utils import get_last_checkpoint
+
+from .atomic import atomic_folder
+from .hilora import HiLoraConfig, merge_stages, start_stage
+from .hilora_folders import load_adapter_state, publish_stages, save_adapter_state
+from .modeling.configuration_hivg import HiVGConfig
+from .modeling.modeling_hivg import HiVGForVisualGrounding
+from .modeling.processing_hivg import HiVGProcessor
+from .recipe import PhaseRecipe, Recipe
+from .run_folder import check_disk, check_writable, claim_folder, folder_lock
+from .trainer import HiVGTrainer, box_figures
+from .training_report import library_versions, write_curves, write_json
+from .training_setup import (
+    RowCache,
+    build_arguments,
+    build_collator,
+    build_model,
+    build_processor,
+    count_parameters,
+    set_trainable,
+)
+
+logger = logging.getLogger(__name__)
+
+OUTCOME_FILE = "phase.json"
+
+
+class StagedTraining:
+    """All phases of one recipe in one folder.
+
+    Args:
+        recipe: What to train.
+        folder: Where; made if it is not there.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str | Path) -> None:
+        self.recipe, self.folder = recipe, Path(folder)
+        self.rows = RowCache()
+        self.state = PartialState()
+
+    def run(self) -> dict[str, Any]:
+        """Train every phase that is not done yet and write the results.
+
+        Returns:
+            The content of results.json.
+
+        Raises:
+            RuntimeError: If another process trains in this folder.
+            ValueError: If the folder holds a run of another recipe.
+            OSError: If the folder cannot be written or the disk is too small.
+            NonFiniteLossError: If a loss or gradient is not finite; the message names the last good checkpoint.
+        """
+        with folder_lock(self.folder) if self.state.is_main_process else nullcontext():
+            if self.state.is_main_process:
+                check_writable(self.folder)
+                claim_folder(self.folder, self.recipe)
+            self.state.wait_for_everyone()
+            for number, phase in enumerate(self.recipe.phases):
+                if not self._outcome(number).is_file():
+                    self._run_phase(number, phase)
+                if phase.train == "lora":
+                    self._publish(number)
+            return self._finish()
+
+    # ---- one phase ----
+
+    def _run_phase(self, number: int, phase: PhaseRecipe) -> None:
+        folder = self._phase_folder(number)
+        if self.state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        self.state.wait_for_everyone()
+        set_seed(self.recipe.seed + 1000 * number)  # new weights of this phase: the same on every process and start
+        model, processor = self._load_start(number)
+        evaluates = self.recipe.data.validation is not None and phase.train != "pretrain"
+        trainer = self._trainer(phase, folder, model, processor, evaluates)
+        if evaluates:
+            trainer.initial_accuracy = self._start_accuracy(folder, trainer)
+        if self.state.is_main_process:
+            check_disk(self.folder, model)
+        with training_config(_plain(model).config, self.recipe, phase):
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        outcome = choose_weights(phase, trainer)
+        if outcome["kept"] == "before":
+            model, processor = self._load_start(number, new_stage=False)
+        if self.state.is_main_process:
+            self._write_result(number, model, processor, outcome)
+        self.state.wait_for_everyone()
+
+    def _trainer(
+        self, phase: PhaseRecipe, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
+    ) -> HiVGTrainer:
+        recipe, trained = self.recipe, model
+        if phase.train == "pretrain":
+            from .pretraining import PretrainingModel
+
+            trained = PretrainingModel(model, **phase.options)
+        return HiVGTrainer(
+            trained,
+            build_arguments(recipe, phase, folder, evaluates),
+            data_collator=build_collator(recipe, phase, processor),
+            train_dataset=self.rows.training_rows(recipe, phase),
+            eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
+            processing_class=processor,
+        )
+
+    def _start_accuracy(self, folder: Path, trainer: HiVGTrainer) -> float:
+        """Accuracy before the first step, measured once and remembered over restarts."""
+        path = folder / "start.json"
+        if not path.is_file():
+            metrics = trainer.evaluate()
+            if self.state.is_main_process:
+                write_json(path, metrics)
+            self.state.wait_for_everyone()
+        return float(json.loads(path.read_text())["eval_accuracy"])
+
+    def _write_result(self, number: int, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
+        """Write result/, whole or not at all; the phase's checkpoints are no longer needed then."""
+        with atomic_folder(self._phase_folder(number) / "result") as folder:
+            if isinstance(model, PeftModel):
+                save_adapter_state(model, folder)
+            elif outcome["train"] != "lora":  # with the first stage rejected there is no adapter, and nothing changed
+                model.save_pretrained(folder)
+                processor.save_pretrained(folder)
+            write_json(folder / OUTCOME_FILE, outcome)
+        for checkpoint in self._phase_folder(number).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _publish(self, number: int) -> None:
+        """Write what a finished HiLoRA stage publishes, unless that was done before a restart."""
+        marker = self._phase_folder(number) / "published"
+        if self.state.is_main_process and not marker.is_file():
+            model, processor = self._load_start(number + 1, new_stage=False)
+            kept = json.loads(self._outcome(number).read_text())["kept"] == "after"
+            if isinstance(model, PeftModel):
+                publish_stages(model, self.folder, self.recipe.phases[number].name if kept else None, processor)
+            else:
+                self._save_model(model, processor, "merged")
+            marker.touch()
+        self.state.wait_for_everyone()
+
+    def _save_model(self, model: Any, processor: HiVGProcessor, name: str) -> None:
+        with atomic_folder(self.folder / name) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    # ---- where phases start and end ----
+
+    def _phase_folder(self, number: int) -> Path:
+        return self.folder / "phases" / f"{number + 1:02d}-{self.recipe.phases[number].name}"
+
+    def _outcome(self, number: int) -> Path:
+        return self._phase_folder(number) / "result" / OUTCOME_FILE
+
+    def _load_start(self, number: int, new_stage: bool = True) -> tuple[Any, HiVGProcessor]:
+        """Model and processor as phase `number` finds them (one past the last: as the run ends).
+
+        A `lora` phase finds the adapters of the stages before it and, with `new_stage`, its own.
+        """
+        plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
+        if plain:
+            source = self._phase_folder(plain[-1]) / "result"
+            model: Any = HiVGForVisualGrounding.from_pretrained(source, dtype=torch.float32)
+            processor = HiVGProcessor.from_pretrained(source)
+        else:
+            model = build_model(self.recipe.model)
+            processor = build_processor(self.recipe.model, model.config)
+        if number and self.recipe.phases[number - 1].train == "lora":
+            model = self._with_adapters(model, number - 1)
+        if number < len(self.recipe.phases):
+            kind = self.recipe.phases[number].train
+            if kind == "lora" and new_stage:
+                model = start_stage(model, self._hilora(), self._stage_of(number))
+            elif kind in ("heads", "all"):
+                set_trainable(model, kind)
+        return model, processor
+
+    def _with_adapters(self, model: Any, number: int) -> Any:
+        """The model with the adapters, bridge and head of the result of the `lora` phase `number`."""
+        config, result = self._hilora(), self._phase_folder(number) / "result"
+        for stage in range(1, self._stage_of(number) + 1):
+            if (result / config.adapter_name(stage)).is_dir():
+                model = start_stage(model, config, stage)
+        if isinstance(model, PeftModel):
+            load_adapter_state(model, result)
+        return model
+
+    def _stage_of(self, number: int) -> int:
+        return 1 + sum(phase.train == "lora" for phase in self.recipe.phases[:number])
+
+    def _hilora(self) -> HiLoraConfig:
+        config = self.recipe.hilora_config()
+        assert config is not None
+        return config
+
+    # ---- the end ----
+
+    def _finish(self) -> dict[str, Any]:
+        """Measure the tests on the final model, write it, the results and the curves."""
+        path = self.folder / "results.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        model, processor = self._load_start(len(self.recipe.phases))
+        if isinstance(model, PeftModel):
+            model = merge_stages(model)
+        has_stages = self.recipe.hilora_config() is not None
+        results = {
+            "recipe": self.recipe.to_dict(),
+            "model": "merged" if has_stages else "model",
+            "phases": [json.loads(self._outcome(number).read_text()) for number in range(len(self.recipe.phases))],
+            "tests": self._measure_tests(model, processor),
+            "versions": library_versions(),
+        }
+        if self.state.is_main_process:
+            if not has_stages:
+                self._save_model(model, processor, "model")
+            write_curves(self.folder / "training-curves.png", results["phases"])
+            write_json(path, results)
+        self.state.wait_for_everyone()
+        return results
+
+    def _measure_tests(self, model: Any, processor: HiVGProcessor) -> dict[str, dict[str, float]]:
+        if not self.recipe.data.tests:
+            return {}
+        arguments = build_arguments(self.recipe, self.recipe.phases[-1], self.folder / "phases", evaluates=False)
+        trainer = HiVGTrainer(model, arguments, processing_class=processor)
+        rows = {name: self.rows.load(spec) for name, spec in self.recipe.data.tests.items()}
+        return {name: box_figures(trainer.predict_boxes(split), split) for name, split in rows.items()}
+
+
+def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer) -> dict[str, Any]:
+    """Load the best weights of a finished phase into its model, or say that those it began with are to be kept.
+
+    Returns:
+        The phase's outcome: what was kept and why, its accuracies, its parameters by part, its log.
+    """
+    state, before = trainer.state, trainer.initial_accuracy
+    outcome: dict[str, Any] = {"name": phase.name, "train": phase.train, "kept": "after"}
+    if before is None:
+        outcome["why"] = "no validation data to choose by: the last weights are kept"
+    elif phase.keep == "last":
+        outcome["why"] = "the recipe keeps the last weights"
+    elif state.best_global_step:
+        trainer.load_best_weights()
+        outcome["why"] = f"accuracy {state.best_metric:.4f} at step {state.best_global_step} beats {before:.4f}"
+    else:
+        outcome |= {"kept": "before", "why": f"no evaluation beat the accuracy {before:.4f} it began with"}
+    return outcome | {
+        "steps": state.global_step,
+        "accuracy_before": before,
+        "accuracy_best": state.best_metric if before is not None else None,
+        "best_step": state.best_global_step,
+        "parameters": {part: list(counts) for part, counts in count_parameters(trainer.model).items()},
+        "log": state.log_history,
+    }
+
+
+@contextmanager
+def training_config(config: HiVGConfig, recipe: Recipe, phase: PhaseRecipe) -> Iterator[None]:
+    """The phase's loss weights and the run's way of taking negatives, while the phase trains and no longer."""
+    own = (config.loss_weights, config.contrastive_gather)
+    config.loss_weights = {**config.loss_weights, **(phase.loss_weights or {})}
+    if recipe.contrastive_gather is not None:
+        config.contrastive_gather = recipe.contrastive_gather
+    try:
+        yield
+    finally:
+        config.loss_weights, config.contrastive_gather = own
+
+
+def _plain(model: Any) -> HiVGForVisualGrounding:
+    return model.get_base_model() if isinstance(model, PeftModel) else model

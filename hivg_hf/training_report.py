@@ -1,0 +1,97 @@
+"""What a run leaves to be read: results.json and a picture of its curves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from .atomic import atomic_path
+from .import_utils import is_package_available
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("hivg_hf", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, with every number as it is (no NaN)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the outcome."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # hivg_hf itself, in a checkout that is not installed
+    return found
+
+
+def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
+    """Draw loss, its terms and held-out accuracy over the steps of all phases, one after the other.
+
+    Returns:
+        The picture's path, or None where matplotlib is not installed.
+    """
+    if not is_package_available("matplotlib"):
+        logger.warning("matplotlib is not installed, so no curves are drawn; pip install 'hivg_hf[plots]'")
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    losses, terms, accuracy = figure.subplots(3, 1, sharex=True)
+    starts = _phase_starts(phases)
+    series = _series(phases, starts)
+    losses.plot(*zip(*series.pop("loss", [(0, float("nan"))])), color="black", linewidth=1.2)
+    for name in sorted(series):
+        if name.startswith("loss_"):
+            terms.plot(*zip(*series[name]), linewidth=1.0, label=name.removeprefix("loss_"))
+    for name, style in (("eval_accuracy", "o-"), ("eval_mean_iou", ".--")):
+        if name in series:
+            accuracy.plot(*zip(*series[name]), style, markersize=4, linewidth=1.0, label=_LABELS[name])
+    for axes, title in ((losses, "loss"), (terms, "loss terms, unweighted"), (accuracy, "held-out data")):
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+        for start, phase in zip(starts, phases):
+            axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
+            if axes is losses:
+                label = phase["name"] + (" (rejected)" if phase["kept"] == "before" else "")
+                axes.text(start, 1.02, f" {label}", transform=axes.get_xaxis_transform(), fontsize=8)
+    if terms.lines:
+        terms.set_yscale("log")
+        terms.legend(fontsize=7, ncols=4)
+    accuracy.set_ylim(0, 1)
+    if accuracy.lines:
+        accuracy.legend(fontsize=8)
+    accuracy.set_xlabel("optimizer steps")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path
+
+
+_LABELS = {"eval_accuracy": "accuracy at IoU 0.5", "eval_mean_iou": "mean IoU"}
+
+
+def _phase_starts(phases: list[dict[str, Any]]) -> list[int]:
+    starts = [0]
+    for phase in phases:
+        starts.append(starts[-1] + phase["steps"])
+    return starts[:-1]
+
+
+def _series(phases: list[dict[str, Any]], starts: list[int]) -> dict[str, list[tuple[int, float]]]:
+    series: dict[str, list[tuple[int, float]]] = {}
+    for start, phase in zip(starts, phases):
+        if phase.get("accuracy_before") is not None:
+            series.setdefault("eval_accuracy", []).append((start, phase["accuracy_before"]))
+        for entry in phase["log"]:
+            for name, value in entry.items():
+                if name.startswith(("loss", "eval_accuracy", "eval_mean_iou")):
+                    series.setdefault(name, []).append((start + entry["step"], value))
+    return series
