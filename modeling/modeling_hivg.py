@@ -296,15 +296,17 @@ class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
 
     def forward(self, pixel_values: torch.Tensor, patch_index: torch.Tensor | None = None) -> torch.Tensor:
         """pixel_values (B, 3, S, S), patch_index (B, P) or None for all -> (B, 1 + P, V)."""
-        patches = self.cut_patches(pixel_values)  # (B, N, 3 * p * p)
         positions = self.patch_positions(pixel_values.shape[-1] // self.patch_size)  # (N, V)
-        if patch_index is not None:
-            index = patch_index.clamp(min=0)
-            patches = patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))  # (B, P, 3 * p * p)
-            positions = positions[index]  # (B, P, V)
         weight = self.patch_embedding.weight
-        # A convolution whose stride is its kernel is a matrix product over cut patches.
-        embeddings = F.linear(patches.to(weight.dtype), weight.flatten(1)) + positions  # (B, P, V)
+        pixel_values = pixel_values.to(weight.dtype)
+        if patch_index is None:  # CLIP's own convolution, so that its rounding is CLIP's, too
+            embeddings = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2) + positions  # (B, N, V)
+        else:
+            index = patch_index.clamp(min=0)
+            patches = self.cut_patches(pixel_values)  # (B, N, 3 * p * p)
+            patches = patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))  # (B, P, 3 * p * p)
+            # A convolution whose stride is its kernel is a matrix product over cut patches.
+            embeddings = F.linear(patches, weight.flatten(1)) + positions[index]  # (B, P, V)
         cls = (self.class_embedding + self.position_embedding.weight[0]).expand(len(embeddings), 1, -1)
         return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
 
