@@ -1,0 +1,205 @@
+"""`hivg ground`: find what expressions name in images, print it, draw it.
+
+    hivg ground street.jpg "the man in blue" "the dog"
+    hivg ground photos/ "the man in blue" --out grounded
+    hivg ground 'photos/**/*.jpg' "the dog" --json > found.jsonl
+    producer | hivg ground - --out grounded
+
+Exit status: 0 all answered, 1 some images could not be used, 2 nothing could be done.
+"""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from .. import TINY_CHECKPOINT
+from ..grounding_files import (
+    Question,
+    ResultsFile,
+    find_images,
+    is_url,
+    read_questions,
+    split_images_and_expressions,
+)
+from ..grounding_run import Asker, PictureWriter
+from ..inference import answer_as_json, load_pipeline
+from . import EXIT_STATUS_ON_ERROR, run_verb
+
+EXIT_STATUS_SOME_FAILED = 1
+RESULTS_NAME = "results.jsonl"
+
+
+def ground(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE EXPRESSION...",
+            help="An image file, folder, URL or quoted pattern, then what to find in it. '-' as the image reads JSON "
+            'Lines from standard input, {"image": ..., "expressions": [...]}. Further existing image files may '
+            "stand before the expressions, as a shell writes them for an unquoted pattern.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="For one image the picture to write, else a folder for pictures and results.jsonl. A run that is "
+            "started again with the same folder leaves out what is done. "
+            "Default: NAME.grounded.png, or the folder 'grounded'."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON Lines, one per image, and nothing else.")
+    ] = False,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Draw nothing; answers only.")] = False,
+    mask: Annotated[bool, typer.Option("--mask", help="Find the object's pixels too, not only its box.")] = False,
+    heatmap: Annotated[
+        bool, typer.Option("--heatmap", help="Also draw how similar each place is to the expression.")
+    ] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Also draw which words each bridge reads where.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Pairs of image and expression per pass.", min=1)] = 8,
+    num_workers: Annotated[int, typer.Option(help="Processes that open images beside the model.", min=0)] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
+    ] = False,
+) -> None:
+    """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
+    images, expressions = split_images_and_expressions(arguments)
+    from_lines = images == ["-"]
+    found, single = ([], False) if from_lines else find_images(images, recursive)
+    if not from_lines and not expressions:
+        raise ValueError("Say what to find after the image, as in: hivg ground street.jpg 'the man in blue'")
+    single = single and not (out is not None and out.is_dir())
+    target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
+    name = model or TINY_CHECKPOINT
+    keep_results = not single and (out is not None or not no_pictures)
+    results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
+    pipe = load_pipeline(name, device, dtype, trust_remote_code)
+    writer = None if no_pictures else PictureWriter(pipe, target, single, heatmap, layers)
+    options = {
+        "mask": mask,
+        "heatmap": heatmap and writer is not None,
+        "threshold": threshold,
+        "batch_size": batch_size,
+    }
+    report = Report(results, writer, as_json, single)
+    questions: Any
+    if from_lines:
+        questions = report.usable(read_questions(sys.stdin, expressions))
+    else:
+        inside = target.resolve()  # pictures of an earlier run are no questions of this one
+        asked = [Question(image, tuple(expressions), picture) for image, picture in found]
+        asked = [q for q in asked if single or is_url(q.image) or not Path(q.image).resolve().is_relative_to(inside)]
+        questions = report.not_done(asked)
+    _show_warnings_as_lines()
+    with Asker(pipe, num_workers, **options) as asker:
+        report.follow(asker, questions)
+    if report.failed:
+        raise typer.Exit(EXIT_STATUS_ON_ERROR if report.answered + report.skipped == 0 else EXIT_STATUS_SOME_FAILED)
+
+
+class Report:
+    """Prints, draws and records answers as they come, and counts."""
+
+    def __init__(self, results: ResultsFile | None, writer: PictureWriter | None, as_json: bool, single: bool):
+        self.results = results
+        self.writer = writer
+        self.as_json = as_json
+        self.single = single
+        self.answered = self.failed = self.skipped = 0
+
+    def not_done(self, questions: list[Question]) -> list[Question]:
+        """The questions that an earlier run into the same folder has not answered."""
+        if self.results is None:
+            return questions
+        left = [question for question in questions if not self.results.is_done(question, self.writer is not None)]
+        self.skipped = len(questions) - len(left)
+        return left
+
+    def usable(self, questions: Iterator[Question | ValueError]) -> Iterator[Question]:
+        """Questions of a stream that can and need be asked; lines that cannot be read are reported."""
+        for question in questions:
+            if isinstance(question, ValueError):
+                self._fail(str(question))
+            elif self.not_done([question]):
+                yield question
+
+    def follow(self, asker: Asker, questions: Any) -> None:
+        total = len(questions) if isinstance(questions, list) else None
+        start = time.monotonic()
+        with tqdm(total=total, unit=" images", disable=self.single, file=sys.stderr) as bar:
+            try:
+                for question, answer in asker.ask(questions):
+                    self._take(asker, question, answer)
+                    bar.update()
+            finally:
+                if self.results is not None:
+                    self.results.close()
+        if not self.single:
+            self._summarize(time.monotonic() - start)
+
+    def _take(self, asker: Asker, question: Question, answer: dict[str, Any]) -> None:
+        row: dict[str, Any] = {"image": question.image}
+        if "error" in answer:
+            row |= answer
+            self._fail(answer["error"])
+        else:
+            self.answered += 1
+            drawn = self.writer.write(question, asker.local_image(question), answer["results"]) if self.writer else []
+            row["results"] = [answer_as_json(result) for result in answer["results"]]
+            row["picture"] = str(drawn[0]) if drawn else None
+            if not self.as_json:
+                tqdm.write(_as_text(question, answer["results"], drawn), file=sys.stdout)
+        if self.as_json:
+            tqdm.write(json.dumps(row, ensure_ascii=False), file=sys.stdout)
+        if self.results is not None:
+            self.results.add(row)
+
+    def _fail(self, sentence: str) -> None:
+        self.failed += 1
+        tqdm.write(f"hivg: {sentence}", file=sys.stderr)
+
+    def _summarize(self, seconds: float) -> None:
+        counts = f"{self.answered} images in {seconds:.1f} s ({self.answered / max(seconds, 1e-9):.1f} images/s)"
+        more = [f"{self.failed} failed"] if self.failed else []
+        more += [f"{self.skipped} were done before"] if self.skipped else []
+        place = f"; results in {self.results.path.resolve()}" if self.results is not None else ""
+        tqdm.write(f"hivg: {', '.join([counts, *more])}{place}", file=sys.stderr)
+
+
+def _as_text(question: Question, results: Sequence[dict[str, Any]], drawn: Sequence[Path]) -> str:
+    lines = [question.image]
+    for result in results:
+        box = "  ".join(f"{side} {value:7.1f}" for side, value in result["box"].items())
+        score = "  --" if result["score"] is None else f"{result['score']:.2f}"
+        missing = "" if result.get("found", True) else "  (not found: below the threshold)"
+        lines.append(f"  {score}  {box}  {result['expression']}{missing}")
+    return "\n".join([*lines, *(f"  wrote {path}" for path in drawn)])
+
+
+def _show_warnings_as_lines() -> None:
+    """A warning is a sentence for the reader of the terminal; the place in our code that gave it says nothing."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        tqdm.write(f"hivg: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def main() -> None:
+    run_verb("ground")

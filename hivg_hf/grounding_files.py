@@ -1,0 +1,192 @@
+"""Files in and out of `hivg ground`: which images are asked what, and the results file that lets a run go on."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+# Suffixes that annotated pictures keep; pictures in other formats become PNG files.
+KEPT_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image and what is asked of it.
+
+    Attributes:
+        image: path or URL.
+        expressions: at least one.
+        name: relative path of its annotated picture in an output folder.
+    """
+
+    image: str
+    expressions: tuple[str, ...]
+    name: str
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def split_images_and_expressions(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The first argument is an image; so are those after it that are existing image files.
+
+    A shell turns an unquoted `photos/*.jpg` into many arguments, of which only the first would be taken otherwise.
+    """
+    count = 1
+    while count < len(arguments) and _is_image_file(arguments[count]):
+        count += 1
+    return list(arguments[:count]), list(arguments[count:])
+
+
+def find_images(arguments: Iterable[str], recursive: bool = False) -> tuple[list[tuple[str, str]], bool]:
+    """Files, folders, patterns and URLs -> (image, name for its picture) in order, and whether it is one plain image.
+
+    Args:
+        arguments: what was asked for; `**` in a pattern matches folders in folders.
+        recursive: whether folders are searched to their depth.
+
+    Raises:
+        FileNotFoundError: a folder holds no image, or a pattern matches none.
+    """
+    found: dict[str, str] = {}
+    plain = True
+    for argument in arguments:
+        if is_url(argument):
+            found[argument] = url_name(argument)
+        elif os.path.isdir(argument):
+            plain = False
+            paths = _images_in(argument, recursive)
+            if not paths:
+                raise FileNotFoundError(f"There is no image in the folder '{argument}'.")
+            found.update((path, os.path.relpath(path, argument)) for path in paths)
+        elif glob.has_magic(argument) and not os.path.exists(argument):
+            plain = False
+            paths = sorted(path for path in glob.glob(argument, recursive=True) if _is_image_file(path))
+            if not paths:
+                raise FileNotFoundError(f"No image matches the pattern '{argument}'.")
+            root = argument[: min(argument.find(sign) for sign in "*?[" if sign in argument)]
+            found.update((path, os.path.relpath(path, os.path.dirname(root) or ".")) for path in paths)
+        else:
+            found[argument] = _safe_name(argument)  # whether it is there, and an image, shows when it is opened
+    return list(found.items()), plain and len(found) == 1
+
+
+def read_questions(lines: Iterable[str], expressions: Sequence[str]) -> Iterator[Question | ValueError]:
+    """JSON Lines `{"image": ..., "expression" | "text" | "expressions": ...}` -> questions, read as they come.
+
+    Args:
+        lines: the lines; blank ones are skipped.
+        expressions: what is asked of images whose line asks nothing.
+
+    Yields:
+        A question, or, for a line that cannot be used, the error that says why.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            asked = next((row[key] for key in ("expressions", "expression", "text") if key in row), list(expressions))
+            asked = [asked] if isinstance(asked, str) else asked
+            if not isinstance(row["image"], str) or not asked or not all(isinstance(text, str) for text in asked):
+                raise TypeError
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
+            yield ValueError(
+                f"Line {number} must be like "
+                '{"image": "street.jpg", "expressions": ["the man in blue"]}, got: ' + line.strip()[:80]
+            )
+            continue
+        name = url_name(row["image"]) if is_url(row["image"]) else _safe_name(row["image"])
+        yield Question(row["image"], tuple(asked), name)
+
+
+def picture_path(folder: Path, name: str, ending: str = "") -> Path:
+    """Where the picture drawn for an image called `name` goes; `ending` tells several pictures of one image apart."""
+    path = folder / name
+    suffix = path.suffix if path.suffix.lower() in KEPT_SUFFIXES else path.suffix + ".png"
+    if ending:
+        suffix = f".{ending}{suffix}"
+    return path.with_name(path.stem + suffix)
+
+
+class ResultsFile:
+    """JSON Lines, one per image, appended as answers come; what is already there need not be asked again.
+
+    A line counts as done when image, expressions and model are the same and its picture still exists. Lines of images
+    that failed are kept as a record and tried again. A last line that a killed process left unfinished is cut off.
+    """
+
+    def __init__(self, path: Path, model: str):
+        self.path = path
+        self.model = model
+        self._done: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+        self._file: IO[str] | None = None
+        if path.exists():
+            self._read()
+
+    def is_done(self, question: Question, needs_picture: bool) -> bool:
+        row = self._done.get((question.image, question.expressions))
+        if row is None or row.get("model") != self.model:
+            return False
+        return not needs_picture or (row.get("picture") is not None and os.path.exists(row["picture"]))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row and hand it to the operating system, so that a killed process loses none that it added."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps({**row, "model": self.model}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def _read(self) -> None:
+        whole = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                row = json.loads(line)
+                if "results" in row:
+                    asked = tuple(result["expression"] for result in row["results"])
+                    self._done[(row["image"], asked)] = row
+        if whole < self.path.stat().st_size:
+            with self.path.open("rb+") as file:
+                file.truncate(whole)
+
+
+def _is_image_file(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(path)
+
+
+def _images_in(folder: str, recursive: bool) -> list[str]:
+    if not recursive:
+        return sorted(entry.path for entry in os.scandir(folder) if _is_image_file(entry.path))
+    paths = (os.path.join(parent, file) for parent, _, files in os.walk(folder) for file in files)
+    return sorted(path for path in paths if _is_image_file(path))
+
+
+def _safe_name(path: str) -> str:
+    """A relative path that stays inside the output folder: other places are told apart by a hash of their path."""
+    if not os.path.isabs(path) and ".." not in Path(path).parts:
+        return os.path.normpath(path)
+    return f"{_digest(os.path.dirname(os.path.abspath(path)))}-{os.path.basename(path)}"
+
+
+def url_name(url: str) -> str:
+    return f"{_digest(url)}-{PurePosixPath(url.partition('?')[0]).name or 'image'}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

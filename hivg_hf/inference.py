@@ -1,0 +1,77 @@
+"""Open a checkpoint for grounding: what the command line, the web page and the scripts share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from .modeling.pipeline_hivg import VisualGroundingPipeline
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pipeline(
+    model: str | Path, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False
+) -> VisualGroundingPipeline:
+    """The grounding pipeline of a folder or Hub id, quietly.
+
+    Args:
+        model: a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
+        device: `"cpu"`, `"cuda:1"`, ...; by default the first accelerator, or the CPU.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`; by default that of the checkpoint.
+        trust_remote_code: run the code that a Hub repository brings instead of this package's.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no model in it.
+        ValueError: the folder holds another kind of model, or `dtype` is unknown.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    name = str(model)
+    _check_model_name(name)
+    was_shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        # An adapter folder has no config of its own: `pipeline` finds its base.
+        if not (Path(name) / "adapter_config.json").exists():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            if config.model_type != "hivg":
+                raise ValueError(f"'{name}' is a {config.model_type} model; a HiVG model was expected.")
+        return transformers.pipeline(
+            "visual-grounding",
+            model=name,
+            device=device,
+            dtype=DTYPES[dtype] if dtype else "auto",
+            trust_remote_code=trust_remote_code,
+        )
+    except OSError as error:
+        # Some of the library's messages run over many lines, all but the first general advice.
+        raise FileNotFoundError(f"No model could be opened at '{name}': {str(error).splitlines()[0]}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if was_shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_model_name(name: str) -> None:
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise FileNotFoundError(f"The folder '{name}' holds no model: it has no config.json.")
+    elif folder.exists():
+        raise FileNotFoundError(f"'{name}' is a file; a model is a folder or a Hub id such as 'user/model'.")
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"There is no model folder '{name}'.")
+
+
+def answer_as_json(result: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline result as values that JSON can hold: the mask as COCO run lengths, no heat map."""
+    plain = {key: value for key, value in result.items() if key not in ("mask", "heatmap")}
+    if result.get("mask") is not None:
+        from .data.schema import encode_mask  # needs pycocotools, which only masks in JSON ask for
+
+        plain["mask"] = encode_mask(result["mask"])
+    return plain

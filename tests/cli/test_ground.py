@@ -1,0 +1,218 @@
+"""`hivg ground`: what it prints, what it writes, how it goes on after bad images and after being stopped."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.cli import main
+from hivg_hf.grounding_files import (
+    ResultsFile,
+    find_images,
+    picture_path,
+    read_questions,
+    split_images_and_expressions,
+)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model_folder(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three pictures, one of them in a folder of its own, beside a file that is no picture."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in {"a.png": (60, 90), "b.jpg": (90, 60), "more/c.png": (64, 64)}.items():
+        PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    return Path("photos")
+
+
+@pytest.fixture
+def run(model_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run_ground(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            main(["ground", *arguments, "--model", model_folder, "--device", "cpu"])
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run_ground
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_one_image_prints_boxes_and_the_path_of_its_picture(run: Run, photos: Path) -> None:
+    status, out, _ = run("photos/a.png", "the star", "the red")
+    assert status == 0
+    assert out.count("xmin") == 2
+    assert "the star" in out
+    path = Path(out.strip().splitlines()[-1].removeprefix("  wrote "))
+    assert path.is_absolute()
+    assert path.name == "a.grounded.png"
+    assert PIL.Image.open(path).size == (480, 320)
+
+
+def test_json_holds_what_the_pipeline_gives(run: Run, photos: Path, model_folder: str) -> None:
+    status, out, _ = run("photos/a.png", "the star", "--json", "--out", "found.png", "--threshold", "0")
+    row = rows(out)[0]
+    assert status == 0
+    assert row["image"] == "photos/a.png"
+    assert row["picture"] == str(Path("found.png").resolve())
+    from transformers import pipeline
+
+    expected = pipeline("visual-grounding", model=model_folder, device="cpu")(
+        "photos/a.png", ["the star"], threshold=0
+    )
+    assert row["results"] == [pytest.approx({**expected[0], "box": pytest.approx(expected[0]["box"])})]
+
+
+def test_heat_map_and_layers_are_written_beside_the_picture(run: Run, photos: Path) -> None:
+    status, out, _ = run("photos/a.png", "the star", "--heatmap", "--layers", "--mask", "--out", "x/found.png")
+    assert status == 0
+    written = [Path(line.removeprefix("  wrote ")) for line in out.splitlines() if "wrote" in line]
+    assert [path.name for path in written] == ["found.png", "found.heatmap.png", "found.layers-1.png"]
+    assert all(PIL.Image.open(path).width >= 300 for path in written)
+
+
+def test_a_folder_gives_a_folder_of_pictures_and_results(run: Run, photos: Path) -> None:
+    status, _, err = run("photos", "the star", "-r", "--out", "done")
+    assert status == 0
+    assert "images/s" in err
+    assert {str(path.relative_to("done")) for path in Path("done").rglob("*.*")} == {
+        "a.png",
+        "b.jpg",
+        "more/c.png",
+        "results.jsonl",
+    }
+    found = rows(Path("done/results.jsonl").read_text())
+    assert [row["image"] for row in found] == ["photos/a.png", "photos/b.jpg", "photos/more/c.png"]
+
+
+def test_a_second_run_leaves_out_what_is_done(run: Run, photos: Path) -> None:
+    run("photos/a.png", "photos/b.jpg", "the star", "--out", "done")
+    before = Path("done/results.jsonl").read_text()
+    with Path("done/results.jsonl").open("a") as file:
+        file.write('{"image": "photos/more/c.png", "resul')  # what a killed process may leave
+    os.remove(next(Path("done").rglob("b.jpg")))
+    status, out, err = run("photos", "the star", "-r", "--out", "done")
+    assert status == 0
+    assert "1 were done before" in err
+    assert "photos/a.png" not in out
+    after = rows(Path("done/results.jsonl").read_text())
+    assert before in Path("done/results.jsonl").read_text()
+    assert [row["image"] for row in after] == ["photos/a.png", "photos/b.jpg", "photos/b.jpg", "photos/more/c.png"]
+    status, _, err = run("photos", "another star", "-r", "--out", "done")
+    assert "done before" not in err
+
+
+def test_one_bad_image_is_reported_and_the_rest_go_on(run: Run, photos: Path) -> None:
+    (photos / "bad.png").write_text("not a picture")
+    status, out, err = run("photos", "the star", "--json", "--no-pictures", "--num-workers", "1")
+    assert status == 1
+    found = {row["image"]: row for row in rows(out)}
+    assert "is not an image" in found["photos/bad.png"]["error"]
+    assert all("results" in found[f"photos/{name}"] for name in ("a.png", "b.jpg"))
+    assert "bad.png' is not an image" in err
+    assert "Traceback" not in err
+    assert not Path("grounded").exists()
+
+
+def test_json_lines_are_read_as_they_come(run: Run, photos: Path) -> None:
+    lines = [
+        '{"image": "photos/a.png", "expression": "the star"}',
+        "",
+        "no json",
+        '{"image": "photos/b.jpg"}',
+        '{"image": "absent.png", "text": ["the star", "the red"]}',
+    ]
+    status, out, err = run("-", "the blue", "--json", "--no-pictures", stdin="\n".join(lines))
+    assert status == 1
+    found = rows(out)
+    assert [[r["expression"] for r in row.get("results", [])] for row in found] == [["the star"], ["the blue"], []]
+    assert "Line 3 must be like" in err
+    assert "no image file 'absent.png'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos/a.png"], "Say what to find after the image"),
+        (["absent.png", "the star"], "There is no image file 'absent.png'."),
+        (["photos/*.gif", "the star"], "No image matches the pattern 'photos/*.gif'."),
+        (["photos/a.png", " "], "Expression 0 is blank"),
+        (["photos/a.png", "the star", "--dtype", "int8"], "dtype must be one of"),
+        (["photos/a.png", "the star", "--out", "found.xyz"], "end its name in .png or .jpg"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_status_2(
+    run: Run, photos: Path, arguments: list[str], message: str
+) -> None:
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert len([line for line in err.splitlines() if line.strip()]) == 1
+
+
+def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, message in {"./absent": "no model folder './absent'", str(photos): "holds no model"}.items():
+        with pytest.raises(SystemExit) as ended:
+            main(["ground", "photos/a.png", "the star", "--model", name])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_images_that_a_shell_expanded_are_images(photos: Path) -> None:
+    arguments = ["photos/a.png", "photos/b.jpg", "the star", "photos/a.png"]
+    assert split_images_and_expressions(arguments) == (arguments[:2], arguments[2:])
+    assert split_images_and_expressions(["absent.png", "x"]) == (["absent.png"], ["x"])
+
+
+def test_patterns_and_places_outside_keep_pictures_apart(photos: Path, tmp_path: Path) -> None:
+    assert find_images(["photos/**/*.png"]) == (
+        [("photos/a.png", "a.png"), ("photos/more/c.png", "more/c.png")],
+        False,
+    )
+    assert find_images(["photos/a.png"]) == ([("photos/a.png", "photos/a.png")], True)
+    outside, _ = find_images([str(tmp_path / "photos" / "a.png"), "../a.png", "http://example.org/x/a.png?size=1"])
+    names = [name for _, name in outside]
+    assert len(set(names)) == 3
+    assert all(not Path(name).is_absolute() and ".." not in name for name in names)
+    with pytest.raises(FileNotFoundError, match="no image in the folder"):
+        find_images([str(tmp_path)])
+
+
+def test_picture_names_never_collide() -> None:
+    names = ["a.png", "a.jpg", "a.webp", "a.tif", "b.JPG"]
+    assert len({picture_path(Path("out"), name) for name in names}) == len(names)
+    assert picture_path(Path("out"), "a.webp") == Path("out/a.webp.png")
+
+
+def test_results_of_another_model_are_not_taken_for_done(tmp_path: Path) -> None:
+    question = next(read_questions(['{"image": "a.png", "text": "x"}'], []))
+    first = ResultsFile(tmp_path / "results.jsonl", "one")
+    first.add({"image": "a.png", "results": [{"expression": "x"}], "picture": None})
+    first.close()
+    assert ResultsFile(tmp_path / "results.jsonl", "one").is_done(question, needs_picture=False)
+    assert not ResultsFile(tmp_path / "results.jsonl", "one").is_done(question, needs_picture=True)
+    assert not ResultsFile(tmp_path / "results.jsonl", "two").is_done(question, needs_picture=False)
