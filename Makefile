@@ -17,7 +17,7 @@ demo: .venv/.ready  ## render scenes, ground expressions in them, write pictures
 	$(BIN)/hivg demo
 
 test: .venv/.ready-dev  ## the tests, in minutes
-	$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS) --dist worksteal
+	$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadgroup
 
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow

@@ -10,12 +10,14 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
-# Runs in the other process. Its answers have a descriptor of their own: what libraries print does not mix with them.
+# Runs in the other process. Orders and answers have descriptors of their own: what libraries print does not mix with
+# them, and a library that asks a question finds nobody to answer.
 SERVE = """
 import json, os, sys, traceback
-answers = os.fdopen(os.dup(1), "w")
+orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.dup2(2, 1)
-for line in sys.stdin:
+for line in orders:
     order = json.loads(line)
     names = dict(order["names"])
     try:

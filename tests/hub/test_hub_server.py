@@ -1,15 +1,13 @@
 """The loopback Hub against the true client, with a plain CLIP: what the tests of sharing stand on."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hub_server import serve_hub
 from hub_state import Hub
 from interpreter import CodeFailedError, Interpreter
 
-USERS = {"hf_alice": "alice", "hf_bob": "bob"}
+pytestmark = pytest.mark.xdist_group("hub")
 
 UPLOAD = """
 import pathlib
@@ -28,28 +26,9 @@ with tempfile.TemporaryDirectory() as cache:
 """
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Hub, str]]:
-    with serve_hub(USERS) as hub_and_address:
-        yield hub_and_address
-
-
 @pytest.fixture
-def hub(served: tuple[Hub, str]) -> Hub:
-    """The Hub, emptied."""
-    served[0].repositories.clear()
-    served[0].requests.clear()
-    served[0].heal()
-    return served[0]
-
-
-@pytest.fixture(scope="module")
-def client(served: tuple[Hub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
-    folder = tmp_path_factory.mktemp("client")
-    environment = {"HF_ENDPOINT": served[1], "HF_HOME": str(folder), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    interpreter = Interpreter(folder, with_package=False, environment=environment)
-    yield interpreter
-    interpreter.close()
+def client(away: Interpreter) -> Interpreter:
+    return away
 
 
 def upload(client: Interpreter, repo_id: str, files: dict[str, str], token: str = "hf_alice", **options: bool) -> str:

@@ -1,0 +1,56 @@
+"""`hivg push FOLDER REPO_ID`: upload a model or an adapter to the Hub in one commit, and load it back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from . import run_verb
+
+
+def push(
+    folder: Annotated[
+        Path, typer.Argument(help="What save_pretrained wrote: a model with its processor, or an adapter.")
+    ],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; made where there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository visible to you alone.")] = False,
+    branch: Annotated[str, typer.Option(help="Branch to commit to, made from main where there is none.")] = "main",
+    message: Annotated[str, typer.Option(help="Title of the commit.")] = "Upload HiVG",
+    base: Annotated[
+        str | None,
+        typer.Option(help="For an adapter: the repository of its model, owner/name or owner/name@revision."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Commit on top of other files; weights and code there are replaced.")
+    ] = False,
+    check: Annotated[bool, typer.Option(help="Load what was pushed and ground a picture with it.")] = True,
+    token: Annotated[
+        str | None, typer.Option(help="Access token; by default HF_TOKEN or that of `hf auth login`.")
+    ] = None,
+) -> None:
+    """Upload a model folder to the Hub in one commit, and load it back.
+
+    Only the model's own files are sent: weights, processor, code, card. Nothing is visible before all of it is there.
+    """
+    from ..hub import push_folder
+
+    report = push_folder(
+        folder,
+        repo_id,
+        token=token,
+        private=private,
+        branch=branch,
+        message=message,
+        base=base,
+        update=update,
+        check=check,
+    )
+    console = Console(soft_wrap=True)
+    console.print(f"{report.repo_id} {'now holds' if report.changed else 'held already'} {len(report.files)} files.")
+    console.print(f"commit {report.commit}" + (", read back and working" if check else ", not read back"))
+
+
+def main() -> None:
+    """Run the verb with the arguments of the process."""
+    run_verb("push")

@@ -1,0 +1,139 @@
+"""Which files of a folder are the model's own: the only ones that may be uploaded, and all of them must be there."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
+
+FolderKind = Literal["model", "adapter"]
+
+CARD_FILE = "README.md"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+INDEX_FILE = "model.safetensors.index.json"
+PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+# Written by some versions of the libraries, and belonging to the model where they are.
+OPTIONAL_FILES = (
+    CARD_FILE,
+    "LICENSE",
+    "hilora.json",  # of a stage or its base: which bridge and head belong together
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+# Paths in a repository that an update replaces as a whole: what the new commit does not write, it deletes.
+REPLACED = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|\w+_hivg\.py"
+    r"|adapter_config\.json|adapter_model\.safetensors"
+)
+
+
+def folder_kind(folder: Path) -> FolderKind:
+    """Whether a folder holds a whole HiVG model or a PEFT adapter of one.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder holds neither.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; give one that save_pretrained wrote.")
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        return "adapter"
+    if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "hivg":
+        return "model"
+    raise ValueError(
+        f"The folder {folder} is neither a HiVG model (config.json with model_type hivg) nor an adapter "
+        f"({ADAPTER_CONFIG_FILE}); give one that save_pretrained wrote."
+    )
+
+
+def files_to_push(folder: Path) -> list[Path]:
+    """The files of a model or adapter folder that belong in a repository, by name; everything else stays home.
+
+    Args:
+        folder: a folder that `save_pretrained` wrote.
+
+    Returns:
+        Paths relative to the folder, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file that the model needs is missing from it.
+        ValueError: the folder holds no model, or its weights cannot be read.
+    """
+    if folder_kind(folder) == "adapter":
+        weights, required = [Path("adapter_model.safetensors")], [Path(ADAPTER_CONFIG_FILE)]
+    else:
+        weights = [Path(name) for name in _weight_files(folder)]
+        required = [Path("config.json"), *map(Path, PROCESSOR_FILES), *_code_files(folder)]
+        required += [Path(INDEX_FILE)] if len(weights) > 1 else []
+    for path in (*required, *weights):
+        if not (folder / path).is_file():
+            raise FileNotFoundError(
+                f"The file {path} is missing from {folder}; save the model and its processor there again "
+                "(pipeline.save_pretrained writes both)."
+            )
+    for path in weights:
+        _check_weights(folder / path)
+    optional = [Path(name) for name in OPTIONAL_FILES if (folder / name).is_file()]
+    return sorted({*weights, *required, *optional})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The file {path} is not readable JSON ({error}); save the model again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"The file {path} holds a {type(content).__name__}, not an object; save the model again.")
+    return content
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """One safetensors file, or the shards that an index names."""
+    if (folder / INDEX_FILE).is_file():
+        return sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
+    return ["model.safetensors"]
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse a file that is cut off or is no safetensors; only its header is read."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"The weights {path} are damaged ({error}); save the model again.") from None
+
+
+def _code_files(folder: Path) -> set[Path]:
+    """The Python files that the configs name, and those that these import from beside them."""
+    configs = [read_json(folder / name) for name in ("config.json", PROCESSOR_FILES[0]) if (folder / name).is_file()]
+    # "module.Class"; with a prefix "repository--" the code is read from that repository instead.
+    modules = {name.rpartition(".")[0] for name in _class_names(configs) if "--" not in name}
+    found = {Path(f"{module}.py") for module in modules}
+    root = folder.absolute()
+    for path in sorted(found):
+        try:
+            found |= {Path(file).relative_to(root) for file in get_relative_import_files(root / path)}
+        except FileNotFoundError as error:  # the caller names it with every other missing file
+            found.add(Path(error.filename).relative_to(root))
+    return found
+
+
+def _class_names(configs: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Every class that `auto_map` and `custom_pipelines` name, those of nested configs included."""
+    for config in configs:
+        for value in config.get("auto_map", {}).values():
+            yield from [value] if isinstance(value, str) else filter(None, value)
+        for entry in config.get("custom_pipelines", {}).values():
+            yield entry["impl"]
+        yield from _class_names(nested for nested in config.values() if isinstance(nested, dict))
