@@ -21,7 +21,7 @@ VERBS = {
     "convert": ("hivg_hf.cli.convert:convert", "Turn an official checkpoint file into a folder of this package."),
     "export": ("hivg_hf.cli.export:export", "Write a model for other runtimes."),
     "push": ("hivg_hf.cli.push:push", "Upload a model folder to the Hub in one commit, and load it back."),
-    "demo": ("hivg_hf.cli.demo:demo", "Ground expressions in rendered scenes, or serve a web page."),
+    "demo": ("hivg_hf.cli.demo:demo", "Serve a web page to try a model on pictures."),
 }
 
 # What a user can cause and mend. Anything else is a fault of ours, and its traceback is what we need to see.
