@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from official_reference import (
+from parity.official_reference import (
     OfficialLayers,
     OfficialOutput,
     official_forward,
