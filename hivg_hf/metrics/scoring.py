@@ -60,6 +60,18 @@ class RowScores:
         strict = get_protocol(protocol).strict
         return self.has_box & (self.overlaps > threshold if strict else self.overlaps >= threshold)
 
+    def mask_ious(self) -> np.ndarray:
+        """(N,) IoU of the masks, NaN where there is none. Two empty masks agree.
+
+        Official: IoU_v2 divides 0 by 0 there and its mean becomes NaN, utils/eval_utils.py:32
+        """
+        shared, covered = self.masks.T
+        return np.divide(shared, covered, out=np.where(covered == 0, 1.0, np.nan), where=covered > 0)
+
+    def clusters(self) -> list[Any]:
+        """What the bootstrap draws together: rows of one image; a row that names no image stands for itself."""
+        return [_cluster(reference) for reference in self.references]
+
 
 def score_rows(
     predictions: Iterable[Mapping[str, Any]],
@@ -188,3 +200,8 @@ def _mask_pixels(predictions: list[Mapping[str, Any]], references: list[Mapping[
         except ValueError as error:
             raise ValueError(f"Prediction {references[index]['id']!r}: {error}") from None
     return pixels
+
+
+def _cluster(reference: Mapping[str, Any]) -> Any:
+    image_id = reference.get("image_id")
+    return ("row", reference["id"]) if image_id is None else ("image", reference.get("source"), image_id)

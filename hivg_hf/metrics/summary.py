@@ -71,7 +71,7 @@ def summarize_rows(
     for key, member in buckets.items():
         columns[key] = (correct & member, rows.has_box & member)
     numerators, denominators = (np.stack(side, axis=1).astype(float) for side in zip(*columns.values(), strict=True))
-    clusters = [_cluster(reference) for reference in rows.references]
+    clusters = rows.clusters()
     intervals = ratio_intervals(numerators, denominators, clusters, resamples, seed) if resamples else None
     tops, bottoms = numerators.sum(axis=0), denominators.sum(axis=0)
 
@@ -116,9 +116,7 @@ def _figure_columns(rows: RowScores, protocol: MetricProtocol) -> dict[Any, tupl
     columns["center_acc"] = (np.nan_to_num(rows.centered), rows.has_box)
     has_mask = ~np.isnan(rows.masks[:, 0])
     shared, covered = np.nan_to_num(rows.masks).T
-    # Two empty masks agree. Official: IoU_v2 divides 0 by 0 there and its mean becomes NaN, utils/eval_utils.py:32
-    per_row = np.divide(shared, covered, out=np.ones_like(covered), where=covered > 0)
-    columns["mask_miou"] = (np.where(has_mask, per_row, 0.0), has_mask)
+    columns["mask_miou"] = (np.nan_to_num(rows.mask_ious()), has_mask)
     columns["mask_oiou"] = (shared, covered)
     columns.update(rows.extra)
     return columns
@@ -128,8 +126,8 @@ def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, fl
     """Figures that are no ratio of sums: the class averages of Ref-L4 and the score's ROC curve."""
     figures = {}
     if protocol.class_average:
-        members = BREAKDOWNS["category"](rows.references, protocol).values()
-        members = [member & rows.has_box for member in members if (member & rows.has_box).any()]
+        classes = BREAKDOWNS["category"](rows.references, protocol).values()
+        members = [member & rows.has_box for member in classes if (member & rows.has_box).any()]
         if members:
             correct = [rows.correct(protocol, threshold) for threshold in MACC_THRESHOLDS]
             per_class = np.array([[passed[member].mean() for passed in correct] for member in members])  # (C, 10)
@@ -155,9 +153,3 @@ def _counts(rows: RowScores, clusters: list[Any]) -> dict[str, int]:
         "masks": int((~np.isnan(rows.masks[:, 0])).sum()),
         "images": len(set(clusters)),
     }
-
-
-def _cluster(reference: Mapping[str, Any]) -> Any:
-    """Rows of one image are drawn together; a row that names no image stands for itself."""
-    image_id = reference.get("image_id")
-    return ("row", reference["id"]) if image_id is None else ("image", reference.get("source"), image_id)

@@ -1,0 +1,189 @@
+"""`hivg evaluate`: figures of a model on a dataset, with everything needed to quote them.
+
+hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 --out results/val
+hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
+hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
+hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
+accelerate launch --config_file recipes/accelerate/two-cpu-processes.yaml scripts/evaluate.py --model ...
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import run_verb
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Model folder, Hub id, adapter, or official .pth file.")],
+    data: Annotated[str, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, predictions.parquet, plots and failures.html.")],
+    split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
+    seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows of generated data, for each split.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="pixel, official, mdetr or ref-l4: what counts as right.")] = "pixel",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    set_config: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE that replaces a field of the model's config; repeatable."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
+    num_workers: Annotated[int, typer.Option(help="Processes that open images, for each that predicts.", min=0)] = 0,
+    masks: Annotated[
+        bool | None, typer.Option(help="Predict masks too. Default: when the data has masks to compare with.")
+    ] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(help="Scores below it mean 'nothing here matches': gives N-acc, T-acc, F1.")
+    ] = None,
+    several_targets: Annotated[str, typer.Option(help="skip, or any: the best of several targets counts.")] = "skip",
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also: bridge off, constant text in the bridge, another expression.")
+    ] = False,
+    constant_expression: Annotated[
+        str, typer.Option(help="What the bridges read under the control of constant text.")
+    ] = "the object",
+    compare: Annotated[
+        str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
+    gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
+    plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
+) -> None:
+    """Measure a checkpoint on a dataset and write a results file."""
+    from ..evaluation import CONTROLS, EvaluationSettings, describe_data, describe_model, evaluate_model
+    from ..evaluation.predict import process_state
+    from ..evaluation.reports import write_evaluation
+    from ..evaluation.sources import open_data, open_foils, open_model, read_options
+    from ..import_utils import require_package
+
+    state = process_state()
+    if plots:
+        require_package("matplotlib", extra="plots")  # now, not after an hour of work
+    settings = EvaluationSettings(
+        protocol=protocol,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        masks=masks,
+        score_threshold=score_threshold,
+        several_targets=several_targets,
+        controls=CONTROLS if controls else (),
+        constant_expression=constant_expression,
+        resamples=resamples,
+    )
+    generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
+    data_options = {**read_options(option or [], "--option"), **generated}
+    overrides = read_options(set_config or [], "--set")
+    with state.main_process_first():  # one process prepares caches, the others read them
+        opened, processor = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
+        dataset = open_data(data, split, data_options)
+        foils = open_foils(data, split, data_options) if controls else None
+    evaluation = evaluate_model(opened, processor, dataset, settings, foils)
+    evaluation.results["model"] = {**describe_model(opened, model, revision), "config_overrides": overrides}
+    evaluation.results["data"] = describe_data(evaluation.rows.references, data, split, data_options)
+    if state.is_main_process:
+        files = write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)
+        _print_results(evaluation.results, files)
+    if compare:
+        _compare(compare, evaluation, dataset, settings, out, gallery, dtype)
+    state.wait_for_everyone()
+
+
+def main() -> None:
+    """Entry point of scripts/evaluate.py."""
+    run_verb("evaluate")
+
+
+def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, dtype: str) -> None:
+    """Compare with an earlier evaluation's folder, or evaluate another model on the same rows first."""
+    from dataclasses import replace
+
+    from ..evaluation import describe_model, evaluate_model, read_predictions, read_results
+    from ..evaluation.predict import process_state
+    from ..evaluation.records import PREDICTIONS_NAME
+    from ..evaluation.reports import write_comparison
+    from ..evaluation.sources import open_model
+    from ..metrics import score_rows
+
+    state = process_state()
+    if (Path(other) / PREDICTIONS_NAME).is_file():
+        predictions, references = read_predictions(other)
+        described = read_results(other).get("model", {"id": other})
+        rows = score_rows(
+            predictions,
+            references,
+            settings.protocol,
+            score_threshold=settings.score_threshold,
+            several_targets=settings.several_targets,
+        )
+    else:
+        opened, processor = open_model(other, dtype=dtype)
+        second = evaluate_model(opened, processor, dataset, replace(settings, controls=()))
+        predictions, rows, described = second.predictions, second.rows, describe_model(opened, other)
+    if state.is_main_process:
+        comparison, files = write_comparison(out, evaluation, predictions, rows, described, dataset, settings, gallery)
+        _print_comparison(comparison, files)
+
+
+def _print_results(results: dict[str, Any], files: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, counts = Console(), results["counts"]
+    table = Table(title=f"{results['model']['id']} on {results['data']['source']} {results['data']['split']}")
+    for heading in ("figure", "value", "95 % interval", "n"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for name, value in results["figures"].items():
+        rows = counts["masks"] if name.startswith("mask_") else counts["one_target"]
+        rows = counts["rows"] if name in ("f1_precision", "n_acc", "t_acc", "score_auc") else rows
+        table.add_row(name, f"{value:.4f}", _interval(results["intervals"].get(name)), f"{rows:,}")
+    for name, entry in results["breakdowns"].get("image_shape", {}).items():
+        table.add_row(
+            f"acc@0.5, {name}", f"{entry['acc@0.5']:.4f}", _interval(entry.get("interval")), f"{entry['n']:,}"
+        )
+    for name, entry in results["controls"].items():
+        if entry["n"]:
+            value = entry["figures"]["acc@0.5"]["second"]
+            table.add_row(f"acc@0.5, control {name}", f"{value:.4f}", "", f"{entry['n']:,}")
+    console.print(table)
+    settings = results["settings"]
+    console.print(
+        f"N = {counts['rows']:,} rows of {counts['images']:,} images, each once, on {settings['processes']} "
+        f"process(es); protocol {results['protocol']}; {results['seconds']:.0f} s"
+    )
+    for file in files:
+        console.print(str(file.resolve()), soft_wrap=True, highlight=False)
+
+
+def _print_comparison(comparison: dict[str, Any], files: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{comparison['first']['id']} (first) and {comparison['second']['id']} (second)")
+    for heading in ("figure", "first", "second", "second - first", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for name, entry in comparison["figures"].items():
+        values = [f"{entry[key]:.4f}" for key in ("first", "second")]
+        table.add_row(name, *values, f"{entry['difference']:+.4f}", _interval(entry["interval"]))
+    console.print(table)
+    agreement = comparison["agreement"]
+    console.print(
+        f"{comparison['n']:,} rows: both right {agreement['both']:,}, only the first {agreement['only_first']:,}, "
+        f"only the second {agreement['only_second']:,}, neither {agreement['neither']:,}"
+    )
+    for file in files:
+        console.print(str(file.resolve()), soft_wrap=True, highlight=False)
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""

@@ -1,0 +1,149 @@
+"""Controls: what a claim about the bridge, or about reading the expression at all, has to be held against.
+
+- `bridge-off`: every bridge passes its image tokens through unchanged.
+- `constant-text`: every bridge reads one fixed expression instead of the one that was asked; the fusion encoder still
+  reads the real one. Equal accuracy means that the bridge does not use the words.
+- `other-expression`: the model is asked for another object of the same picture, and measured against the original
+  one. What remains of the accuracy did not come from the expression.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+MODEL_CONTROLS = ("bridge-off", "constant-text")
+CONTROLS = (*MODEL_CONTROLS, "other-expression")
+CONSTANT_EXPRESSION = "the object"
+
+
+@contextmanager
+def apply_control(
+    control: str | None, model: torch.nn.Module, processor: Any, expression: str = CONSTANT_EXPRESSION
+) -> Iterator[None]:
+    """Put a model under a control for the length of a `with` block; None and "other-expression" change nothing.
+
+    Raises:
+        ValueError: the control is unknown, or the model has no bridge.
+    """
+    if control == "bridge-off":
+        context: Any = bridges_off(model)
+    elif control == "constant-text":
+        context = constant_bridge_text(model, processor, expression)
+    elif control in (None, "other-expression"):
+        context = nullcontext()
+    else:
+        raise ValueError(f"Unknown control {control!r}: choose among {', '.join(CONTROLS)}.")
+    with context:
+        yield
+
+
+@contextmanager
+def bridges_off(model: torch.nn.Module) -> Iterator[None]:
+    """Every bridge returns the image tokens it was given.
+
+    Raises:
+        ValueError: the model has no bridge.
+    """
+    with ExitStack() as stack:
+        for bridge in find_bridges(model):
+            stack.enter_context(bridge.register_forward_hook(lambda module, args, output: args[0]))
+        yield
+
+
+@contextmanager
+def constant_bridge_text(
+    model: torch.nn.Module, processor: Any, expression: str = CONSTANT_EXPRESSION
+) -> Iterator[None]:
+    """Every bridge reads `expression`, whatever was asked.
+
+    Raises:
+        ValueError: the model has no bridge.
+    """
+    bridges = find_bridges(model)
+    constant = _bridge_inputs(model, bridges, processor, expression)
+
+    def replace(bridge: torch.nn.Module, args: tuple) -> tuple:
+        states, bias = constant[id(bridge)]
+        rows = len(args[0])
+        # (1, T, D) -> (B, T, D); (1, 1, 1, T) -> (B, 1, 1, T)
+        states = tuple(state.expand(rows, -1, -1) for state in states)
+        return args[0], states, None if bias is None else bias.expand(rows, -1, -1, -1)
+
+    with ExitStack() as stack:
+        for bridge in bridges:
+            stack.enter_context(bridge.register_forward_pre_hook(replace))
+        yield
+
+
+def find_bridges(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The bridges of a model, those that PEFT keeps as copies included.
+
+    Raises:
+        ValueError: there are none.
+    """
+    # By name: a model loaded as remote code has a class of its own.
+    bridges = [module for module in model.modules() if type(module).__name__ == "HiVGBridge"]
+    if not bridges:
+        raise ValueError("This model has no bridge (bridge_layers is empty), so there is none to control for.")
+    return bridges
+
+
+@torch.inference_mode()
+def _bridge_inputs(
+    model: torch.nn.Module, bridges: list[torch.nn.Module], processor: Any, expression: str
+) -> dict[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:
+    """Text states and bias that each bridge receives for one expression, by running the model on a grey picture."""
+    seen = {}
+
+    def record(bridge: torch.nn.Module, args: tuple) -> None:
+        seen[id(bridge)] = (args[1], args[2])
+
+    picture = Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8))
+    device = next(model.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in processor(images=[picture], text=[expression]).items()}
+    with ExitStack() as stack:
+        for bridge in bridges:
+            stack.enter_context(bridge.register_forward_pre_hook(record))
+        model.eval()(**inputs)
+    return seen
+
+
+def other_expressions(dataset: Any) -> tuple[Any, list[int]]:
+    """The rows of a dataset, each asking for another object of the same picture, and the rows they stand for.
+
+    The expression is that of the next row of the same image with another target; rows whose image has none are left
+    out.
+
+    Returns:
+        (dataset of the same boxes and masks with the other expressions, their row numbers in the original).
+    """
+    columns = dataset.select_columns(["image_id", "ref_id", "expression", "no_target"])
+    by_image: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+    for index, row in enumerate(columns):
+        if not row["no_target"]:
+            by_image[row["image_id"]].append((index, row["ref_id"], row["expression"]))
+    replaced: dict[int, str] = {}
+    for rows in by_image.values():
+        for place, (index, ref_id, _) in enumerate(rows):
+            others = [text for _, other, text in (*rows[place + 1 :], *rows[:place]) if other != ref_id]
+            if others:
+                replaced[index] = others[0]
+    kept = sorted(replaced)
+    if not kept:
+        return None, []
+    expressions = [replaced[index] for index in kept]
+    chosen = dataset.select(kept).remove_columns("expression").add_column("expression", expressions)
+    return chosen, kept
+
+
+def paired_by_sentence(dataset: Any, other: Any) -> list[int]:
+    """For each row of `other`, the row of `dataset` with the same `sent_id`."""
+    places = {sent_id: index for index, sent_id in enumerate(dataset["sent_id"])}
+    return [places[sent_id] for sent_id in other["sent_id"]]

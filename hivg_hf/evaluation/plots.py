@@ -1,0 +1,73 @@
+"""Two plots of an evaluation: accuracy by length of the expression, and how IoU is distributed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import atomic_path
+from ..import_utils import require_package
+
+_BLUE, _GREY, _RED = "#4575b4", "#9a9a9a", "#d73027"
+
+
+def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
+    """Bars of Acc@0.5 for each group of lengths, with its interval and number of rows.
+
+    Args:
+        path: the PNG file.
+        result: what `compute_grounding_metrics` returned.
+    """
+    table = result["breakdowns"].get("expression_length", {})
+    figure, axes = _new_figure()
+    names = list(table)
+    values = np.array([100 * table[name]["acc@0.5"] for name in names])
+    bars = axes.bar(names, values, color=_BLUE, width=0.6)
+    for name, bar in zip(names, bars, strict=True):
+        interval = table[name].get("interval")
+        if interval:
+            middle = bar.get_x() + bar.get_width() / 2
+            axes.plot([middle, middle], [100 * interval[0], 100 * interval[1]], color="black", linewidth=1.5)
+    axes.set_xticks(range(len(names)), [f"{name}\nn = {table[name]['n']:,}" for name in names])
+    axes.set_xlabel("words in the expression")
+    axes.set_ylabel(f"Acc@0.5 (%), protocol {result['protocol']}")
+    axes.set_ylim(0, 100)
+    _save(figure, path)
+
+
+def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.5) -> None:
+    """Histogram of IoU in steps of 0.05, those below the threshold in grey, with the mean.
+
+    Args:
+        path: the PNG file.
+        ious: (N,) IoUs; NaN (no target) is left out.
+        threshold: from where a box counts as right.
+    """
+    measured = ious[~np.isnan(ious)]
+    counts, edges = np.histogram(measured, bins=np.linspace(0, 1, 21))
+    figure, axes = _new_figure()
+    right = edges[:-1] >= threshold - 1e-9
+    shares = 100 * counts / max(len(measured), 1)
+    axes.bar(edges[:-1], shares, width=0.05, align="edge", color=np.where(right, _BLUE, _GREY), edgecolor="white")
+    mean = float(measured.mean()) if len(measured) else 0.0
+    axes.axvline(mean, color=_RED, linestyle="--", linewidth=1.5, label=f"mean IoU {mean:.3f}")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"IoU with the target (blue: right at {threshold})")
+    axes.set_ylabel(f"share of {len(measured):,} expressions (%)")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _new_figure() -> tuple[Any, Any]:
+    # The figure alone, without pyplot: no window system is asked for and no global state is touched.
+    figure = require_package("matplotlib.figure", extra="plots").Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)

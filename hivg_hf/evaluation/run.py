@@ -1,0 +1,210 @@
+"""One evaluation from end to end: predict, score, run the controls, describe what was measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..import_utils import is_package_available
+from ..metrics import (
+    RowScores,
+    choose_threshold,
+    expected_calibration_error,
+    get_protocol,
+    score_auc,
+    score_rows,
+    summarize_rows,
+    threshold_report,
+)
+from ..metrics.bootstrap import DEFAULT_RESAMPLES
+from .compare import compare_rows
+from .controls import CONSTANT_EXPRESSION, CONTROLS, apply_control, other_expressions, paired_by_sentence
+from .predict import predict, process_state, references_of
+from .records import RESULTS_FORMAT, describe_versions
+
+
+@dataclass
+class EvaluationSettings:
+    """How an evaluation is done.
+
+    Args:
+        protocol: see `hivg_hf.metrics.PROTOCOLS`.
+        batch_size: rows of one forward pass; plays no part in the figures, but for models that mix a batch.
+        num_workers: processes that read images, for each process that predicts.
+        masks: predict masks too; None: when the data has masks and pycocotools is there.
+        score_threshold: below it an answer counts as "nothing here matches".
+        several_targets: "skip" or "any", see `compute_grounding_metrics`.
+        controls: which of `CONTROLS` to run besides.
+        constant_expression: what the bridges read under the control "constant-text".
+        resamples, seed: of the bootstrap.
+        progress: show progress.
+    """
+
+    protocol: str = "pixel"
+    batch_size: int = 32
+    num_workers: int = 0
+    masks: bool | None = None
+    score_threshold: float | None = None
+    several_targets: str = "skip"
+    controls: Sequence[str] = ()
+    constant_expression: str = CONSTANT_EXPRESSION
+    resamples: int = DEFAULT_RESAMPLES
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        get_protocol(self.protocol)
+        unknown = [control for control in self.controls if control not in CONTROLS]
+        if unknown:
+            raise ValueError(f"Unknown controls {unknown}: choose among {', '.join(CONTROLS)}.")
+        if self.batch_size < 1:
+            raise ValueError(f"The batch size must be at least 1, got {self.batch_size}.")
+
+
+@dataclass
+class Evaluation:
+    """What came out: `results` (what the JSON holds), and row by row `predictions` and `rows`."""
+
+    results: dict[str, Any]
+    predictions: list[dict[str, Any]]
+    rows: RowScores
+
+
+def evaluate_model(
+    model: torch.nn.Module,
+    processor: Any,
+    dataset: Any,
+    settings: EvaluationSettings | None = None,
+    foils: Any = None,
+) -> Evaluation:
+    """Measure a model on a dataset, on every process that was started together.
+
+    Args:
+        model: a `HiVGForVisualGrounding`, possibly wrapped by PEFT.
+        processor: its processor.
+        dataset: rows of the schema.
+        settings: how.
+        foils: for the control "other-expression": rows like those of `dataset` (same `sent_id`) that ask for another
+            object of the same picture; by default other expressions of the same image are taken from `dataset`.
+
+    Returns:
+        The evaluation, on every process the same.
+    """
+    settings = settings or EvaluationSettings()
+    began = time.perf_counter()
+    references = references_of(dataset)
+    masks = settings.masks
+    if masks is None:
+        masks = is_package_available("pycocotools") and any(row["mask"] is not None for row in references)
+    measurer = _Measurer(model, processor, settings, masks)
+    predictions = measurer.predict(dataset, "evaluating")
+    rows = measurer.score(predictions, references)
+    results = {
+        "format_version": RESULTS_FORMAT,
+        **summarize_rows(rows, settings.protocol, resamples=settings.resamples, seed=settings.seed),
+    }
+    results["score"] = describe_scores(rows, settings)
+    results["controls"] = {
+        control: measurer.run_control(control, dataset, foils, predictions, references)
+        for control in settings.controls
+    }
+    state = process_state()
+    results["settings"] = {
+        "batch_size": settings.batch_size,
+        "processes": state.num_processes,
+        "device": state.device.type,
+        "masks": masks,
+        "score_threshold": settings.score_threshold,
+        "several_targets": settings.several_targets,
+        "mixes_batch": bool(getattr(model.config, "bridge_mixes_batch", False)),
+    }
+    results["versions"] = describe_versions()
+    results["seconds"] = round(time.perf_counter() - began, 1)
+    results["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Evaluation(results, predictions, rows)
+
+
+def describe_scores(rows: RowScores, settings: EvaluationSettings) -> dict[str, Any]:
+    """What the score is worth on these rows; {} for a model without one.
+
+    `auc`: right boxes against wrong ones and answers to expressions that name nothing. `calibration_error`: distance
+    of the score from the share that is right. With rows of both kinds, how well a threshold finds the expressions that
+    name nothing: `best_threshold` is chosen on these very rows, `given_threshold` is the one that was asked for.
+    """
+    no_target = np.array([bool(row.get("no_target")) for row in rows.references])
+    judged = ~np.isnan(rows.scores) & (rows.has_box | no_target)
+    if not judged.any():
+        return {}
+    scores, correct, nothing = rows.scores[judged], rows.correct(settings.protocol)[judged], no_target[judged]
+    described: dict[str, Any] = {"calibration_error": expected_calibration_error(scores, correct)}
+    if correct.any() and not correct.all():
+        described["auc"] = score_auc(scores, correct)
+    if nothing.any() and not nothing.all():
+        described["best_threshold"] = choose_threshold(scores, nothing)
+        if settings.score_threshold is not None:
+            described["given_threshold"] = threshold_report(scores, nothing, settings.score_threshold)
+    return described
+
+
+@dataclass
+class _Measurer:
+    """A model with the way it is measured."""
+
+    model: torch.nn.Module
+    processor: Any
+    settings: EvaluationSettings
+    masks: bool
+
+    def predict(self, dataset: Any, description: str) -> list[dict[str, Any]]:
+        return predict(
+            self.model,
+            self.processor,
+            dataset,
+            batch_size=self.settings.batch_size,
+            masks=self.masks,
+            num_workers=self.settings.num_workers,
+            progress=self.settings.progress,
+            description=description,
+        )
+
+    def score(self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> RowScores:
+        return score_rows(
+            predictions,
+            references,
+            self.settings.protocol,
+            score_threshold=self.settings.score_threshold,
+            several_targets=self.settings.several_targets,
+        )
+
+    def run_control(
+        self,
+        control: str,
+        dataset: Any,
+        foils: Any,
+        predictions: list[dict[str, Any]],
+        references: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The control beside the model as it is, on the same rows: `first` is the model, `second` the control."""
+        settings = self.settings
+        asked, kept = dataset, list(range(len(dataset)))
+        if control == "other-expression":
+            if foils is None:
+                asked, kept = other_expressions(dataset)
+            else:
+                asked, kept = foils, paired_by_sentence(dataset, foils)
+            if not kept:
+                return {"n": 0, "reason": "no image of this data has expressions for two different objects"}
+        with apply_control(control, self.model, self.processor, settings.constant_expression):
+            answers = self.predict(asked, f"control {control}")
+        # Rows of a control are numbered by its own dataset; they stand for rows of the original.
+        answers = [{**answer, "id": kept[answer["id"]]} for answer in answers]
+        originals = [references[index] for index in kept]
+        usual = self.score([predictions[index] for index in kept], originals)
+        controlled = self.score(answers, originals)
+        return compare_rows(usual, controlled, settings.protocol, resamples=settings.resamples, seed=settings.seed)

@@ -1,0 +1,96 @@
+"""What `hivg evaluate` is told on the command line, opened: models of any kind, data of any source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import concatenate_datasets
+
+from ..data import load_grounding_dataset
+from ..hub_loading import load_with_stages
+from ..inference import DTYPES
+
+_OFFICIAL_SUFFIXES = (".pth", ".pt")
+
+
+def open_model(
+    name: str, *, revision: str | None = None, dtype: str = "float32", overrides: Mapping[str, Any] | None = None
+) -> tuple[torch.nn.Module, Any]:
+    """A model and its processor.
+
+    Args:
+        name: a folder, a Hub id, an adapter that names its base, or an official `.pth` file.
+        revision: branch, tag or commit on the Hub.
+        dtype: float32, bfloat16 or float16.
+        overrides: config fields that replace the checkpoint's ("two settings" of one model).
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is no HiVG model, or an option does not go with it.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if name.endswith(_OFFICIAL_SUFFIXES):
+        if overrides or revision:
+            raise ValueError(
+                f"{name} is an official file: it has no revision, and convert it first to change its config."
+            )
+        from ..conversion import load_official_checkpoint
+
+        model, processor = load_official_checkpoint(name, return_processor=True)
+        return model.to(DTYPES[dtype]).eval(), processor
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise FileNotFoundError(f"There is no model folder {name}.")
+    model, processor = load_with_stages(
+        f"{name}@{revision}" if revision else name, dtype=DTYPES[dtype], **(overrides or {})
+    )
+    return model.eval(), processor
+
+
+def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:
+    """Rows of one split, or of several joined by "+" ("val+none")."""
+    parts = [load_grounding_dataset(source, part, **options) for part in split_names(split)]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
+    """For RefShapes, the same scenes with expressions of other objects; None for any other source."""
+    if source != "refshapes":
+        return None
+    parts = [
+        load_grounding_dataset(source, part, **{**options, "foils": True})
+        for part in split_names(split)
+        if part != "none"
+    ]
+    return concatenate_datasets(parts) if parts else None
+
+
+def split_names(split: str) -> list[str]:
+    """The splits of "val+none".
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    names = split.split("+")
+    if not all(names):
+        raise ValueError(f"A split has no name in {split!r}: write one, or several joined by '+', such as val+none.")
+    return names
+
+
+def read_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """`["root=/data", "size=5"]` to a dict, values read as YAML.
+
+    Raises:
+        ValueError: a pair has no "=".
+    """
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ValueError(f"{flag} takes NAME=VALUE, got {pair!r}.")
+        options[name] = yaml.safe_load(value) if value else ""
+    return options

@@ -1,0 +1,140 @@
+"""`hivg evaluate` from the command to the files, on one process and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hivg_hf.cli import app
+
+ROOT = Path(__file__).parents[2]
+DATA = ["--data", "refshapes", "--split", "val", "--seed", "5", "--size", "11"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tiny_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint, tmp_path_factory):
+    """Results on one process."""
+    out = tmp_path_factory.mktemp("alone")
+    result = run("--model", checkpoint, *DATA, "--batch-size", 3, "--resamples", 50, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out, result.output, json.loads((out / "results.json").read_text())
+
+
+def test_one_command_writes_figures_predictions_plots_and_failures(alone, checkpoint):
+    out, printed, results = alone
+    names = {"results.json", "predictions.parquet", "accuracy_by_length.png", "iou_histogram.png", "failures.html"}
+    assert {file.name for file in out.iterdir()} == names
+    assert results["counts"]["rows"] == 11
+    assert results["model"]["id"] == str(checkpoint)
+    assert results["data"]["options"] == {"seed": 5, "size": 11}
+    assert "N = 11 rows of 11 images, each once, on 1 process(es); protocol pixel" in printed
+    assert f"{results['figures']['mean_iou']:.4f}" in printed
+    assert str((out / "failures.html").resolve()) in printed
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["accelerate.commands.launch", "--config_file", "CONFIG"], id="accelerate"),
+        pytest.param(["torch.distributed.run", "--nproc_per_node", "2"], id="torchrun", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_count_every_row_once_and_find_the_same_figures(launcher, alone, checkpoint, tmp_path):
+    config = tmp_path / "two.yaml"
+    # `accelerate launch --cpu --num_processes 2` would start one process without saying so.
+    config.write_text("distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\nnum_machines: 1\n")
+    command = [sys.executable, "-m", *(str(config) if word == "CONFIG" else word for word in launcher)]
+    arguments = ["--model", checkpoint, *DATA, "--batch-size", 3, "--resamples", 50, "--out", tmp_path / "out"]
+    script = [str(ROOT / "scripts" / "evaluate.py"), *map(str, arguments), "--no-plots", "--gallery", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(
+        [*command, *script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = alone[2]
+    assert results["settings"]["processes"] == 2
+    assert results["counts"] == expected["counts"]
+    # Another number of threads adds in another order: the last bits of a box may differ, no count may.
+    assert results["figures"] == pytest.approx(expected["figures"], abs=1e-6)
+    for name in ("acc@0.5", "acc@0.7", "acc@0.9", "center_acc"):
+        assert results["figures"][name] == expected["figures"][name]
+    for name, interval in expected["intervals"].items():
+        assert results["intervals"][name] == pytest.approx(interval, abs=1e-6)
+    assert results["model"]["weights_sha256"] == expected["model"]["weights_sha256"]
+    assert results["data"] == expected["data"]
+
+
+def test_two_settings_of_one_model_are_compared_row_by_row(alone, checkpoint, tmp_path):
+    out, _, first = alone
+    changed = ["--set", "bridge_mask_padding=false", "--compare", out, "--out", tmp_path]
+    result = run("--model", checkpoint, *DATA, "--resamples", 50, "--no-plots", "--gallery", 2, *changed)
+    assert result.exit_code == 0, result.output
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["n"] == 11
+    assert comparison["first"]["config_overrides"] == {"bridge_mask_padding": False}
+    figures = comparison["figures"]["mean_iou"]
+    assert figures["second"] == pytest.approx(first["figures"]["mean_iou"])
+    assert figures["first"] != figures["second"]
+    assert (tmp_path / "disagreements.html").is_file()
+    assert "second - first" in result.output
+
+
+def test_another_model_is_evaluated_for_the_comparison(checkpoint, tmp_path):
+    result = run(
+        "--model", checkpoint, *DATA, "--compare", checkpoint, "--resamples", 20, "--no-plots", "--out", tmp_path
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["figures"]["mean_iou"]["difference"] == 0
+    assert comparison["first"]["weights_sha256"] == comparison["second"]["weights_sha256"]
+
+
+def test_controls_stand_beside_the_figures_in_one_command(checkpoint, tmp_path):
+    split = ["--data", "refshapes", "--split", "val+none", "--seed", "5", "--size", "4"]
+    extra = ["--controls", "--score-threshold", "0.5", "--no-plots", "--resamples", "20", "--no-masks"]
+    result = run("--model", checkpoint, *split, *extra, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["counts"]["rows"], results["counts"]["no_target"]) == (8, 4)
+    assert set(results["controls"]) == {"bridge-off", "constant-text", "other-expression"}
+    assert 0 < results["controls"]["other-expression"]["n"] <= 4
+    assert {"n_acc", "t_acc", "f1_precision"} <= set(results["figures"])
+    assert results["score"]["given_threshold"]["threshold"] == 0.5
+    assert "control other-expression" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "/nowhere", *DATA], "There is no model folder /nowhere."),
+        (["--model", "MODEL", "--data", "refshapes", "--split", "test"], "unknown RefShapes split 'test'"),
+        (["--model", "MODEL", "--data", "refshapes", "--split", "val+"], "A split has no name in 'val+'"),
+        (["--model", "MODEL", *DATA, "--protocol", "coco"], "Unknown protocol 'coco': choose one of pixel"),
+        (["--model", "MODEL", *DATA, "--option", "root"], "--option takes NAME=VALUE, got 'root'."),
+        (["--model", "MODEL", *DATA, "--dtype", "int8"], "dtype must be one of float32, bfloat16, float16"),
+    ],
+)
+def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint, tmp_path):
+    arguments = [str(checkpoint) if argument == "MODEL" else argument for argument in arguments]
+    result = run(*arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,87 @@
+"""Predicting a dataset: each row once, in order, as the model alone says."""
+
+import pytest
+import torch
+
+from hivg_hf.data.schema import decode_mask
+from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict, references_of
+
+
+def test_rows_are_predicted_as_the_model_predicts_them_alone(tiny_model, tiny_processor, scenes):
+    predictions = predict(tiny_model, tiny_processor, scenes, batch_size=4, masks=True, progress=False)
+    assert [prediction["id"] for prediction in predictions] == list(range(len(scenes)))
+    for row, prediction in zip(scenes, predictions, strict=True):
+        inputs = tiny_processor(images=[row["image"]], text=[row["expression"]])
+        with torch.inference_mode():
+            outputs = tiny_model(**inputs, output_masks=True)
+        alone = tiny_processor.post_process_grounding(outputs, [(row["height"], row["width"])])[0]
+        torch.testing.assert_close(torch.tensor(prediction["box_xyxy"]), alone["box"], atol=1e-2, rtol=1e-4)
+        assert prediction["score"] == pytest.approx(float(alone["score"]), abs=1e-4)
+        assert decode_mask(prediction["mask"]).shape == (row["height"], row["width"])
+        torch.testing.assert_close(torch.tensor(prediction["canvas_box"]), outputs.pred_boxes[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 11, 50])
+def test_the_number_of_rows_and_every_figure_do_not_depend_on_the_batch_size(
+    tiny_model, tiny_processor, scenes, batch_size
+):
+    def measure(size):
+        settings = EvaluationSettings(batch_size=size, resamples=50, progress=False)
+        return evaluate_model(tiny_model, tiny_processor, scenes, settings).results
+
+    result, expected = measure(batch_size), measure(4)
+    assert result["counts"] == expected["counts"]
+    assert result["counts"]["rows"] == 11
+    assert result["figures"] == pytest.approx(expected["figures"], abs=1e-6)
+    for name, interval in expected["intervals"].items():
+        assert result["intervals"][name] == pytest.approx(interval, abs=1e-6)
+
+
+def test_references_carry_no_pictures_and_are_numbered(scenes):
+    references = references_of(scenes)
+    assert [reference["id"] for reference in references] == list(range(11))
+    assert "image" not in references[0]
+    assert references[3]["expression"] == scenes[3]["expression"]
+
+
+def test_expressions_that_name_nothing_or_several_things_are_answered_too(tiny_model, tiny_processor, make_rows):
+    several = {"box": None, "boxes": [[0.0, 0, 5, 5], [9.0, 9, 20, 20]], "no_target": False}
+    dataset = make_rows({"box": None}, several, {})
+    settings = EvaluationSettings(resamples=0, progress=False, score_threshold=0.5)
+    evaluation = evaluate_model(tiny_model, tiny_processor, dataset, settings)
+    counts = evaluation.results["counts"]
+    assert (counts["rows"], counts["no_target"], counts["skipped_several_targets"], counts["one_target"]) == (
+        3,
+        1,
+        1,
+        1,
+    )
+    assert {"n_acc", "t_acc", "f1_precision"} <= set(evaluation.results["figures"])
+
+
+def test_masks_are_predicted_only_where_there_is_something_to_compare_them_with(tiny_model, tiny_processor, make_rows):
+    settings = EvaluationSettings(resamples=0, progress=False)
+    without = evaluate_model(tiny_model, tiny_processor, make_rows({"mask": None}), settings)
+    assert without.predictions[0]["mask"] is None
+    assert without.results["settings"]["masks"] is False
+    assert "mask_miou" not in without.results["figures"]
+    given = evaluate_model(tiny_model, tiny_processor, make_rows({}), settings)
+    assert "mask_miou" in given.results["figures"]
+
+
+def test_workers_change_nothing(tiny_model, tiny_processor, scenes):
+    alone = predict(tiny_model, tiny_processor, scenes, batch_size=4, progress=False)
+    assert predict(tiny_model, tiny_processor, scenes, batch_size=4, num_workers=1, progress=False) == alone
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"controls": ("bridge-of",)}, "Unknown controls .'bridge-of'.: choose among bridge-off, constant-text"),
+        ({"batch_size": 0}, "batch size must be at least 1, got 0"),
+        ({"protocol": "coco"}, "Unknown protocol 'coco'"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_predicted(change, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(**change)
