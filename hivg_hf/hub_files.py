@@ -68,9 +68,11 @@ def files_to_push(folder: Path) -> list[Path]:
     if folder_kind(folder) == "adapter":
         weights, required = [Path("adapter_model.safetensors")], [Path(ADAPTER_CONFIG_FILE)]
     else:
-        weights = [Path(name) for name in _weight_files(folder)]
-        required = [Path("config.json"), *map(Path, PROCESSOR_FILES), *_code_files(folder)]
+        weights, required = [Path(name) for name in _weight_files(folder)], [Path("config.json")]
         required += [Path(INDEX_FILE)] if len(weights) > 1 else []
+    # An adapter may come without a processor, which is then that of its base.
+    if folder_kind(folder) == "model" or (folder / PROCESSOR_FILES[0]).is_file():
+        required += [*map(Path, PROCESSOR_FILES), *_code_files(folder)]
     for path in (*required, *weights):
         if not (folder / path).is_file():
             raise FileNotFoundError(

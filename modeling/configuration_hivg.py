@@ -7,11 +7,17 @@ arXiv 2404.13400. `Official:` names a file and line of the authors' code (commit
 
 import copy
 import math
+from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from .presets_hivg import official_fields, preset_fields
+
+if TYPE_CHECKING:
+    # Named in every saved config (PIPELINE_ENTRY), so its file must travel along: transformers copies beside the
+    # weights what relative import lines name, these included.
+    from .pipeline_hivg import VisualGroundingPipeline  # noqa: F401
 
 FORMAT_VERSION = 1
 
