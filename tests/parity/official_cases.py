@@ -74,7 +74,7 @@ def made_case(layers: OfficialLayers, seed: int = 0, clip_image_size: int | None
         args: official arguments beside the tiny widths.
     """
     large = args.get("model", "ViT-B/16").startswith("ViT-L")
-    patch = 14 if large else 16
+    patch = {"ViT-B/16": 16, "ViT-B/32": 32}.get(args.get("model", "ViT-B/16"), 14)
     args = {
         "model": "ViT-B/16",
         "warmup": False,
@@ -152,9 +152,11 @@ def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator
         return torch.tensor(2.0)
     if "norm" in name:
         return 1 + 0.2 * noise if name.endswith("weight") else 0.1 * noise
-    if name.endswith("bias") or "embed" in name or "reg_token" in name or "lora_" in name:
+    if "lora_" in name:
+        return 0.15 * noise
+    if name.endswith("bias") or "embed" in name or "reg_token" in name or "adaptive" in name:
         return 0.3 * noise
-    return noise * (1.5 / shape[-1] ** 0.5) if len(shape) == 2 else 0.3 * noise
+    return noise / shape[-1] ** 0.5 if len(shape) == 2 else 0.3 * noise
 
 
 def _clip_shapes(clip_config: dict[str, Any], layers: OfficialLayers) -> dict[str, tuple[int, ...]]:
