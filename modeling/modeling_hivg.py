@@ -26,6 +26,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionModel,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
@@ -70,7 +71,11 @@ from .loss_hivg import (
     token_targets,
 )
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    # Saving a model copies the files that this one imports: so the folder carries the pipeline that its config names.
+    from .pipeline_hivg import VisualGroundingPipeline  # noqa: F401
+    from .processing_hivg import HiVGProcessor
+
 
 # Logit of patches that were never computed: surely no part of the target, finite in half precision.
 PADDING_LOGIT = -10.0
@@ -162,6 +167,19 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), CLIP's activation, written so that it costs less memory than transformers' three steps.
+
+    With gradients it is SiLU(1.702 x) / 1.702, which keeps one tensor for the backward pass where the product keeps
+    two; without, the intermediate result is overwritten. In the MLPs of a batch these are the largest tensors.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.silu(1.702 * x).mul_(1 / 1.702)
+        return torch.mul(x, 1.702).sigmoid_().mul_(x)
+
+
 class TokenMLP(nn.Module):
     """Two Linear layers with QuickGELU between. Official: visu_token_mlp, models/HiVG.py:756-767"""
 
@@ -169,7 +187,7 @@ class TokenMLP(nn.Module):
         super().__init__()
         self.fc1 = XavierLinear(width, hidden)
         self.fc2 = XavierLinear(hidden, width)
-        self.activation = ACT2FN["quick_gelu"]
+        self.activation = QuickGELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(x)))
@@ -430,6 +448,9 @@ class HiVGCLIPModel(CLIPModel):
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        for module in self.modules():  # both towers and the bridges
+            if isinstance(module, CLIPMLP) and module.config.hidden_act == "quick_gelu":
+                module.activation_fn = QuickGELU()
         self.post_init()
 
 
@@ -1121,7 +1142,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
     # -- convenience --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def ground(self, image, text: str | list[str], processor, output_masks: bool = False) -> dict | list[dict]:
+    def ground(
+        self, image, text: str | list[str], processor: "HiVGProcessor", output_masks: bool = False
+    ) -> dict | list[dict]:
         """Ground expressions in one image, without a pipeline.
 
         Args:
