@@ -1,1 +1,38 @@
 """Data: every annotation format to one schema, augmentation, collation, order, and the RefShapes generator."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hivg_hf.data.augmentation import GroundingAugmentation
+    from hivg_hf.data.collator import GroundingCollator
+    from hivg_hf.data.loading import load_grounding_dataset
+    from hivg_hf.data.mixture import mix_datasets
+    from hivg_hf.data.order import EpochSampler, KeyedDataset, UniqueImageSampler
+
+__all__ = [
+    "EpochSampler",
+    "GroundingAugmentation",
+    "GroundingCollator",
+    "KeyedDataset",
+    "UniqueImageSampler",
+    "load_grounding_dataset",
+    "mix_datasets",
+]
+
+_HOME = {
+    "EpochSampler": "order",
+    "GroundingAugmentation": "augmentation",
+    "GroundingCollator": "collator",
+    "KeyedDataset": "order",
+    "UniqueImageSampler": "order",
+    "load_grounding_dataset": "loading",
+    "mix_datasets": "mixture",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a reader of files should not have to wait for torch's model code."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

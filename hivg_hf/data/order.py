@@ -5,7 +5,7 @@ random about the row (its augmentation) is a function of (seed, epoch, index) to
 hold no state that could be lost, which is what makes a resumed run equal to one that was never stopped.
 """
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,23 +59,30 @@ class UniqueImageSampler(EpochSampler):
     Rows beyond that come last, behind the rows that fill no whole batch.
 
     Args:
-        image_ids: the image of each row, any hashable or comparable values, for example the `image_id` column.
+        image_ids: the image of each row, for example the `image_id` column; or a function from the epoch to them, for
+            a mixture (see `image_ids_of`).
         batch_size: the global batch: rows per optimizer step over all processes.
         seed, epoch: as in `EpochSampler`.
     """
 
-    def __init__(self, image_ids: Sequence[Any], batch_size: int, seed: int = 0, epoch: int = 0) -> None:
+    def __init__(
+        self, image_ids: Sequence[Any] | Callable[[int], Sequence[Any]], batch_size: int, seed: int = 0, epoch: int = 0
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self.image_codes = np.unique(np.asarray(image_ids), return_inverse=True)[1].reshape(-1)
+        self.image_ids = image_ids
         self.batch_size = batch_size
-        super().__init__(len(self.image_codes), seed=seed, epoch=epoch)
+        super().__init__(len(self._image_codes(epoch)), seed=seed, epoch=epoch)
+
+    def _image_codes(self, epoch: int) -> np.ndarray:
+        """A whole number for the image of each row (N,)."""
+        image_ids = self.image_ids(epoch) if callable(self.image_ids) else self.image_ids
+        return np.unique(np.asarray(image_ids), return_inverse=True)[1].reshape(-1)
 
     def __iter__(self) -> Iterator[RowKey]:
         epoch = self.epoch
-        return (
-            (epoch, int(index)) for index in unique_image_order(self.image_codes, self.batch_size, self.seed, epoch)
-        )
+        image_codes = self._image_codes(epoch)
+        return ((epoch, int(index)) for index in unique_image_order(image_codes, self.batch_size, self.seed, epoch))
 
 
 def unique_image_order(image_codes: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -117,7 +124,7 @@ class KeyedDataset(Dataset[dict[str, Any]]):
     row when one is broken.
 
     Args:
-        rows: a `datasets.Dataset` of the schema, or any sequence of such rows.
+        rows: a `datasets.Dataset` of the schema, a `GroundingMixture`, or any sequence of such rows.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]] | Any) -> None:
@@ -128,7 +135,13 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: RowKey | int) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return {**self.rows[index], "epoch": epoch, "row_index": index}
+        row = self.rows.row_at(epoch, index) if hasattr(self.rows, "row_at") else self.rows[index]
+        return {**row, "epoch": epoch, "row_index": index}
+
+
+def image_ids_of(rows: Any) -> Any:
+    """What `UniqueImageSampler` takes for a dataset: its `image_id` column, or a mixture's function of the epoch."""
+    return rows.image_ids if hasattr(rows, "image_ids") else rows["image_id"]
 
 
 def without_image_decoding(rows: Any) -> Any:

@@ -1,0 +1,85 @@
+"""Readers: one small file per annotation format. `SOURCES` says which reader reads which name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from hivg_hf.data.readers.common import Annotations
+
+
+@dataclass(frozen=True)
+class Source:
+    """A name that `load_grounding_dataset` knows.
+
+    Attributes:
+        reader: `module:function` below this package.
+        published_as: its name among the published totals.
+    """
+
+    reader: str
+    published_as: str = ""
+
+    def load(self) -> Callable[..., Annotations]:
+        """Import the reader; readers of other formats, and what they need, stay unloaded."""
+        module, _, function = self.reader.partition(":")
+        return getattr(import_module(f"{__name__}.{module}"), function)
+
+
+_REFER, _OFFICIAL = "refer:read_refer", "official_splits:read_official_split"
+_JXU124, _LMMS = "hub:read_jxu124", "hub:read_lmms_lab"
+
+SOURCES: Mapping[str, Source] = {
+    "refcoco": Source(_REFER, "refcoco"),
+    "refcoco+": Source(_REFER, "refcoco+"),
+    "refcocog-umd": Source(_REFER, "refcocog-umd"),
+    "refcocog-google": Source(_REFER, "refcocog-google"),
+    "refclef-unc": Source(_REFER),
+    "refclef-berkeley": Source(_REFER),
+    "grefcoco": Source("grefcoco:read_grefcoco"),
+    "unc": Source(_OFFICIAL, "refcoco"),
+    "unc+": Source(_OFFICIAL, "refcoco+"),
+    "gref_umd": Source(_OFFICIAL, "refcocog-umd"),
+    "gref": Source(_OFFICIAL, "refcocog-google"),
+    "referit": Source(_OFFICIAL, "referit"),
+    "flickr": Source(_OFFICIAL, "flickr"),
+    "mixup": Source(_OFFICIAL, "mixup"),
+    "flickr30k-entities": Source("flickr30k_entities:read_flickr30k_entities"),
+    "ref-l4": Source("ref_l4:read_ref_l4", "ref-l4"),
+    "jxu124/refcoco": Source(_JXU124, "refcoco"),
+    "jxu124/refcocoplus": Source(_JXU124, "refcoco+"),
+    "jxu124/refcocog": Source(_JXU124, "refcocog-umd"),
+    "lmms-lab/RefCOCO": Source(_LMMS, "lmms-lab/RefCOCO"),
+    "lmms-lab/RefCOCOplus": Source(_LMMS),
+    "lmms-lab/RefCOCOg": Source(_LMMS),
+    "moondream/refcoco-m": Source("hub:read_moondream", "moondream/refcoco-m"),
+}
+TABULAR = Source("tabular:read_tabular")
+COCO_JSON = Source("coco_json:read_coco_json")
+
+# Names under which several different things are published: asking back is better than choosing.
+AMBIGUOUS = {
+    "refcocog": "refcocog-umd (recommended) or refcocog-google (its train and val share images)",
+    "refclef": "refclef-unc or refclef-berkeley",
+}
+
+
+def find_source(name: str) -> Source:
+    """The source of a name, or of a file by its suffix.
+
+    Raises:
+        ValueError: the name is unknown or means several things.
+    """
+    if name in SOURCES:
+        return SOURCES[name]
+    if name in AMBIGUOUS:
+        raise ValueError(f"{name!r} means two things; say {AMBIGUOUS[name]}.")
+    suffix = Path(name).suffix
+    if suffix == ".json":
+        return COCO_JSON
+    if suffix in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
+        return TABULAR
+    raise ValueError(
+        f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, or .json in COCO "
+        f"style), a folder made by prepare_data, or one of {', '.join(SOURCES)}."
+    )

@@ -1,0 +1,275 @@
+"""Anybody's own rows: JSONL, CSV or Parquet with one expression a row, and a box format that is said, never guessed.
+
+Columns, each renamed by `columns={"image": "file", ...}` where a file calls it otherwise:
+
+- `image`: file name below `images`, or an absolute path;
+- `expression`;
+- `box`: four numbers ([..] in JSON, "10 20 30 40" or "10,20,30,40" in CSV), or four columns of its own (below);
+- `boxes`: several boxes, in place of `box` (JSON only);
+- optional: `no_target` (true where the expression names nothing), `split`, `width`, `height`, `category`,
+  `image_id`, `ref_id`, `sent_id`, and `mask` (COCO run lengths or polygons, JSON only).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from hivg_hf.data.readers.common import (
+    Annotations,
+    Draft,
+    ImageFinder,
+    as_xyxy,
+    cxcywh_to_xyxy,
+    need_file,
+    segmentation_to_mask,
+    xywh_to_xyxy,
+)
+from hivg_hf.data.readers.lines import CsvRows, JsonLines
+from hivg_hf.data.splits import resolve_split
+
+CONVERTERS = {"xyxy": as_xyxy, "xywh": xywh_to_xyxy, "cxcywh": cxcywh_to_xyxy}
+BOX_FORMATS = (*CONVERTERS, *(f"{name}_normalized" for name in CONVERTERS))
+# Four columns that hold a box, by the format they spell. Which one a file means is still said by box_format.
+BOX_COLUMNS = {
+    "xyxy": (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax")),
+    "xywh": (("x", "y", "w", "h"), ("left", "top", "w", "h"), ("x", "y", "box_width", "box_height")),
+    "cxcywh": (("cx", "cy", "w", "h"),),
+}
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
+
+def read_tabular(
+    split: str,
+    *,
+    source: str,
+    box_format: str | None = None,
+    images: Any = None,
+    columns: Mapping[str, str] | None = None,
+    holdout: float | None = None,
+    masks: bool = True,
+) -> Annotations:
+    """Read one split of a JSONL, CSV, TSV or Parquet file.
+
+    Args:
+        split: a value of the file's `split` column. A file without one has the single split `all`, or, with
+            `holdout`, `train` and `val`.
+        source: the path of the file.
+        box_format: one of `BOX_FORMATS`; pixels of the original image, or 0..1 of it for `..._normalized`.
+        images: folder or folders of the pictures; the file's own folder unless told.
+        columns: our name to the file's name, where they differ.
+        holdout: share of the images (0..1) whose rows are `val`, chosen by a hash of the image's name; the same image
+            is never in both.
+        masks: whether to keep masks.
+
+    Raises:
+        ValueError: `box_format` is missing or unknown, a column is missing, or there is no such split.
+    """
+    path = need_file(Path(source), "the table")
+    if box_format not in BOX_FORMATS:
+        raise ValueError(
+            f"{path}: say what its boxes mean with box_format=, one of {', '.join(BOX_FORMATS)}"
+            + (f"; got {box_format!r}." if box_format is not None else ".")
+        )
+    records = open_records(path)
+    header = _header(records)
+    names = _resolve_columns(header, columns or {}, box_format, path)
+    positions, split = _select_split(records, header, names, split, holdout, path)
+    find = ImageFinder(images if images is not None else path.parent)
+
+    def read(position: int) -> Draft:
+        return _draft(records[position], position, names, box_format, find, masks)
+
+    return Annotations(path.stem, split, positions, read, lambda record, _: f"row {record}")
+
+
+def open_records(path: Path) -> Sequence[dict[str, Any]]:
+    """The rows of a table by position; JSONL and Parquet stay on the disk."""
+    if path.suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path)
+    if path.suffix in (".csv", ".tsv"):
+        return CsvRows(path)
+    if path.suffix == ".parquet":
+        import datasets
+
+        return datasets.Dataset.from_parquet(str(path))
+    raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
+
+
+def _resolve_columns(header: list[str], renamed: Mapping[str, str], box_format: str, path: Path) -> dict[str, Any]:
+    """Our column names to the file's; `box` may be four of them."""
+    missing = [f"{theirs!r} for {ours}" for ours, theirs in renamed.items() if theirs not in header]
+    if header and missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
+    names: dict[str, Any] = {
+        ours: renamed.get(ours, ours) for ours in (*_OPTIONAL, "image", "expression", "box", "boxes")
+    }
+    lost = [ours for ours in ("image", "expression") if header and names[ours] not in header]
+    four = next((four for four in _box_columns(box_format) if set(four) <= set(header)), None)
+    if header and names["box"] not in header and names["boxes"] not in header:
+        names["box"] = four
+        lost += [] if four else [f"box (or {', '.join(_box_columns(box_format)[0])})"]
+    if lost:
+        raise ValueError(
+            f"{path} lacks the column {' and '.join(lost)}; it has {', '.join(header)}. "
+            "Rename with columns={'expression': 'their name'}."
+        )
+    return names
+
+
+_OPTIONAL = ("no_target", "split", "width", "height", "category", "image_id", "ref_id", "sent_id", "mask")
+
+
+def _box_columns(box_format: str) -> Sequence[tuple[str, ...]]:
+    return BOX_COLUMNS[box_format.removesuffix("_normalized")]
+
+
+def _select_split(
+    records: Sequence[dict[str, Any]],
+    header: Sequence[str],
+    names: Mapping[str, Any],
+    split: str,
+    holdout: float | None,
+    path: Path,
+) -> tuple[Sequence[int], str]:
+    """Positions of the split's rows, and its name in the file."""
+    column = names["split"]
+    if column in header:
+        values = _column(records, column)
+        split = resolve_split(split, sorted(set(filter(None, values))), str(path))
+        # A record that cannot be read belongs nowhere: every split reports it, so that none loses it in silence.
+        return [position for position, value in enumerate(values) if value is None or value == split], split
+    if holdout is None:
+        return range(len(records)), resolve_split(split, ["all"], f"{path} (no column {column!r})")
+    split = resolve_split(split, ["train", "val"], str(path))
+    images = _column(records, names["image"])
+    held_out = held_out_images([image for image in images if image is not None], holdout)
+    return [
+        position for position, image in enumerate(images) if image is None or (image in held_out) == (split == "val")
+    ], split
+
+
+def _header(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The columns of a table, gathered from its first hundred records: JSON objects may leave keys out."""
+    columns: dict[str, None] = {}
+    for position in range(min(len(records), 100)):
+        try:
+            columns.update(dict.fromkeys(records[position]))
+        except ValueError:
+            continue  # reported with its position when the row is read
+    return list(columns)
+
+
+def _column(records: Sequence[dict[str, Any]], column: str) -> list[str | None]:
+    """One column as text; None for a record that cannot be read."""
+    values: list[str | None] = []
+    for position in range(len(records)):
+        try:
+            values.append(_text(records[position].get(column)))
+        except ValueError:
+            values.append(None)
+    return values
+
+
+def held_out_images(images: Sequence[str], share: float) -> set[str]:
+    """The images that a hash of their names puts into validation: at least one, never all.
+
+    Raises:
+        ValueError: `share` is not between 0 and 1, or there is only one image.
+    """
+    distinct = sorted(set(images), key=lambda name: blake2b(name.encode(), digest_size=8).digest())
+    if not 0 < share < 1:
+        raise ValueError(f"holdout must lie between 0 and 1, got {share}.")
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} image cannot be divided into train and val; give a validation file.")
+    return set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
+
+
+def _draft(
+    record: Mapping[str, Any], position: int, names: Mapping[str, Any], box_format: str, find: ImageFinder, masks: bool
+) -> Draft:
+    file_name = _text(record.get(names["image"]))
+    if not file_name:
+        raise ValueError("it names no image")
+    width, height = (_whole(record.get(names[side])) for side in ("width", "height"))
+    path = find(file_name)
+    if box_format.endswith("_normalized") and (width is None or height is None):
+        width, height = _image_size(path)
+    row_id = _text(record.get(names["sent_id"])) or str(position)
+    mask = record.get(names["mask"]) if masks else None
+    return Draft(
+        image=path,
+        expression=record.get(names["expression"]),
+        boxes=[_convert_box(box, box_format, width, height) for box in _raw_boxes(record, names)],
+        no_target=_truth(record.get(names["no_target"])),
+        mask=_mask(mask, height, width),
+        width=width,
+        height=height,
+        category=_text(record.get(names["category"])) or None,
+        image_id=_text(record.get(names["image_id"])) or file_name,
+        ref_id=_text(record.get(names["ref_id"])) or row_id,
+        sent_id=row_id,
+    )
+
+
+def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]:
+    """The boxes of a record as four values each; [] where its cells are empty."""
+    if isinstance(names["box"], tuple):
+        box = [record.get(column) for column in names["box"]]
+        return [] if all(value in (None, "") for value in box) else [box]
+    if record.get(names["boxes"]):
+        return list(record[names["boxes"]])
+    box = record.get(names["box"])
+    return [] if box is None or (isinstance(box, str) and not box.strip()) else [box]
+
+
+def _convert_box(box: Any, box_format: str, width: int | None, height: int | None) -> list[float]:
+    values = re.split(r"[\s,;]+", box.strip(" \t[]()")) if isinstance(box, str) else list(box)
+    if len(values) != 4 or any(value in (None, "") or isinstance(value, bool) for value in values):
+        raise ValueError(f"box {box!r} is not four numbers")
+    xyxy = CONVERTERS[box_format.removesuffix("_normalized")]([float(value) for value in values])
+    if not box_format.endswith("_normalized"):
+        return xyxy
+    if width is None or height is None or max(abs(value) for value in xyxy) > 2:
+        raise ValueError(f"box {box!r} is not within 0..1, as box_format={box_format!r} says")
+    return [xyxy[0] * width, xyxy[1] * height, xyxy[2] * width, xyxy[3] * height]
+
+
+def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | None:
+    """A mask from run lengths or polygons; polygons need the image's size."""
+    mask = json.loads(mask) if isinstance(mask, str) and mask.strip() else mask
+    if not mask:
+        return None
+    if isinstance(mask, Mapping) and isinstance(mask.get("counts"), str):
+        return {"size": list(mask["size"]), "counts": mask["counts"]}
+    if height is None or width is None:
+        raise ValueError("a mask of polygons needs the columns width and height")
+    return segmentation_to_mask([mask], height, width)
+
+
+def _image_size(path: str) -> tuple[int | None, int | None]:
+    from hivg_hf.data.image_check import image_facts
+
+    facts = image_facts(path)
+    if facts.problem is not None:
+        raise ValueError(facts.problem)
+    return facts.width, facts.height
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _whole(value: Any) -> int | None:
+    return None if value in (None, "") else int(float(value))
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, str):
+        lowered = value.strip().lower()
+        if lowered not in ("", "0", "1", "true", "false", "yes", "no"):
+            raise ValueError(f"no_target is {value!r}, expected true or false")
+        return lowered in ("1", "true", "yes")
+    return bool(value)

@@ -1,0 +1,94 @@
+"""Split names and published totals: `test` means four different things, so every alias is said aloud and checked."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a split should hold; None where no source says."""
+
+    expressions: int | None = None
+    objects: int | None = None
+    images: int | None = None
+
+
+# Expressions and images: the counts printed by the authors of the official splits (RefCOCOg google: of OneRef);
+# objects (refs): the dataset cards of jxu124/refcoco and jxu124/refcocog.
+PUBLISHED: Mapping[str, Mapping[str, Totals]] = {
+    "refcoco": {
+        "train": Totals(120_624, 42_404, 16_994),
+        "val": Totals(10_834, 3_811, 1_500),
+        "testA": Totals(5_657, 1_975, 750),
+        "testB": Totals(5_095, 1_810, 750),
+    },
+    "refcoco+": {
+        "train": Totals(120_191, None, 16_992),
+        "val": Totals(10_758, None, 1_500),
+        "testA": Totals(5_726, None, 750),
+        "testB": Totals(4_889, None, 750),
+    },
+    "refcocog-umd": {
+        "train": Totals(80_512, 42_226, 21_899),
+        "val": Totals(4_896, 2_573, 1_300),
+        "test": Totals(9_602, 5_023, 2_600),
+    },
+    "refcocog-google": {"train": Totals(85_474), "val": Totals(9_536)},
+    "referit": {
+        "train": Totals(54_127),
+        "val": Totals(5_842),
+        "trainval": Totals(59_969),
+        "test": Totals(60_103),
+    },
+    "flickr": {"train": Totals(427_193, None, 29_778), "val": Totals(14_433), "test": Totals(14_481)},
+    # The mixture's train is the sum of five train sets; its val and test are RefCOCOg's.
+    "mixup": {"train": Totals(802_647), "val": Totals(4_896), "test": Totals(9_602)},
+    # One row per object there; the Hub's val mixes in the 5000 of `test`, so it is not RefCOCO's val.
+    "lmms-lab/RefCOCO": {
+        "val": Totals(None, 8_811),
+        "test": Totals(None, 5_000),
+        "testA": Totals(None, 1_975),
+        "testB": Totals(None, 1_810),
+    },
+    "moondream/refcoco-m": {"validation": Totals(5_598, 2_080, 1_190)},
+    "ref-l4": {"all": Totals(45_341)},
+}
+
+COMMON_ALIASES = {"validation": "val", "val": "validation"}
+
+
+def resolve_split(split: str, known: Sequence[str], source: str, aliases: Mapping[str, str] | None = None) -> str:
+    """The source's own name of a split.
+
+    Args:
+        split: what was asked for.
+        known: the names that the source has.
+        source: for messages.
+        aliases: other names, beside `validation` for `val`; one that is taken is logged.
+
+    Raises:
+        ValueError: the source has no such split; nothing else is read in its place.
+    """
+    if split in known:
+        return split
+    named = {**COMMON_ALIASES, **(aliases or {})}
+    if named.get(split) in known:
+        logger.info("%s: split %r is %r there.", source, split, named[split])
+        return named[split]
+    raise ValueError(f"{source} has no split {split!r}; it has {', '.join(known)}. No other split is read instead.")
+
+
+def compare_totals(published_as: str, split: str, found: Totals) -> list[str]:
+    """How the counts of a split differ from the published ones; [] where they agree or nothing is published."""
+    wanted = PUBLISHED.get(published_as, {}).get(split)
+    if wanted is None:
+        return []
+    pairs = {name: (getattr(found, name), getattr(wanted, name)) for name in ("expressions", "objects", "images")}
+    return [
+        f"{count:,} {name} here, {total:,} as published"
+        for name, (count, total) in pairs.items()
+        if None not in (count, total) and count != total
+    ]
