@@ -7,6 +7,7 @@ relative to sqrt(area); what lies within `MARGIN` of a tie is called unclear and
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -73,8 +74,8 @@ def referents(meaning: Meaning, scene: Scene) -> list[int] | None:
         ordered = sorted(candidates, key=lambda i: -places[i])
         if len(ordered) < rank:
             return []
-        gaps = [places[a] - places[b] for a, b in zip(ordered[:rank], ordered[1 : rank + 1], strict=False)]
-        return [ordered[rank - 1]] if all(gap >= MARGIN for gap in gaps) else None
+        clear = all(places[a] - places[b] >= MARGIN for a, b in pairwise(ordered[: rank + 1]))
+        return [ordered[rank - 1]] if clear else None
     anchors = [i for i, item in enumerate(scene.objects) if meaning.anchor and meaning.anchor.matches(item)]
     if meaning.kind == "relation":
         if len(anchors) > 1:
@@ -190,7 +191,7 @@ def _draw_phrase(
     return Phrase(**{name: getattr(item, name) for name in chosen})
 
 
-# -- wording -----------------------------------------------------------------------------------------------------------
+# -- wording ----------------------------------------------------------------------------------------------------------
 
 _SUPERLATIVE = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottom"}
 _FAR = {

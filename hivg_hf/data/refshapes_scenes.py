@@ -38,9 +38,10 @@ HELD_OUT_PAIRS = frozenset(
     }
 )
 
+STYLES = ("standard", "outline-noise")
 MIN_SIDE, MAX_SIDE = 64, 640  # pixels
 MAX_ASPECT = 2.0
-SIZE_RANGES = {"small": (0.15, 0.20), "large": (0.28, 0.36)}  # box side relative to sqrt(area)
+SIZE_RANGES = {"small": (0.17, 0.21), "large": (0.29, 0.36)}  # box side relative to sqrt(area)
 MAX_OVERLAP = 0.06  # intersection of two boxes relative to the smaller one
 
 
@@ -103,8 +104,8 @@ def sample_scene(rng: np.random.Generator, style: str = "standard", held_out: bo
     Raises:
         ValueError: `style` is unknown.
     """
-    if style not in ("standard", "outline-noise"):
-        raise ValueError(f"unknown RefShapes style {style!r}; expected 'standard' or 'outline-noise'.")
+    if style not in STYLES:
+        raise ValueError(f"unknown RefShapes style {style!r}; expected one of {', '.join(STYLES)}.")
     width, height = _sample_canvas(rng)
     while True:
         looks = _sample_looks(rng, style, held_out)
