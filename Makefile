@@ -6,9 +6,12 @@ BIN := .venv/bin
 PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# What the API reference documents; everything else is internal.
+API := hivg_hf hivg_hf.conversion hivg_hf.data hivg_hf.hilora hivg_hf.hilora_folders hivg_hf.hub hivg_hf.hub_loading \
+	hivg_hf.metrics hivg_hf.modeling hivg_hf.trainer hivg_hf.training_args hivg_hf.visualize
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test test-slow quality style docs build clean
+.PHONY: help demo test test-slow test-lowest quality style docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,6 +25,9 @@ test: .venv/.ready-dev  ## the tests, in minutes
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
 
+test-lowest: .venv-lowest/.ready  ## the tests with the lower bounds of setup.py, torch excepted
+	$(TEST_ENV) .venv-lowest/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
 quality: .venv/.ready-dev  ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +38,7 @@ style: .venv/.ready-dev  ## mend what the linter and the formatter can mend
 	$(BIN)/ruff format .
 
 docs: .venv/.ready-dev  ## the API reference, from docstrings, to docs/api
-	$(BIN)/pdoc --docformat google --output-directory docs/api hivg_hf '!hivg_hf.cli'
+	HF_HUB_OFFLINE=1 $(BIN)/pdoc --docformat google --output-directory docs/api $(API)
 
 build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for upload
 	rm -rf dist
@@ -53,3 +59,12 @@ clean:  ## remove caches, builds and generated documents; .venv stays
 	[ -x $(PYTHON) ] || $(BASE_PYTHON) -m venv .venv
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.ready $@
+
+# torch stays at the pinned version, and what packages demand beyond a bound wins over it.
+.venv-lowest/.ready: setup.py constraints.txt
+	[ -x .venv-lowest/bin/python ] || $(BASE_PYTHON) -m venv .venv-lowest
+	sed -n '/^REQUIRED/,/^EXTRAS\["dev"\]/p' setup.py | grep -oE '"[A-Za-z_]+>=[0-9.]+' | grep -vE 'torch|gradio|onnx' \
+		| tr -d '"' | sed 's/>=/==/' > .venv-lowest/bounds.txt
+	.venv-lowest/bin/python -m pip install --quiet -r .venv-lowest/bounds.txt $$(grep '^torch==' constraints.txt) \
+		build hypothesis pytest pytest-timeout pytest-xdist setuptools wheel
+	touch $@

@@ -81,7 +81,8 @@ def push_folder(
     contents = {path.as_posix(): folder / path for path in files_to_push(folder)}
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
-    api = HfApi(token=_require_token(token))
+    token = _require_token(token)
+    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as workplace:
         if folder_kind(folder) == "adapter":
             contents |= _name_base(contents, base, Path(workplace))
@@ -90,7 +91,7 @@ def push_folder(
             _create_branch(api, repo_id, branch)
             report = _commit(api, repo_id, branch, contents, message, update)
     if check:
-        check_pushed(report, token=api.token)
+        check_pushed(report, token=token)
     return report
 
 
