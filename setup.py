@@ -19,7 +19,7 @@ REQUIRED = [
     "pillow>=12.0",
     "numpy>=2.0",
     "pyyaml>=6.0",
-    "tqdm>=4.66",
+    "tqdm>=4.67",
     "typer>=0.24",
     "rich>=13.0",
 ]
@@ -27,12 +27,14 @@ REQUIRED = [
 EXTRAS = {
     "data": ["pycocotools>=2.0.8"],
     "plots": ["matplotlib>=3.9"],
-    "demo": ["gradio>=5.0"],
-    "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+    "demo": ["gradio>=6.0"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["plots"],
+    *EXTRAS["demo"],
+    *EXTRAS["onnx"],
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=2.4",
@@ -41,6 +43,7 @@ EXTRAS["dev"] = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17",
+    "selenium>=4.25",
     "setuptools>=77",
     "twine>=6.1",
     "types-PyYAML",
@@ -61,7 +64,7 @@ setup(
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
     package_dir={"hivg_hf.modeling": "modeling"},
-    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*"]},
+    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "templates/*.md"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hivg=hivg_hf.cli:main"]},
