@@ -78,21 +78,23 @@ PUBLISHED_CLIPS = {
 CLIP_TINY = {
     "projection_dim": 128,
     "text_config": {
-        "vocab_size": 512,
+        "vocab_size": 691,  # hivg_hf.data.refshapes_tokenizer
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "max_position_embeddings": 32,
+        "max_position_embeddings": 77,
         "projection_dim": 128,
+        "bos_token_id": 689,
+        "eos_token_id": 690,
     },
     "vision_config": {
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 6,
         "num_attention_heads": 4,
-        "image_size": 96,
-        "patch_size": 12,
+        "image_size": 112,
+        "patch_size": 14,
         "projection_dim": 128,
     },
 }
@@ -159,7 +161,7 @@ OFFICIAL_BEHAVIOUR = {
 NEW_MODELS: dict[str, dict[str, Any]] = {
     "tiny": {
         "clip_config": CLIP_TINY,
-        "image_size": 96,
+        "image_size": 112,
         "bridge_layers": [0, 2, 4, 5],
         "visual_feature_layers": [1, 3, 5, 6],
         "bridge_text_layers": [3],
