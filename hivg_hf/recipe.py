@@ -21,6 +21,8 @@ phases:
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -64,6 +66,8 @@ class ModelRecipe:
 class DataRecipe:
     """Sources by name; each mapping has `source` and `split`, and its other keys go to `load_grounding_dataset`.
 
+    A mapping `defaults` beside them in the file holds the keys that they share.
+
     Args:
         train: Rows to train on.
         validation: Rows that choose the best checkpoint; without them the last one is kept.
@@ -104,7 +108,7 @@ class PhaseRecipe:
         per_device_batch_size: Most samples that one process holds at a time.
         eval_batch_size: The same for evaluation.
         weight_decay: Of AdamW.
-        decay_all: Decay biases and norms too. Official: one parameter group, hivg_train.py:166.
+        decay_all: Decay biases and norms too. Official: one parameter group, hivg_train.py:164-171.
         betas: Of AdamW.
         warmup: Steps of linear warm-up; below 1 a share of all steps.
         max_grad_norm: Clip the gradient's norm to this; 0 never clips.
@@ -119,6 +123,8 @@ class PhaseRecipe:
         data: Training rows of this phase, in place of `data.train`.
         augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
         loss_weights: In place of the model's, while this phase trains.
+        config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
+            they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.
         vision_layers: Of a `lora` phase: the first so many layers are adapted.
         text_layers: The same for the text tower.
         rank: Of the low-rank term.
@@ -150,6 +156,7 @@ class PhaseRecipe:
     data: dict[str, Any] | None = None
     augmentation: dict[str, Any] | bool | None = None
     loss_weights: dict[str, float] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     vision_layers: int | None = None
     text_layers: int | None = None
     rank: int = 32
@@ -164,6 +171,8 @@ class PhaseRecipe:
             raise ValueError(f"Phase {self.name!r}: its length, batch_size and learning_rate must be positive.")
         if self.train == "lora" and (self.vision_layers is None or self.text_layers is None):
             raise ValueError(f"Phase {self.name!r} trains lora: say how deep with `vision_layers` and `text_layers`.")
+        if self.train == "lora" and self.config:
+            raise ValueError(f"Phase {self.name!r} trains lora: its model cannot change, so `config` must be empty.")
 
     def stage(self) -> HiLoraStage:
         """This `lora` phase as a HiLoRA stage."""
@@ -259,8 +268,36 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     phases = content.get("phases")
     if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
         raise ValueError("phases must be a list of mappings, one for each phase.")
+    content["data"] = _data_with_defaults(content.get("data"))
     content["phases"] = [_phase_with_defaults(phase, defaults) for phase in phases]
-    return _build(Recipe, content, "recipe")
+    return _build(Recipe, _expand_variables(content, "recipe"), "recipe")
+
+
+def _expand_variables(value: Any, where: str) -> Any:
+    """Replace ${NAME} in every text by the environment variable NAME."""
+    if isinstance(value, Mapping):
+        return {key: _expand_variables(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_variables(item, f"{where}[{number}]") for number, item in enumerate(value)]
+    if isinstance(value, str):
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise ValueError(f"{where} uses the environment variable {name}, which is not set: export {name}=...")
+            value = value.replace(f"${{{name}}}", os.environ[name])
+    return value
+
+
+def _data_with_defaults(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    data = dict(data)
+    shared = data.pop("defaults", None) or {}
+    for name in ("train", "validation"):
+        if isinstance(data.get(name), Mapping):
+            data[name] = {**shared, **data[name]}
+    if isinstance(data.get("tests"), Mapping):
+        data["tests"] = {name: {**shared, **(spec or {})} for name, spec in data["tests"].items()}
+    return data
 
 
 def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,12 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
         )
 
 
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written; nothing reads it, but it takes room."""
+    for leftover in folder.rglob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def check_disk(folder: Path, model: nn.Module) -> None:
     """Refuse to start a phase whose checkpoints would not fit.
 
@@ -103,12 +109,8 @@ def check_disk(folder: Path, model: nn.Module) -> None:
 
 def _differences(before: Any, after: Any, where: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted(set(before) | set(after))
-        return [
-            found
-            for key in keys
-            for found in _differences(before.get(key), after.get(key), f"{where}.{key}".strip("."))
-        ]
+        keys = sorted(set(before) & set(after))  # a key that a newer version added does not make another run
+        return [found for key in keys for found in _differences(before[key], after[key], f"{where}.{key}".strip("."))]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = enumerate(zip(before, after, strict=True))
         return [found for number, (one, two) in pairs for found in _differences(one, two, f"{where}[{number}]")]

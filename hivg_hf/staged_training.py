@@ -23,6 +23,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -36,7 +37,7 @@ from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor
 from .recipe import PhaseRecipe, Recipe
-from .run_folder import check_disk, check_writable, claim_folder, folder_lock
+from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 from .trainer import HiVGTrainer, box_figures
 from .training_report import library_versions, write_curves, write_json
 from .training_setup import (
@@ -83,6 +84,7 @@ class StagedTraining:
             if self.state.is_main_process:
                 check_writable(self.folder)
                 claim_folder(self.folder, self.recipe)
+                sweep_leftovers(self.folder)
             self.state.wait_for_everyone()
             for number, phase in enumerate(self.recipe.phases):
                 if not self._outcome(number).is_file():
@@ -97,15 +99,14 @@ class StagedTraining:
         folder = self._phase_folder(number)
         if self.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
         self.state.wait_for_everyone()
-        set_seed(self.recipe.seed + 1000 * number)  # new weights of this phase: the same on every process and start
         model, processor = self._load_start(number)
         evaluates = self.recipe.data.validation is not None and phase.train != "pretrain"
         trainer = self._trainer(phase, folder, model, processor, evaluates)
         if evaluates:
-            trainer.initial_accuracy = self._start_accuracy(folder, trainer)
+            before = self._start_accuracy(folder, trainer)
+            # a HiLoRA stage has to gain to be kept; other phases only must not lose (both may begin at zero)
+            trainer.initial_accuracy = before if phase.train == "lora" else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
         with training_config(_plain(model).config, self.recipe, phase):
@@ -121,13 +122,15 @@ class StagedTraining:
         self, phase: PhaseRecipe, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
     ) -> HiVGTrainer:
         recipe, trained = self.recipe, model
+        weights = {**_plain(model).config.loss_weights, **(phase.loss_weights or {})}
+        has_unused = phase.train in ("all", "pretrain") or not all(weights.values())
         if phase.train == "pretrain":
             from .pretraining import PretrainingModel
 
             trained = PretrainingModel(model, **phase.options)
         return HiVGTrainer(
             trained,
-            build_arguments(recipe, phase, folder, evaluates),
+            build_arguments(recipe, phase, folder, evaluates, has_unused),
             data_collator=build_collator(recipe, phase, processor),
             train_dataset=self.rows.training_rows(recipe, phase),
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
@@ -187,13 +190,16 @@ class StagedTraining:
 
         A `lora` phase finds the adapters of the stages before it and, with `new_stage`, its own.
         """
+        # new weights (heads, bridges, adapters) are the same on every process and at every start
+        set_seed(self.recipe.seed + 1000 * number)
+        changes = self.recipe.phases[number].config if number < len(self.recipe.phases) else {}
         plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
         if plain:
             source = self._phase_folder(plain[-1]) / "result"
-            model: Any = HiVGForVisualGrounding.from_pretrained(source, dtype=torch.float32)
+            model: Any = HiVGForVisualGrounding.from_pretrained(source, dtype=torch.float32, **changes)
             processor = HiVGProcessor.from_pretrained(source)
         else:
-            model = build_model(self.recipe.model)
+            model = build_model(self.recipe.model, **changes)
             processor = build_processor(self.recipe.model, model.config)
         if number and self.recipe.phases[number - 1].train == "lora":
             model = self._with_adapters(model, number - 1)
@@ -272,7 +278,7 @@ def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer) -> dict[str, Any]:
         outcome["why"] = "the recipe keeps the last weights"
     elif state.best_global_step:
         trainer.load_best_weights()
-        outcome["why"] = f"accuracy {state.best_metric:.4f} at step {state.best_global_step} beats {before:.4f}"
+        outcome["why"] = f"accuracy {state.best_metric:.4f} at step {state.best_global_step} ({before:.4f} at first)"
     else:
         outcome |= {"kept": "before", "why": f"no evaluation beat the accuracy {before:.4f} it began with"}
     return outcome | {

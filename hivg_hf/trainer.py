@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data.collator import GroundingCollator
-from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, without_image_decoding
+from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, image_ids_of, without_image_decoding
 from .hilora_folders import load_adapter_state, save_adapter_state
 from .metrics.overlaps import paired_iou
 from .training_args import HiVGTrainingArguments
@@ -93,7 +93,7 @@ class HiVGTrainer(Trainer):
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
         if args.unique_images:
-            order: EpochSampler = UniqueImageSampler(self.train_dataset["image_id"], batch, seed=args.seed)
+            order: EpochSampler = UniqueImageSampler(image_ids_of(self.train_dataset), batch, seed=args.seed)
         else:
             order = EpochSampler(len(rows), seed=args.seed)
         sampler = GlobalBatchSampler(

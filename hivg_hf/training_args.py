@@ -18,9 +18,9 @@ class HiVGTrainingArguments(TrainingArguments):
         global_batch_size: Samples per optimizer step over all processes. Sets `gradient_accumulation_steps` so that
             this many are taken whatever the number of processes; `per_device_train_batch_size` is then the most that
             one process holds at a time. None keeps transformers' meaning (per device x processes x accumulation).
-        decay_all: Weight decay on biases and norms too. Official: one parameter group, hivg_train.py:166.
+        decay_all: Weight decay on biases and norms too. Official: one parameter group, hivg_train.py:164-171.
         schedule_by_epoch: Hold the learning rate of the schedule constant within an epoch. Official: the scheduler
-            steps once per epoch, hivg_train.py:300.
+            steps once per epoch, hivg_train.py:185-188.
         early_stop: Stop after so many evaluations without a better accuracy; None never does.
         seed_each_step: Seed dropout by (seed, step, process) before every micro-batch, so that a resumed run draws
             what an unbroken one draws whatever else used random numbers in between.

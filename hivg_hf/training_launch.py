@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
 
 def check_launch() -> None:
@@ -34,6 +35,13 @@ def wants_cpu() -> bool:
     import torch
 
     return _is_true("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+
+
+def announcer() -> Callable[[str], None]:
+    """Prints on the first process only."""
+    import typer
+
+    return typer.echo if os.environ.get("RANK", "0") == "0" else lambda text: None
 
 
 def quiet_libraries() -> None:

@@ -48,13 +48,15 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
     losses, terms, accuracy = figure.subplots(3, 1, sharex=True)
     starts = _phase_starts(phases)
     series = _series(phases, starts)
-    losses.plot(*zip(*series.pop("loss", [(0, float("nan"))])), color="black", linewidth=1.2)
     for name in sorted(series):
-        if name.startswith("loss_"):
-            terms.plot(*zip(*series[name]), linewidth=1.0, label=name.removeprefix("loss_"))
-    for name, style in (("eval_accuracy", "o-"), ("eval_mean_iou", ".--")):
-        if name in series:
-            accuracy.plot(*zip(*series[name]), style, markersize=4, linewidth=1.0, label=_LABELS[name])
+        steps, values = zip(*series[name])
+        if name == "loss":
+            losses.plot(steps, values, color="black", linewidth=1.2)
+        elif name.startswith("loss_"):
+            terms.plot(steps, values, linewidth=1.0, label=name.removeprefix("loss_"))
+        else:
+            style = "o-" if name == "eval_accuracy" else ".--"
+            accuracy.plot(steps, values, style, markersize=4, linewidth=1.0, label=_LABELS[name])
     for axes, title in ((losses, "loss"), (terms, "loss terms, unweighted"), (accuracy, "held-out data")):
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
@@ -94,4 +96,6 @@ def _series(phases: list[dict[str, Any]], starts: list[int]) -> dict[str, list[t
             for name, value in entry.items():
                 if name.startswith(("loss", "eval_accuracy", "eval_mean_iou")):
                     series.setdefault(name, []).append((start + entry["step"], value))
+        for points in series.values():
+            points.append((start + phase["steps"], float("nan")))  # a gap between phases
     return series

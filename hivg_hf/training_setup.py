@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from .data import load_grounding_dataset
 from .data.augmentation import GroundingAugmentation
 from .data.collator import GroundingCollator
 from .hilora import is_new_parameter
@@ -27,16 +28,22 @@ from .training_launch import wants_cpu
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 
 
-def build_model(recipe: ModelRecipe) -> HiVGForVisualGrounding:
-    """The model that the first phase starts from, in float32; new weights come from torch's random state."""
+def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
+    """The model that the first phase starts from, in float32; new weights come from torch's random state.
+
+    Args:
+        recipe: Where it comes from.
+        changes: Config fields that the first phase changes.
+    """
+    fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        model = HiVGForVisualGrounding.from_pretrained(recipe.checkpoint, dtype=torch.float32, **recipe.config)
+        model = HiVGForVisualGrounding.from_pretrained(recipe.checkpoint, dtype=torch.float32, **fields)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
-        model = HiVGForVisualGrounding.from_clip(recipe.clip, **{**shape, **recipe.config, "dtype": torch.float32})
+        model = HiVGForVisualGrounding.from_clip(recipe.clip, **{**shape, **fields, "dtype": torch.float32})
     else:
-        config = HiVGConfig.preset(recipe.preset or "", **recipe.config)
+        config = HiVGConfig.preset(recipe.preset or "", **fields)
         tokenizer = load_tokenizer(recipe)
         text = config.clip_config.text_config
         text.vocab_size, text.bos_token_id, text.eos_token_id = (
@@ -77,8 +84,6 @@ class RowCache:
         """Rows of the schema for `{source, split, **options}`."""
         key = repr(sorted(spec.items(), key=lambda item: item[0]))
         if key not in self._loaded:
-            from .data import load_grounding_dataset
-
             options = {name: value for name, value in spec.items() if name not in ("source", "split")}
             self._loaded[key] = load_grounding_dataset(spec["source"], spec["split"], **options)
         return self._loaded[key]
@@ -107,8 +112,18 @@ def build_collator(recipe: Recipe, phase: PhaseRecipe, processor: HiVGProcessor)
     return GroundingCollator(processor, augmentation=augmentation, seed=recipe.seed, masks=masks)
 
 
-def build_arguments(recipe: Recipe, phase: PhaseRecipe, folder: Path, evaluates: bool) -> HiVGTrainingArguments:
-    """The Trainer's arguments of a phase."""
+def build_arguments(
+    recipe: Recipe, phase: PhaseRecipe, folder: Path, evaluates: bool, has_unused: bool = True
+) -> HiVGTrainingArguments:
+    """The Trainer's arguments of a phase.
+
+    Args:
+        recipe: The run.
+        phase: The phase.
+        folder: Where its checkpoints go.
+        evaluates: Whether it evaluates on the validation rows.
+        has_unused: Whether parameters that train may get no gradient, which DDP has to look for in every step.
+    """
     save_steps = phase.save_every or phase.evaluate_every
     return HiVGTrainingArguments(
         output_dir=str(folder),
@@ -139,7 +154,7 @@ def build_arguments(recipe: Recipe, phase: PhaseRecipe, folder: Path, evaluates:
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         activation_checkpointing=recipe.activation_checkpointing,
-        ddp_find_unused_parameters=True,
+        ddp_find_unused_parameters=has_unused,
         report_to=_reports(),
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=wants_cpu(),

@@ -43,3 +43,52 @@ def _row(rng: np.random.Generator, index: int) -> dict[str, Any]:
 def fresh(model: Any) -> Any:
     """A copy that may be trained."""
     return copy.deepcopy(model)
+
+
+def tiny_recipe(checkpoint: str, **changes: Any) -> dict[str, Any]:
+    """A recipe of a warm-up and three stages on a handful of RefShapes rows, dropout and augmentation on."""
+    rows = {"source": "refshapes", "seed": 5}
+    recipe = {
+        "name": "tiny",
+        "seed": 7,
+        "model": {"checkpoint": str(checkpoint), "config": {"fusion_dropout": 0.1}},
+        "data": {
+            "train": {**rows, "split": "train", "size": 24},
+            "validation": {**rows, "split": "val", "size": 10},
+            "augmentation": {},
+        },
+        "defaults": {"batch_size": 8, "per_device_batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+        "phases": [
+            {"name": "warmup", "train": "heads", "epochs": 2, "save_every": 1},
+            *(
+                {
+                    "name": f"stage_{number}",
+                    "train": "lora",
+                    "epochs": 1,
+                    "save_every": 1,
+                    "vision_layers": number + 1,
+                    "text_layers": 3,
+                    "rank": 2,
+                    # random weights gain nothing in a few steps: keep what was trained
+                    "keep": "last",
+                }
+                for number in (1, 2, 3)
+            ),
+        ],
+    }
+    return {**recipe, **changes}
+
+
+def run_staged(recipe: dict[str, Any], folder: str) -> None:
+    """Run a recipe in this process; the target of processes that are killed."""
+    from hivg_hf.recipe import parse_recipe
+    from hivg_hf.staged_training import StagedTraining
+
+    StagedTraining(parse_recipe(recipe), folder).run()
+
+
+def folder_bytes(folder: Any) -> dict[str, bytes]:
+    """The weight files under a folder, whole."""
+    from pathlib import Path
+
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.safetensors"))}

@@ -20,7 +20,7 @@ def train(
     import logging
 
     from ..recipe import load_recipe
-    from ..training_launch import check_launch, describe_processes, quiet_libraries
+    from ..training_launch import announcer, check_launch, describe_processes, quiet_libraries
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     quiet_libraries()
@@ -28,13 +28,14 @@ def train(
     if recipe is None:
         raise ValueError("Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml.")
     plan = load_recipe(recipe)
-    typer.echo(describe_processes())
+    say = announcer()
+    say(describe_processes())
     from ..staged_training import StagedTraining
 
     folder = out or Path("runs") / plan.name
     results = StagedTraining(plan, folder).run()
-    typer.echo(f"Model: {(folder / results['model']).resolve()}")
-    typer.echo(f"Results: {(folder / 'results.json').resolve()}")
+    say(f"Model: {(folder / results['model']).resolve()}")
+    say(f"Results: {(folder / 'results.json').resolve()}")
 
 
 def main() -> None:
