@@ -138,6 +138,7 @@ def test_memory_grows_by_little_with_the_rows(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_million_rows_stay_under_one_and_a_half_gigabytes(tmp_path):
     (peak,) = _peak_megabytes(tmp_path / "rows.jsonl", 1_000_000)
     assert peak < 1_500

@@ -94,19 +94,19 @@ class ImageFinder:
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"There is no image folder {folder}; images= must name an existing one.")
-        self._places = [folder / below for folder in self.folders for below in IMAGE_FOLDERS]
-        self._places = [place for place in self._places if place.is_dir()]
+        places = [os.path.join(folder, below) for folder in self.folders for below in IMAGE_FOLDERS]
+        self._places = [place for place in places if os.path.isdir(place)]
 
     def __call__(self, file_name: str) -> str:
         """The path of a picture; where it should be if it is missing, so that the check of the rows can say so."""
         if os.path.isabs(file_name):
             return file_name
         for position, place in enumerate(self._places):
-            path = place / file_name
-            if path.is_file():
-                # Pictures of one dataset lie together: look there first next time.
-                self._places.insert(0, self._places.pop(position))
-                return str(path)
+            path = os.path.join(place, file_name)
+            if os.path.isfile(path):
+                if position:  # pictures of one dataset lie together: look there first next time
+                    self._places.insert(0, self._places.pop(position))
+                return path
         return str(self.folders[0] / file_name)
 
 
