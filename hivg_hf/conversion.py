@@ -12,7 +12,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from .conversion_check import check_fit, config_for_file, published_clip_config
 from .conversion_files import CLIP_ALONE, CLIP_WITH_BRIDGES, WHOLE_MODEL, LoraPair, OfficialFile, read_official_file
-from .conversion_table import OFFICIAL_LOSS_NAMES, hivg_parameter_name, official_parameter_name, unused_reason
+from .conversion_report import ConversionReport, module_groups
+from .conversion_table import OFFICIAL_LOSS_NAMES, official_parameter_name, unused_reason
+from .conversion_weights import load_strictly, merge_lora, translate
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -44,42 +46,6 @@ OFFICIAL_LORA_ALPHA = 16  # HiVG.py:777; the rank, 32 there, is read from the sh
 OFFICIAL_LORA_DROPOUT = 0.1  # HiVG.py:778
 # What a config may ask for that official weights do not have: ours alone, and fresh in a converted model.
 OURS_ALONE = (".text_norms.", "grounding_head.score_head.")
-
-
-@dataclass
-class ConversionReport:
-    """What became of every parameter.
-
-    Args:
-        path: the official file.
-        kind: a whole model, CLIP with bridges, or CLIP alone.
-        mapped: official name to ours.
-        merged: linear modules (our names) whose low-rank term was added to their weight.
-        adapter: linear modules whose low-rank term is kept as a PEFT adapter.
-        dropped: official name to the reason why no official forward reads it.
-        created: our parameters that the file does not hold, freshly initialised.
-    """
-
-    path: str
-    kind: str
-    mapped: dict[str, str] = field(default_factory=dict)
-    merged: list[str] = field(default_factory=list)
-    adapter: list[str] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
-    created: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.path}: {self.kind}",
-            f"{len(self.mapped)} parameters mapped, {len(self.merged)} low-rank terms merged, "
-            f"{len(self.adapter)} kept as an adapter, {len(self.dropped)} parameters dropped that are never read, "
-            f"{len(self.created)} created",
-        ]
-        if self.adapter and any(".bridge." in name for name in self.merged):
-            lines.append("The bridges' low-rank terms are merged: the bridge trains fully, it carries no adapter.")
-        if self.created:
-            lines.append(f"Freshly initialised, to be trained: {', '.join(_module_groups(self.created))}")
-        return "\n".join(lines)
 
 
 @dataclass
@@ -124,7 +90,7 @@ def load_official_checkpoint(
         logger.warning(
             "%s holds no weights for %s: they are freshly initialised and must be trained.",
             path,
-            ", ".join(_module_groups(conversion.report.created)),
+            ", ".join(module_groups(conversion.report.created)),
         )
     if not return_processor:
         return conversion.model
@@ -132,7 +98,7 @@ def load_official_checkpoint(
 
 
 def convert_official_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OfficialFile,
     config: "HiVGConfig | None" = None,
     *,
     args: Namespace | Mapping[str, Any] | None = None,
@@ -144,7 +110,7 @@ def convert_official_checkpoint(
     """Load an official checkpoint file and say what became of each parameter.
 
     Args:
-        path: the file.
+        path: the file, or what `read_official_file` gave.
         config: the variant; None builds the one that `args` describe.
         args: official arguments for a file that holds none, or instead of its own.
         clip_config: the CLIP configuration for `args`, where it is not a published one.
@@ -162,18 +128,10 @@ def convert_official_checkpoint(
     if config is not None and (args is not None or clip_config is not None or overrides):
         given = [*(["args"] if args is not None else []), *(["clip_config"] if clip_config is not None else [])]
         raise ValueError(f"Give either a config or {', '.join([*given, *overrides])}: a config says it all.")
-    file = read_official_file(path)
+    file = _read(path)
     if config is None:
         config = config_for_file(file, args, clip_config, overrides)
-    check_fit(file, config, has_heads=file.kind == WHOLE_MODEL, with_args=args is None)
-
-    report = ConversionReport(file.path, file.kind)
-    kept = {name for name in file.lora if ".cross_" not in name} if lora == "adapter" else set()
-    weights = _translate(_merge_lora(file, kept, lora_alpha, report), file, config, report)
-    model = _build_model(config, weights, report)
-    if kept:
-        model = _with_adapter(model, {name: file.lora[name] for name in sorted(kept)}, lora_alpha, report)
-    return Conversion(model.eval(), report)
+    return _convert(file, config, lora_alpha, as_adapter=lora == "adapter", with_args=args is None)
 
 
 def load_official_clip(path: str | os.PathLike[str], **config_overrides: Any) -> "HiVGForVisualGrounding":
@@ -194,13 +152,13 @@ def load_official_clip(path: str | os.PathLike[str], **config_overrides: Any) ->
     file = _plain_clip_file(path)
     clip_config = config_overrides.pop("clip_config", None)
     clip_config = published_clip_config(file) if clip_config is None else clip_config
-    conversion = convert_official_checkpoint(path, HiVGConfig(clip_config=clip_config, **config_overrides))
+    conversion = _convert(file, HiVGConfig(clip_config=clip_config, **config_overrides), OFFICIAL_LORA_ALPHA)
     logger.info("%s", conversion.report)
     return conversion.model
 
 
 def official_clip(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OfficialFile,
     clip_config: "CLIPConfig | Mapping[str, Any] | None" = None,
     lora_alpha: float = OFFICIAL_LORA_ALPHA,
 ) -> "tuple[CLIPModel, ConversionReport]":
@@ -224,7 +182,7 @@ def official_clip(
     config = clip_config if isinstance(clip_config, CLIPConfig) else CLIPConfig(**clip_config)
     report = ConversionReport(file.path, file.kind)
     weights = {}
-    for name, tensor in _merge_lora(file, set(), lora_alpha, report).items():
+    for name, tensor in merge_lora(file, set(), lora_alpha, report).items():
         reason = unused_reason(name, projected_text=False, has_bridges=False)
         if reason:
             report.dropped[name] = reason
@@ -232,7 +190,7 @@ def official_clip(
             report.mapped[name] = name.removeprefix("clip.")
             weights[report.mapped[name]] = tensor
     model = CLIPModel(config)
-    _load_strictly(model, weights, file.path, may_miss=())
+    load_strictly(model, weights, file.path, may_miss=())
     return model.eval(), report
 
 
@@ -262,48 +220,31 @@ def official_processor(config: "HiVGConfig", tokenizer: Any = None) -> "HiVGProc
     return HiVGProcessor.for_config(config, tokenizer)
 
 
-def _plain_clip_file(path: str | os.PathLike[str]) -> OfficialFile:
-    file = read_official_file(path)
+def _convert(
+    file: OfficialFile, config: "HiVGConfig", alpha: float, as_adapter: bool = False, with_args: bool = True
+) -> Conversion:
+    """Build the model of a config from a file that was read."""
+    check_fit(file, config, has_heads=file.kind == WHOLE_MODEL, with_args=with_args)
+    report = ConversionReport(file.path, file.kind)
+    kept = {name for name in file.lora if ".cross_" not in name} if as_adapter else set()
+    weights = translate(merge_lora(file, kept, alpha, report), file, config, report)
+    model = _build_model(config, weights, report)
+    if kept:
+        model = _with_adapter(model, {name: file.lora[name] for name in sorted(kept)}, alpha, report)
+    return Conversion(model.eval(), report)
+
+
+def _read(path: str | os.PathLike[str] | OfficialFile) -> OfficialFile:
+    return path if isinstance(path, OfficialFile) else read_official_file(path)
+
+
+def _plain_clip_file(path: str | os.PathLike[str] | OfficialFile) -> OfficialFile:
+    file = _read(path)
     if file.kind != CLIP_ALONE:
-        raise ValueError(f"{path} holds {file.kind}, not a CLIP to start from; load it with load_official_checkpoint.")
+        raise ValueError(
+            f"{file.path} holds {file.kind}, not a CLIP to start from; load it with load_official_checkpoint."
+        )
     return file
-
-
-def _merge_lora(file: OfficialFile, kept: set[str], alpha: float, report: ConversionReport) -> dict[str, Tensor]:
-    """The file's weights with W + alpha / r * B A for every low-rank term but the kept ones, computed in float64."""
-    weights = dict(file.weights)
-    for name, pair in file.lora.items():
-        if name in kept:
-            continue
-        weight = weights[f"{name}.weight"]
-        term = pair.up.double() @ pair.down.double() * (alpha / pair.rank)
-        weights[f"{name}.weight"] = (weight.double() + term).to(weight.dtype)
-        report.merged.append((hivg_parameter_name(f"{name}.weight") or name).removesuffix(".weight"))
-    return weights
-
-
-def _translate(
-    weights: Mapping[str, Tensor], file: OfficialFile, config: "HiVGConfig", report: ConversionReport
-) -> dict[str, Tensor]:
-    """Official names to ours; what is never read is dropped.
-
-    Raises:
-        ValueError: names that are neither.
-    """
-    projected, has_bridges = config.bridge_text_source == "projection", bool(config.bridge_layers)
-    translated, unknown = {}, []
-    for name, tensor in weights.items():
-        reason, ours = unused_reason(name, projected, has_bridges), hivg_parameter_name(name)
-        if reason is not None:
-            report.dropped[name] = reason
-        elif ours is not None:
-            report.mapped[name] = ours
-            translated[ours] = tensor
-        else:
-            unknown.append(name)
-    if unknown:
-        raise ValueError(f"{file.path} holds parameters that no official HiVG has: {', '.join(sorted(unknown))}.")
-    return translated
 
 
 def _build_model(
@@ -318,39 +259,10 @@ def _build_model(
         CLIP_ALONE: (*OURS_ALONE, "grounding_head.", ".bridge."),
     }[report.kind]
     model = HiVGForVisualGrounding(config)
-    report.created = _load_strictly(model, weights, report.path, may_miss)
+    report.created = load_strictly(model, weights, report.path, may_miss)
     if report.kind != WHOLE_MODEL:
         model.copy_visual_projection()  # fresh heads start as the official code's do
     return model
-
-
-def _load_strictly(
-    model: torch.nn.Module, weights: Mapping[str, Tensor], path: str, may_miss: tuple[str, ...]
-) -> list[str]:
-    """Load a state dict; give the names that it lacks and may lack (parts of names in `may_miss`).
-
-    Raises:
-        ValueError: anything else is missing, left over or of another shape.
-    """
-    expected = model.state_dict()
-    lacking = [name for name in expected if name not in weights]
-    created = [name for name in lacking if any(part in name for part in may_miss)]
-    missing = sorted(set(lacking) - set(created))
-    unexpected = sorted(set(weights) - set(expected))
-    other = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    problems = [
-        *([f"missing: {', '.join(missing)}"] if missing else []),
-        *([f"not of this model: {', '.join(unexpected)}"] if unexpected else []),
-        *([f"of another shape: {', '.join(other)}"] if other else []),
-    ]
-    if problems:
-        raise ValueError(f"{path} does not fit the model; {'; '.join(problems)} (names of this package).")
-    model.load_state_dict(weights, strict=False)
-    return created
 
 
 def _with_adapter(
@@ -379,18 +291,3 @@ def _with_adapter(
             module.lora_B[PROGRESSIVE_ADAPTER].weight.copy_(pair.up)
             report.adapter.append(name)
     return peft_model
-
-
-def _module_groups(names: list[str]) -> list[str]:
-    """Parameter names to the few modules that hold them, for a sentence."""
-    groups = dict.fromkeys(
-        "the bridges' text norms"
-        if ".text_norms." in name
-        else "the bridges"
-        if ".bridge." in name
-        else "grounding_head.score_head"
-        if "score_head" in name
-        else "grounding_head"
-        for name in names
-    )
-    return list(groups)

@@ -1,13 +1,15 @@
 """Pickles from strangers, read without running what they ask for.
 
 A pickle is a program: loading one may call any function it names. REFER's `refs(*.p)` files, the official `.pth`
-splits and official checkpoints are pickles, so they are read by unpicklers that know a short list of classes and refuse
-every other name before anything is called.
+splits and official checkpoints are pickles, so they are read by unpicklers that know a short list of classes and
+refuse every other name before anything is called.
 """
 
 import argparse
 import os
 import pickle
+import pickletools
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,10 +99,48 @@ def load_torch_file(path: str | os.PathLike[str], allowed: Iterable[Any] = (argp
         with torch.serialization.safe_globals([*_numpy_classes(), *allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "GLOBAL " not in str(error):  # torch stopped at an instruction; say what the file would have called
+            error = pickle.UnpicklingError(
+                f"it asks for {', '.join(names_in_pickle(path)) or 'nothing torch.save writes'}"
+            )
         raise ValueError(_refusal(path, error)) from None
     except (EOFError, RuntimeError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a file that torch.save wrote whole ({reason}); fetch it again.") from error
+
+
+def names_in_pickle(path: str | os.PathLike[str]) -> list[str]:
+    """Full names that the first pickle of a file would import, read off its instructions; nothing is run.
+
+    Names of torch and of plain containers are left out where there are others.
+
+    Args:
+        path: a pickle, or a file of `torch.save`.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content = next((archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")), b"")
+    else:
+        content = Path(path).read_bytes()
+    found: dict[str, None] = {}
+    strings: list[str] = []  # in the order in which they were pushed; STACK_GLOBAL takes the last two
+    memo: dict[int, str] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name in ("GLOBAL", "INST"):
+                found[str(argument).replace(" ", ".")] = None
+            elif opcode.name == "STACK_GLOBAL":
+                found[".".join(strings[-2:])] = None
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = strings[-1] if strings else ""
+            elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+                strings.append(memo.get(int(argument), ""))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:  # damaged further on
+        pass
+    strange = [name for name in found if name not in PLAIN_CLASSES and not name.startswith("torch.")]
+    return strange or list(found)
 
 
 def _numpy_classes() -> list[Any]:
