@@ -29,6 +29,7 @@ class MetricProtocol:
 
     Args:
         name: how a result names it.
+        summary: what counts as right, in a phrase.
         overlap: the quantity held against the threshold.
         strict: True: overlap > threshold; False: overlap >= threshold.
         canvas: True: boxes are compared in the padded square that the model sees.
@@ -40,6 +41,7 @@ class MetricProtocol:
     """
 
     name: str
+    summary: str
     overlap: Literal["iou", "giou"] = "iou"
     strict: bool = False
     canvas: bool = False
@@ -53,12 +55,29 @@ class MetricProtocol:
 PROTOCOLS: dict[str, MetricProtocol] = {
     protocol.name: protocol
     for protocol in (
-        MetricProtocol("pixel", clip_to_image=True, dtype="float64"),
-        MetricProtocol("official", canvas=True),
-        MetricProtocol("mdetr", overlap="giou"),
+        MetricProtocol(
+            "pixel",
+            "a box is right when its IoU with the target, in pixels of the original image, reaches the threshold",
+            clip_to_image=True,
+            dtype="float64",
+        ),
+        MetricProtocol(
+            "official",
+            "as HiVG's authors evaluate: IoU in the model's padded square, with the target cut to whole pixels, "
+            "reaches the threshold",
+            canvas=True,
+        ),
+        MetricProtocol(
+            "mdetr", "as MDETR evaluates: generalised IoU with the target reaches the threshold", overlap="giou"
+        ),
         # Ref-L4 reports 0.5, 0.75 and 0.9; 0.7 stands beside them so that every protocol has the same rows.
         MetricProtocol(
-            "ref-l4", strict=True, thresholds=(0.5, 0.7, 0.75, 0.9), size_edges=(128.0, 256.0), class_average=True
+            "ref-l4",
+            "as Ref-L4 evaluates: IoU with the target exceeds the threshold",
+            strict=True,
+            thresholds=(0.5, 0.7, 0.75, 0.9),
+            size_edges=(128.0, 256.0),
+            class_average=True,
         ),
     )
 }
