@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from parity.official_cases import OfficialCase, made_case, recorded_case
-from parity.official_reference import OfficialLayers
 from parity.parity_checks import assert_outputs_match, run_ours
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
 from hivg_hf.conversion import convert_official_checkpoint, official_clip, official_processor
+from hivg_hf.official_reference import OfficialLayers
 
 LAYERS = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12])
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity.official_reference import (
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hivg_hf.official_reference import (
     OfficialLayers,
     OfficialOutput,
     official_forward,
     official_losses,
     plain_names,
 )
-from safetensors.torch import load_file
-from torch import Tensor
 
 RECORDED_FOLDER = Path(__file__).parents[1] / "fixtures" / "parity"
 RECORDED = ("base-single-layer-text", "base-two-layer-text-stage3", "base-mixup-stage1")
