@@ -1,0 +1,147 @@
+"""The survey of datasets: counts, faults, leaks, statistics, contact sheets, and the script around it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hivg_hf.data.loading import load_grounding_dataset
+from hivg_hf.data.prepare import contact_sheet, summarize, survey, write_survey
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def table(tmp_path, make_image):
+    """Six rows of four pictures: two splits that share one picture, one missing picture, one box outside."""
+    for name in "abc":
+        make_image(tmp_path / f"{name}.jpg", 64, 48)
+    rows = [
+        "a.jpg,the red dog,1,2,30,40,train",
+        "b.jpg,dog,1,2,30,40,train",
+        "b.jpg,the large dog on the left,5,5,30,40,train",
+        "gone.jpg,dog,1,2,30,40,train",
+        "b.jpg,a cat,1,2,30,40,val",
+        "c.jpg,a cat,1,2,90,40,val",
+    ]
+    path = tmp_path / "mine.csv"
+    path.write_text("image,expression,x1,y1,x2,y2,split\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def _specs(path, *splits):
+    return [{"source": path, "split": split, "box_format": "xyxy"} for split in splits]
+
+
+def test_faults_leaks_and_statistics_are_found(table):
+    result = survey(_specs(table, "train", "val"))
+    content = result.to_dict()
+    train, val = content["splits"].values()
+    assert train["read"] == {"expressions": 3, "objects": 3, "images": 2}
+    assert train["rows_that_cannot_be_used"]["by_kind"] == {"missing image": 1}
+    assert "gone.jpg" in train["rows_that_cannot_be_used"]["images"][0]
+    assert val["rows_that_cannot_be_used"]["by_kind"] == {"box outside": 1}
+    assert "reaches 26 pixels out of its image" in val["rows_that_cannot_be_used"]["rows"][0]
+    assert content["shared_images"] == {f"{table}:train and {table}:val": ["b.jpg"]}
+    assert train["statistics"]["words_per_expression"]["mean"] == round((3 + 1 + 6) / 3, 4)
+    assert train["statistics"]["rows_by_number_of_targets"] == {"1": 3}
+    assert train["statistics"]["image_width_pixels"]["median"] == 64
+
+
+def test_the_summary_says_it_in_words(table):
+    text = summarize(survey(_specs(table, "train", "val")))
+    assert f"{table}:train: 3 expressions, 3 objects, 2 images" in text
+    assert "1 rows cannot be used: 1 missing image" in text
+    assert "share 1 images, for example b.jpg" in text
+
+
+def test_a_contact_sheet_shows_the_boxes(tmp_path, make_row):
+    """A white picture with one box: coloured lines appear where the box is, and nowhere far from it."""
+    import datasets
+
+    from hivg_hf.data.schema import FEATURES
+
+    Image.new("RGB", (314, 314), (255, 255, 255)).save(tmp_path / "white.png")
+    picture = {"path": str(tmp_path / "white.png"), "bytes": None}
+    row = make_row(image=picture, width=314, height=314, box=[157.0, 157.0, 314.0, 314.0], expression="the corner")
+    rows = datasets.Dataset.from_dict({key: [row[key]] for key in FEATURES}, features=FEATURES)
+    pixels = np.asarray(contact_sheet(rows))[3:317, 3:317].astype(int)
+    colored = (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+    assert colored[157:, 155:162].mean() > 0.2  # the box's left edge
+    assert colored[:100, :100].mean() == 0
+
+
+def test_sheets_are_written_for_each_split_and_can_be_opened(tmp_path):
+    specs = [{"source": "refshapes", "split": split, "seed": 3, "size": 5} for split in ("val", "none")]
+    files = write_survey(survey(specs), tmp_path / "out")
+    names = [path.name for path in files]
+    assert names == [
+        "survey.json",
+        "problems.txt",
+        "refshapes-val.contact-sheet.jpg",
+        "refshapes-none.contact-sheet.jpg",
+    ]
+    assert Image.open(files[2]).size == (4 * 320, 2 * 360)
+
+
+def test_the_script_prints_writes_and_exits_with_1_where_rows_are_faulty(table, tmp_path, script, capsys):
+    arguments = [f"{table}:train", f"{table}:val", "--box-format", "xyxy", "--out", str(tmp_path / "out"), "--quick"]
+    assert script.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "share 1 images" in printed
+    assert str(tmp_path / "out" / "survey.json") in printed
+    assert len((tmp_path / "out" / "problems.txt").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "out" / "survey.json").read_text())["shared_images"]
+
+
+def test_the_script_makes_a_cache_that_loads(table, tmp_path, script, capsys):
+    out = tmp_path / "out"
+    arguments = [
+        f"{table}:train",
+        f"{table}:val",
+        "--box-format",
+        "xyxy",
+        "--out",
+        str(out),
+        "--quick",
+        "--for",
+        "train",
+    ]
+    assert script.main(arguments) == 2
+    assert "2 of 4 rows cannot be used" in capsys.readouterr().err
+    assert script.main([*arguments, "--on-error", "skip"]) == 0
+    assert load_grounding_dataset(out / "cache", "train")[0]["expression"] == "the red dog"
+    assert len(load_grounding_dataset(out / "cache", "val")) == 1
+
+
+def test_the_script_makes_a_cache_for_a_model(table, tmp_path, script, processor):
+    processor.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    arguments = [f"{table}:val", "--box-format", "xyxy", "--out", str(out), "--on-error", "skip", "--for", "eval"]
+    assert script.main([*arguments, "--model", str(tmp_path / "model")]) == 0
+    assert load_grounding_dataset(out / "cache", "val")[0]["letterboxed"]["settings"]["size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["refcoco"], "'refcoco' names no split; write SOURCE:SPLIT"),
+        (["refcoco:val"], "refcoco is read from files: give root="),
+        (["refcoco:val", "--option", "masks"], "--option 'masks' should be KEY=VALUE"),
+        (["refshapes:val", "--option", "size=2", "--for", "eval"], "say which with --model"),
+    ],
+)
+def test_the_script_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
+    assert script.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
