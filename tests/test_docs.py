@@ -1,0 +1,122 @@
+"""The guides run: every block of Python and every `hivg` command of docs/*.md, in order, page by page.
+
+A comment above a block changes that: `<!-- not run: REASON -->`, `<!-- file: NAME -->` (write it to a file), and
+`<!-- test adds: OPTIONS -->` (for a command, what only the test's tiny models need).
+"""
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import hivg_hf
+from hivg_hf.cli import app
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"(?:<!-- (?P<note>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+PAGES_THAT_RUN = ("use.md", "fine-tune.md", "convert.md")
+
+
+class Block(NamedTuple):
+    note: str
+    language: str
+    code: str
+    line: int
+
+
+def blocks(page: str) -> Iterator[Block]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code"))
+        yield Block(match["note"] or "", match["language"], match["code"], line)
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with what the pages speak of; a checkout without the shipped checkpoint gets a tiny one."""
+    from hivg_hf.data.refshapes import refshapes_dataset
+
+    monkeypatch.chdir(tmp_path)
+    if not Path(hivg_hf.TINY_CHECKPOINT).is_dir():
+        tiny_model.save_pretrained(tmp_path / "shipped")
+        tiny_processor.save_pretrained(tmp_path / "shipped")
+        monkeypatch.setattr(hivg_hf, "TINY_CHECKPOINT", str(tmp_path / "shipped"))
+    rows = refshapes_dataset("val", seed=3, size=2, masks=False)
+    (tmp_path / "scenes").mkdir()
+    rows[0]["image"].save(tmp_path / "scene.png")
+    rows[1]["image"].save(tmp_path / "scenes" / "other.png")
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path
+
+
+@pytest.fixture
+def official_file(workplace: Path) -> None:
+    """A file as the authors publish them, of a tiny model."""
+    from parity.official_cases import made_case
+
+    from hivg_hf.official_reference import OfficialLayers
+
+    case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12]), dataset="unc+", hi_lora_stage=1)
+    torch.save({"model": case.state, "args": argparse.Namespace(**case.args)}, workplace / "best_checkpoint.pth")
+    (workplace / "clip.json").write_text(json.dumps(case.clip_config))
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_RUN)
+def test_page_runs(page: str, workplace: Path, official_file: None) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    ran = 0
+    for block in blocks(page):
+        if block.note.startswith("not run: "):
+            continue
+        if block.note.startswith("file: "):
+            (workplace / block.note.removeprefix("file: ")).write_text(block.code)
+        elif block.language == "python":
+            exec(compile("\n" * block.line + block.code, str(DOCS / page), "exec"), names)
+            ran += 1
+        elif block.language == "bash":
+            ran += run_commands(block, page)
+    assert ran
+
+
+def run_commands(block: Block, page: str) -> int:
+    commands = [line for line in block.code.splitlines() if line.strip()]
+    for command in commands:
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "hivg", f"{page}: a test can run `hivg` alone; mark the block `not run`: {command}"
+        arguments += shlex.split(block.note.removeprefix("test adds: ")) if block.note else []
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, f"{page}: {command}\n{done.output}\n{done.exception!r}"
+    return len(commands)
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    assert [target for target in targets if target and not (DOCS / target).exists()] == []
+
+
+def test_notebook_runs_from_top_to_bottom(workplace: Path) -> None:
+    """The cells in order, as plain Python; offline, as the tests are."""
+    notebook = json.loads((DOCS / "tour.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    for position, cell in enumerate(cells, start=1):
+        exec(compile("".join(cell["source"]), f"tour.ipynb cell {position}", "exec"), names)
+
+
+def test_readme_and_contributing_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (DOCS.parent / name).read_text(encoding="utf-8")
+        targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+        assert [target for target in targets if target and not (DOCS.parent / target).exists()] == []
