@@ -7,6 +7,7 @@
         result/                 its outcome; the phase is done when this folder exists (it appears whole)
       base/ adapters/ exports/ merged/   what HiLoRA stages publish (hilora_folders.py)
       model/                    the final plain model of a run without HiLoRA stages
+      evaluation/               the final model on the validation and test rows, as `hivg evaluate` writes it
       results.json  training-curves.png
 
 Every phase starts from what the phase before wrote to disk, never from memory, so that an unbroken run and a resumed
@@ -31,6 +32,7 @@ from peft import PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from .atomic import atomic_folder
+from .evaluation.records import describe_versions
 from .hilora import HiLoraConfig, merge_stages, start_stage
 from .hilora_folders import load_adapter_state, publish_stages, save_adapter_state
 from .modeling.configuration_hivg import HiVGConfig
@@ -38,8 +40,9 @@ from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor
 from .recipe import PhaseRecipe, Recipe
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
-from .trainer import HiVGTrainer, box_figures
-from .training_report import library_versions, write_curves, write_json
+from .trainer import HiVGTrainer
+from .training_report import write_curves, write_json
+from .training_results import measure, write_run_card
 from .training_setup import (
     RowCache,
     build_arguments,
@@ -232,36 +235,31 @@ class StagedTraining:
     # ---- the end ----
 
     def _finish(self) -> dict[str, Any]:
-        """Measure the tests on the final model, write it, the results and the curves."""
+        """Write the final model, measure it, and leave results, curves and a card."""
         path = self.folder / "results.json"
         if path.is_file():
             return json.loads(path.read_text())
         model, processor = self._load_start(len(self.recipe.phases))
         if isinstance(model, PeftModel):
             model = merge_stages(model)
-        has_stages = self.recipe.hilora_config() is not None
+        name = "model" if self.recipe.hilora_config() is None else "merged"
+        if self.state.is_main_process and name == "model":
+            self._save_model(model, processor, name)
+        phases = [json.loads(self._outcome(number).read_text()) for number in range(len(self.recipe.phases))]
+        measured = measure(self.recipe, self.folder, model, processor, self.rows)
         results = {
             "recipe": self.recipe.to_dict(),
-            "model": "merged" if has_stages else "model",
-            "phases": [json.loads(self._outcome(number).read_text()) for number in range(len(self.recipe.phases))],
-            "tests": self._measure_tests(model, processor),
-            "versions": library_versions(),
+            "model": name,
+            "phases": phases,
+            "evaluation": measured,
+            "versions": describe_versions(),
         }
         if self.state.is_main_process:
-            if not has_stages:
-                self._save_model(model, processor, "model")
-            write_curves(self.folder / "training-curves.png", results["phases"])
+            write_curves(self.folder / "training-curves.png", phases)
+            write_run_card(self.recipe, self.folder / name, phases, measured)
             write_json(path, results)
         self.state.wait_for_everyone()
         return results
-
-    def _measure_tests(self, model: Any, processor: HiVGProcessor) -> dict[str, dict[str, float]]:
-        if not self.recipe.data.tests:
-            return {}
-        arguments = build_arguments(self.recipe, self.recipe.phases[-1], self.folder / "phases", evaluates=False)
-        trainer = HiVGTrainer(model, arguments, processing_class=processor)
-        rows = {name: self.rows.load(spec) for name, spec in self.recipe.data.tests.items()}
-        return {name: box_figures(trainer.predict_boxes(split), split) for name, split in rows.items()}
 
 
 def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer) -> dict[str, Any]:

@@ -30,6 +30,13 @@ def describe_processes() -> str:
     return f"Training on {count} process{'es' * (count > 1)} ({state.device.type}, {state.distributed_type.value})"
 
 
+def count_processes() -> int:
+    """Processes of this training."""
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
 def wants_cpu() -> bool:
     """Whether training is to stay on the CPU: asked for, or there is nothing else."""
     import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 from pathlib import Path
@@ -13,24 +12,11 @@ from .import_utils import is_package_available
 
 logger = logging.getLogger(__name__)
 
-_LIBRARIES = ("hivg_hf", "torch", "transformers", "peft", "accelerate", "datasets")
-
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, with every number as it is (no NaN)."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide the outcome."""
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # hivg_hf itself, in a checkout that is not installed
-    return found
 
 
 def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:

@@ -22,7 +22,7 @@ from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.presets_hivg import preset_fields
 from .modeling.processing_hivg import HiVGProcessor
 from .recipe import ModelRecipe, PhaseRecipe, Recipe
-from .training_args import HiVGTrainingArguments, accumulation_steps
+from .training_args import HiVGTrainingArguments
 from .training_launch import wants_cpu
 
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
@@ -195,10 +195,3 @@ def steps_of(phase: PhaseRecipe, rows: Sized) -> int:
     """Optimizer steps of a phase."""
     per_epoch = len(rows) // phase.batch_size
     return phase.steps or math.ceil((phase.epochs or 0) * per_epoch)
-
-
-def contrastive_negatives(phase: PhaseRecipe, processes: int, gather: bool) -> int:
-    """Other expressions that each image is compared with in one step, before duplicates are left out."""
-    accumulation = accumulation_steps(phase.batch_size, processes, phase.per_device_batch_size)
-    micro = phase.batch_size // (accumulation * processes)
-    return micro * (processes if gather else 1) - 1

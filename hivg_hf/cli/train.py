@@ -1,7 +1,7 @@
 """`hivg train`: run a recipe. The same command again goes on where the last one stopped."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,31 +11,85 @@ from . import run_verb
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe file, for example recipes/refcoco-base.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME by default.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Instead of a recipe: your own CSV, JSONL or Parquet file.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
+    base: Annotated[
+        str,
+        typer.Option(help="What --data trains: folder or Hub id of a HiVG or CLIP model; `tiny`: the shipped one."),
+    ] = "tiny",
+    val: Annotated[
+        Path | None, typer.Option(help="Validation file; by default a part of --data is split off.")
+    ] = None,
+    box_format: Annotated[str | None, typer.Option(help="Of --data: xyxy, xywh, cxcywh.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
+    seed: Annotated[int, typer.Option(help="Of a run on --data; a recipe names its own.")] = 13,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
 ) -> None:
-    """Train by a recipe, phase after phase; started again, it goes on where it was.
+    """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
     On several processes: accelerate launch --config_file recipes/accelerate/multi_gpu.yaml scripts/train.py RECIPE
     """
     import logging
 
-    from ..recipe import load_recipe
-    from ..training_launch import announcer, check_launch, describe_processes, quiet_libraries
+    from ..recipe import load_recipe, parse_recipe
+    from ..training_launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     quiet_libraries()
     check_launch()
-    if recipe is None:
-        raise ValueError("Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml.")
-    plan = load_recipe(recipe)
+    if (recipe is None) == (data is None):
+        raise ValueError(
+            "Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml, or your own data with --data."
+        )
     say = announcer()
     say(describe_processes())
+    if recipe is not None:
+        plan = load_recipe(recipe)
+    else:
+        plan = parse_recipe(_plan_own_data(data, images, base, val, out, box_format, epochs, seed))
+    if dry_run:
+        from ..training_plan import describe_plan, plan_training
+
+        say(describe_plan(plan_training(plan, count_processes())))
+        return
     from ..staged_training import StagedTraining
 
     folder = out or Path("runs") / plan.name
     results = StagedTraining(plan, folder).run()
     say(f"Model: {(folder / results['model']).resolve()}")
+    say(f"Curves: {(folder / 'training-curves.png').resolve()}")
     say(f"Results: {(folder / 'results.json').resolve()}")
+
+
+def _plan_own_data(
+    data: Path | None,
+    images: Path | None,
+    base: str,
+    val: Path | None,
+    out: Path | None,
+    box_format: str | None,
+    epochs: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """A recipe for somebody's own file, with defaults by its size."""
+    from ..data.user_data import plan_user_training
+
+    if base == "tiny":
+        from hivg_hf import TINY_CHECKPOINT
+
+        base = TINY_CHECKPOINT
+    return plan_user_training(
+        data=str(data),
+        images=None if images is None else str(images),
+        base=base,
+        out=None if out is None else str(out),
+        box_format=box_format,
+        val=None if val is None else str(val),
+        epochs=epochs,
+        seed=seed,
+    )
 
 
 def main() -> None:
