@@ -1,6 +1,7 @@
 """The wheel, the source layout, and what files of `modeling/` may import."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -73,10 +74,17 @@ def test_wheel_holds_types_marker_licence_and_command(wheel: zipfile.ZipFile) ->
     assert "hivg = hivg_hf.cli:main" in wheel.read(entry_points).decode()
 
 
-def test_wheel_holds_every_package_data_file(wheel: zipfile.ZipFile) -> None:
-    checkpoints = ROOT / "hivg_hf" / "checkpoints"
-    expected = {f"hivg_hf/{path.relative_to(ROOT / 'hivg_hf')}" for path in checkpoints.rglob("*") if path.is_file()}
+def test_wheel_holds_every_file_beside_the_code(wheel: zipfile.ZipFile) -> None:
+    """Checkpoints, templates, stubs: what is read at run time and is no module."""
+    beside = [path for path in (ROOT / "hivg_hf").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    expected = {path.relative_to(ROOT).as_posix() for path in beside}
     assert expected <= set(wheel.namelist())
+
+
+def test_versions_of_package_and_wheel_agree(wheel: zipfile.ZipFile) -> None:
+    source = (ROOT / "hivg_hf" / "__init__.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    assert f"hivg_hf-{version}.dist-info/METADATA" in wheel.namelist()
 
 
 def test_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile) -> None:
