@@ -5,9 +5,9 @@
     python scripts/prepare_data.py refcoco:val --root /data --out prepared --for eval --model FOLDER_OR_HUB_ID
 
 Writes survey.json (counts against the published ones, statistics, every faulty row, images that training and
-evaluation share), problems.txt, and for each split a contact sheet with boxes drawn: look at it. With `--for`, also the folder
-`cache`, which is a source like any other: `load_grounding_dataset("prepared/cache", "val")`. Exit status 1 says that
-there are rows that cannot be used.
+evaluation share), problems.txt, and for each split a contact sheet with boxes drawn: look at it. With `--for`, also
+the folder `cache`, which is a source like any other: `load_grounding_dataset("prepared/cache", "val")`. Exit status 1
+says that there are rows that cannot be used.
 """
 
 import argparse
