@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from .. import TINY_CHECKPOINT
+import hivg_hf
+
 from ..grounding_files import (
     Question,
     ResultsFile,
@@ -86,7 +87,7 @@ def ground(
         raise ValueError("Say what to find after the image, as in: hivg ground street.jpg 'the man in blue'")
     single = single and not (out is not None and out.is_dir())
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
-    name = model or TINY_CHECKPOINT
+    name = model or hivg_hf.TINY_CHECKPOINT
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     pipe = load_pipeline(name, device, dtype, trust_remote_code)

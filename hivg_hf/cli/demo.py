@@ -1,0 +1,36 @@
+"""`hivg demo`: a web page to try a model on pictures. Needs `pip install 'hivg_hf[demo]'`."""
+
+import os
+from typing import Annotated
+
+import typer
+
+import hivg_hf
+
+from ..import_utils import require_package
+from . import run_verb
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860 on.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
+    queue_size: Annotated[int, typer.Option(help="Visitors that may wait; more are asked to come back.", min=1)] = 32,
+    max_upload_mb: Annotated[int, typer.Option(help="Largest upload in megabytes.", min=1)] = 10,
+) -> None:
+    """Serve a web page: upload a picture or pick an example, write one expression per line, see what is found."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere, and no network is needed
+    require_package("gradio", extra="demo")
+    from ..inference import load_pipeline
+    from ..web_page import build_page, serve
+
+    page = build_page(load_pipeline(model or hivg_hf.TINY_CHECKPOINT, device, dtype))
+    serve(page, host, port or None, queue_size, max_upload_mb)
+
+
+def main() -> None:
+    run_verb("demo")

@@ -1,0 +1,41 @@
+"""`hivg export`: a model for other runtimes. Needs `pip install 'hivg_hf[onnx]'`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import hivg_hf
+
+from . import run_verb
+
+FORMATS = ("onnx",)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(help="Model folder or Hub id. Default: the checkpoint that is included.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
+    format: Annotated[str, typer.Option(help="The format; onnx is the only one.")] = "onnx",
+    masks: Annotated[bool, typer.Option("--masks", help="Also give mask logits.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Also give the similarity of each patch.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also write model.int8.onnx, smaller and less exact.")] = False,
+) -> None:
+    """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
+    if format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
+    from ..inference import load_pipeline
+    from ..onnx_export import export_onnx
+
+    pipe = load_pipeline(model or hivg_hf.TINY_CHECKPOINT, "cpu", "float32")
+    report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8)
+    for name, difference in report.items():
+        what = "boxes move by at most (share of the square)" if name == "int8_box" else "differs from torch by at most"
+        typer.echo(f"{name}: {what} {difference:.2g}")
+    for path in sorted(out.iterdir()):
+        typer.echo(f"wrote {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def main() -> None:
+    run_verb("export")

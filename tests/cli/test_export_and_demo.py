@@ -1,0 +1,58 @@
+"""`hivg export` and `hivg demo`: what they say, and that mistakes are one sentence."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.cli import main
+
+
+@pytest.fixture(scope="module")
+def model_folder(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu").save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def test_export_says_what_it_wrote_and_how_well_it_agrees(
+    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
+    assert run("export", model_folder, "--out", str(tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "pred_boxes: differs from torch by at most" in printed
+    assert f"wrote {tmp_path / 'out' / 'model.onnx'}" in printed
+
+
+def test_export_refuses_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", "--format", "tflite") == 2
+    assert capsys.readouterr().err.strip() == "hivg: --format must be one of onnx, got 'tflite'."
+
+
+def test_demo_without_gradio_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run("demo") == 2
+    assert "pip install 'hivg_hf[demo]'" in capsys.readouterr().err
+
+
+def test_demo_serves_with_its_limits(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
+    served: dict[str, Any] = {}
+    monkeypatch.setattr("hivg_hf.web_page.build_page", lambda pipe: served.update(pipe=pipe) or "page")
+    monkeypatch.setattr("hivg_hf.web_page.serve", lambda *arguments: served.update(arguments=arguments))
+    assert run("demo", "--model", model_folder, "--port", "8123", "--queue-size", "5", "--max-upload-mb", "2") == 0
+    assert served["arguments"] == ("page", "127.0.0.1", 8123, 5, 2)
+    assert isinstance(served["pipe"], VisualGroundingPipeline)

@@ -1,0 +1,90 @@
+"""An exported model computes what the model computes, for any batch and length, and needs nothing of ours to run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline, onnx_export
+from hivg_hf.onnx_export import GroundingGraph, check_onnx, export_onnx
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "ground_with_onnxruntime.py"
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    report = export_onnx(tiny_model, tiny_processor, folder, masks=True, tokens=True, int8=True)
+    return folder, report
+
+
+def test_outputs_equal_torch_for_two_batches_and_two_lengths(
+    exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
+) -> None:
+    folder, report = exported
+    assert set(report) == {"pred_boxes", "scores", "mask_logits", "token_logits", "int8_box"}
+    assert all(report[name] <= 1e-4 for name in report if name != "int8_box")
+    # Sizes that the export itself never saw.
+    graph = GroundingGraph(tiny_model, masks=True, tokens=True)
+    assert max(check_onnx(graph, folder / "model.onnx", batches=[3, 5]).values()) <= 1e-4
+
+
+def test_the_export_leaves_the_model_as_it_was(
+    exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
+) -> None:
+    assert tiny_model.config._attn_implementation == "sdpa"
+
+
+def test_int8_is_smaller(exported: tuple[Path, dict[str, float]]) -> None:
+    folder, report = exported
+    assert 0 < report["int8_box"] < 1
+    assert (folder / "model.int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+
+
+def test_the_documented_script_grounds_with_onnxruntime_alone(
+    exported: tuple[Path, dict[str, float]],
+    tiny_model: HiVGForVisualGrounding,
+    tiny_processor: HiVGProcessor,
+    tmp_path: Path,
+) -> None:
+    folder, _ = exported
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "photo.png")
+    expressions = ["The  red star", "the blue ring left of it"]
+    block = "import sys\nfor name in ('torch', 'transformers', 'hivg_hf'): sys.modules[name] = None\n"
+    run = f"{block}import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", run, str(folder), str(tmp_path / "photo.png"), *expressions]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    pipe = VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu")
+    for line, result in zip(lines, pipe(str(tmp_path / "photo.png"), expressions), strict=True):
+        score, *box = line.split()[:5]
+        assert float(score) == pytest.approx(result["score"], abs=2e-3)
+        assert [float(value) for value in box] == pytest.approx(list(result["box"].values()), abs=0.11)
+        assert line.endswith(result["expression"])
+
+
+def test_a_file_that_differs_is_not_left_behind(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "_write_graph", lambda graph, path: path.write_bytes(b""))
+    monkeypatch.setattr(onnx_export, "_forget_inner_shapes", lambda path: None)
+    monkeypatch.setattr(onnx_export, "check_onnx", lambda graph, path: {"pred_boxes": 0.5})
+    with pytest.raises(ValueError, match=r"differs from the model by 0\.5 in pred_boxes"):
+        export_onnx(tiny_model, tiny_processor, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_say_how_to_feed_it(exported: tuple[Path, dict[str, float]], tiny_processor: HiVGProcessor) -> None:
+    settings = json.loads((exported[0] / "grounding.json").read_text())
+    assert settings["size"] == tiny_processor.image_processor.side
+    assert settings["outputs"] == ["pred_boxes", "scores", "mask_logits", "token_logits"]
+    assert (exported[0] / "tokenizer.json").exists()
