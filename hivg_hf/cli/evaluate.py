@@ -4,7 +4,7 @@ hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 -
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
-accelerate launch --config_file recipes/accelerate/two-cpu-processes.yaml scripts/evaluate.py --model ...
+accelerate launch --config_file recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Model folder, Hub id, adapter, or official .pth file.")],
+    model: Annotated[
+        str, typer.Option(help="Model folder, Hub id, adapter, official .pth file, or hivg-tiny-refshapes.")
+    ],
     data: Annotated[str, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, predictions.parquet, plots and failures.html.")],
     split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
@@ -60,7 +62,7 @@ def evaluate(
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
-    from ..evaluation import CONTROLS, EvaluationSettings, describe_data, describe_model, evaluate_model
+    from ..evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from ..evaluation.predict import process_state
     from ..evaluation.reports import write_evaluation
     from ..evaluation.sources import open_data, open_foils, open_model, read_options
@@ -83,13 +85,11 @@ def evaluate(
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
     data_options = {**read_options(option or [], "--option"), **generated}
     overrides = read_options(set_config or [], "--set")
-    with state.main_process_first():  # one process prepares caches, the others read them
-        opened, processor = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
-        dataset = open_data(data, split, data_options)
-        foils = open_foils(data, split, data_options) if controls else None
+    opened, processor = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
+    dataset = open_data(data, split, data_options)
+    foils = open_foils(data, split, data_options) if controls else None
     evaluation = evaluate_model(opened, processor, dataset, settings, foils)
-    evaluation.results["model"] = {**describe_model(opened, model, revision), "config_overrides": overrides}
-    evaluation.results["data"] = describe_data(evaluation.rows.references, data, split, data_options)
+    evaluation.describe(opened, model, data, split, data_options, revision=revision, overrides=overrides)
     if state.is_main_process:
         files = write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)
         _print_results(evaluation.results, files)

@@ -115,14 +115,31 @@ def _bridge_inputs(
     return seen
 
 
-def other_expressions(dataset: Any) -> tuple[Any, list[int]]:
-    """The rows of a dataset, each asking for another object of the same picture, and the rows they stand for.
+class OtherExpressions:
+    """Rows of a dataset with other expressions in them; read row by row, as `predict` does.
+
+    Args:
+        dataset: the rows.
+        replaced: number of a row to the expression it gets; other rows are left out.
+    """
+
+    def __init__(self, dataset: Any, replaced: dict[int, str]) -> None:
+        self.dataset = dataset
+        self.kept = sorted(replaced)
+        self.expressions = [replaced[index] for index in self.kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.dataset[self.kept[place]], "expression": self.expressions[place]}
+
+
+def other_expressions(dataset: Any) -> OtherExpressions:
+    """The rows of a dataset, each asking for another object of the same picture.
 
     The expression is that of the next row of the same image with another target; rows whose image has none are left
-    out.
-
-    Returns:
-        (dataset of the same boxes and masks with the other expressions, their row numbers in the original).
+    out, as are rows without a target.
     """
     columns = dataset.select_columns(["image_id", "ref_id", "expression", "no_target"])
     by_image: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
@@ -135,12 +152,7 @@ def other_expressions(dataset: Any) -> tuple[Any, list[int]]:
             others = [text for _, other, text in (*rows[place + 1 :], *rows[:place]) if other != ref_id]
             if others:
                 replaced[index] = others[0]
-    kept = sorted(replaced)
-    if not kept:
-        return None, []
-    expressions = [replaced[index] for index in kept]
-    chosen = dataset.select(kept).remove_columns("expression").add_column("expression", expressions)
-    return chosen, kept
+    return OtherExpressions(dataset, replaced)
 
 
 def paired_by_sentence(dataset: Any, other: Any) -> list[int]:

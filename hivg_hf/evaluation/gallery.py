@@ -32,15 +32,16 @@ h1 {{ font-size: 1.4rem; margin: 0 0 .3rem; }}
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .6rem; }}
 .legend span {{ margin-right: 1.2rem; white-space: nowrap; }}
 .legend i {{ display: inline-block; width: 1.4em; height: .9em; vertical-align: -.1em; margin-right: .35em;
-  border: 3px solid; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }}
+  border-width: 3px; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem;
+  align-items: start; }}
 figure {{ margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }}
 .picture {{ position: relative; width: fit-content; max-width: 100%; margin: 0 auto .5rem; line-height: 0; }}
-.picture img {{ max-width: 100%; max-height: 20rem; }}
-.box {{ position: absolute; border: 3px solid; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }}
+.picture img {{ min-width: 8rem; max-width: 100%; max-height: 20rem; }}
+.box {{ position: absolute; border-width: 3px; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }}
 figcaption b {{ display: block; overflow-wrap: anywhere; }}
 figcaption small {{ opacity: .75; }}
-.target {{ border-color: #1a9850; }}
+.target {{ border-color: #1a9850; border-style: solid; }}
 .first {{ border-color: #d73027; border-style: dashed; }}
 .second {{ border-color: #4575b4; border-style: dotted; }}
 </style>

@@ -30,7 +30,8 @@ def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
         if interval:
             middle = bar.get_x() + bar.get_width() / 2
             axes.plot([middle, middle], [100 * interval[0], 100 * interval[1]], color="black", linewidth=1.5)
-    axes.set_xticks(range(len(names)), [f"{name}\nn = {table[name]['n']:,}" for name in names])
+    labels = [f"{name}\n{value:.1f} %\nn = {table[name]['n']:,}" for name, value in zip(names, values, strict=True)]
+    axes.set_xticks(range(len(names)), labels)
     axes.set_xlabel("words in the expression")
     axes.set_ylabel(f"Acc@0.5 (%), protocol {result['protocol']}")
     axes.set_ylim(0, 100)

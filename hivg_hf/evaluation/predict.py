@@ -17,8 +17,8 @@ from ..data.schema import encode_mask
 
 def process_state() -> PartialState:
     """This process among those that `accelerate launch` or `torchrun` started; one when nothing did."""
-    # Without `cpu`, accelerate takes a machine without a GPU for several worlds of one process under torchrun.
-    return PartialState(cpu=not torch.cuda.is_available())
+    # Without `cpu`, accelerate takes a machine without an accelerator for several worlds of one under torchrun.
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def predict(
@@ -85,7 +85,8 @@ def predict(
 
 def references_of(dataset: Any) -> list[dict[str, Any]]:
     """The rows without their pictures, with `id` = the row's number: what `compute_grounding_metrics` takes."""
-    pictures = [name for name in ("image", "letterboxed") if name in dataset.column_names]
+    # "image_row" is where a cache made by scripts/prepare_data.py keeps the place of a row's picture.
+    pictures = [name for name in ("image", "image_row", "letterboxed") if name in dataset.column_names]
     return [{**row, "id": index} for index, row in enumerate(dataset.remove_columns(pictures))]
 
 

@@ -23,6 +23,8 @@ PREDICTIONS_NAME = "predictions.parquet"
 RESULTS_FORMAT = 1
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pillow")
+# How this machine prepares data, not which data it is.
+_MACHINE_OPTIONS = ("workers", "cache_dir")
 _REFERENCE_COLUMNS = (
     "expression", "box", "boxes", "no_target", "width", "height", "category", "image_id", "ref_id", "sent_id",
     "source", "split",
@@ -64,7 +66,7 @@ def describe_data(
     return {
         "source": source,
         "split": split,
-        "options": dict(options),
+        "options": {name: value for name, value in options.items() if name not in _MACHINE_OPTIONS},
         "rows": len(references),
         "sha256": digest.hexdigest(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -26,7 +26,7 @@ from ..metrics.bootstrap import DEFAULT_RESAMPLES
 from .compare import compare_rows
 from .controls import CONSTANT_EXPRESSION, CONTROLS, apply_control, other_expressions, paired_by_sentence
 from .predict import predict, process_state, references_of
-from .records import RESULTS_FORMAT, describe_versions
+from .records import RESULTS_FORMAT, describe_data, describe_model, describe_versions
 
 
 @dataclass
@@ -74,6 +74,30 @@ class Evaluation:
     results: dict[str, Any]
     predictions: list[dict[str, Any]]
     rows: RowScores
+
+    def describe(
+        self,
+        model: torch.nn.Module,
+        name: str,
+        source: str,
+        split: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        revision: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """Say in the results what was measured: the model by id and hash, the data by source and hash.
+
+        Args:
+            model: the model that was measured.
+            name: its folder or Hub id.
+            source, split, options: of the data, as for `load_grounding_dataset`.
+            revision: of the model on the Hub.
+            overrides: config fields that differ from the checkpoint's.
+        """
+        self.results["model"] = {**describe_model(model, name, revision), "config_overrides": dict(overrides or {})}
+        self.results["data"] = describe_data(self.rows.references, source, split, options or {})
+        return self
 
 
 def evaluate_model(
@@ -192,10 +216,12 @@ class _Measurer:
     ) -> dict[str, Any]:
         """The control beside the model as it is, on the same rows: `first` is the model, `second` the control."""
         settings = self.settings
-        asked, kept = dataset, list(range(len(dataset)))
+        asked: Any = dataset
+        kept = list(range(len(dataset)))
         if control == "other-expression":
             if foils is None:
-                asked, kept = other_expressions(dataset)
+                asked = other_expressions(dataset)
+                kept = asked.kept
             else:
                 asked, kept = foils, paired_by_sentence(dataset, foils)
             if not kept:

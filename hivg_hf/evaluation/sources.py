@@ -10,10 +10,12 @@ import torch
 import yaml
 from datasets import concatenate_datasets
 
+from .. import TINY_CHECKPOINT
 from ..data import load_grounding_dataset
 from ..hub_loading import load_with_stages
 from ..inference import DTYPES
 
+INCLUDED_MODEL = Path(TINY_CHECKPOINT).name
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
 
 
@@ -23,7 +25,8 @@ def open_model(
     """A model and its processor.
 
     Args:
-        name: a folder, a Hub id, an adapter that names its base, or an official `.pth` file.
+        name: a folder, a Hub id, an adapter that names its base, an official `.pth` file, or the name of the
+            checkpoint in the package.
         revision: branch, tag or commit on the Hub.
         dtype: float32, bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).
@@ -43,6 +46,8 @@ def open_model(
 
         model, processor = load_official_checkpoint(name, return_processor=True)
         return model.to(DTYPES[dtype]).eval(), processor
+    if name == INCLUDED_MODEL and not Path(name).exists():
+        name = TINY_CHECKPOINT
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise FileNotFoundError(f"There is no model folder {name}.")
     model, processor = load_with_stages(

@@ -10,7 +10,6 @@ import torch
 from hivg_hf.evaluation import (
     EvaluationSettings,
     describe_data,
-    describe_model,
     evaluate_model,
     plots,
     read_predictions,
@@ -29,9 +28,7 @@ SETTINGS = EvaluationSettings(resamples=50, progress=False)
 @pytest.fixture(scope="module")
 def evaluation(tiny_model, tiny_processor, scenes):
     result = evaluate_model(tiny_model, tiny_processor, scenes, SETTINGS)
-    result.results["model"] = describe_model(tiny_model, "tiny <model>")
-    result.results["data"] = describe_data(result.rows.references, "refshapes", "val", {"seed": 5, "size": 11})
-    return result
+    return result.describe(tiny_model, "tiny <model>", "refshapes", "val", {"seed": 5, "size": 11})
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +92,10 @@ def test_plots_show_the_figures(folder, evaluation, monkeypatch):
     table = {"1-5": {"n": 8, "acc@0.5": 0.25, "interval": [0.1, 0.4]}, "6-7": {"n": 2, "acc@0.5": 1.0}}
     plots.plot_accuracy_by_length("x.png", {"protocol": "pixel", "breakdowns": {"expression_length": table}})
     assert [bar.get_height() for bar in drawn[0].patches] == [25.0, 100.0]
-    assert [label.get_text() for label in drawn[0].get_xticklabels()] == ["1-5\nn = 8", "6-7\nn = 2"]
+    assert [label.get_text() for label in drawn[0].get_xticklabels()] == [
+        "1-5\n25.0 %\nn = 8",
+        "6-7\n100.0 %\nn = 2",
+    ]
     assert drawn[0].lines[0].get_ydata().tolist() == [10.0, 40.0]
     plots.plot_iou_histogram("x.png", np.array([0.0, 0.5, 0.52, 1.0, np.nan]))
     heights = [bar.get_height() for bar in drawn[1].patches]
