@@ -14,6 +14,7 @@ has to be downloaded. The splits ask different things:
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,7 +60,7 @@ def refshapes_dataset(
     *,
     expressions_per_scene: int | None = None,
     style: str = "standard",
-    kinds: tuple[str, ...] | None = None,
+    kinds: Sequence[str] | None = None,
     no_target_fraction: float = 0.0,
     foils: bool = False,
     masks: bool = True,
@@ -94,7 +95,7 @@ def refshapes_dataset(
     Raises:
         ValueError: an option is unknown or out of range.
     """
-    options = SampleOptions(split, seed, expressions_per_scene, style, kinds, no_target_fraction)
+    options = SampleOptions(split, seed, expressions_per_scene, style, kinds and tuple(kinds), no_target_fraction)
     if size < 1:
         raise ValueError(f"size is the number of rows and must be at least 1, got {size}.")
     if foils and (split == "none" or no_target_fraction):
