@@ -74,9 +74,8 @@ def build_page(pipe: VisualGroundingPipeline, examples_seed: int = EXAMPLES_SEED
         gr.Markdown(f"# {TITLE}\nOne expression per line. Each gets one box: the object it names.")
         with gr.Row():
             with gr.Column(scale=1):
-                image = _upload_class(gr)(
-                    label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320
-                )
+                image = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320)
+                image.preprocess = _uploaded_path  # on the instance: gradio writes stub files beside subclasses
                 text = gr.Textbox(label="Expressions, one per line", lines=4, elem_id="expressions")
                 with gr.Accordion("Options", open=False):
                     threshold = gr.Slider(0, 1, value=0, step=0.01, label="Not found below this score (0: never)")
@@ -124,19 +123,12 @@ def serve(
     )
 
 
-def _upload_class(gr: Any) -> type:
-    """gradio's Image, handing over the uploaded file as it is.
+def _uploaded_path(payload: Any) -> str | None:
+    """The uploaded file as it is.
 
-    Its own would open the file first, and answer one that is no image with the word "Error".
+    gradio's own step would open it first, and answer one that is no image with the word "Error".
     """
-
-    class Upload(gr.Image):
-        is_template = True  # shown by the Image component of the page
-
-        def preprocess(self, payload: Any) -> Any:
-            return None if payload is None else payload.path
-
-    return Upload
+    return None if payload is None else payload.path
 
 
 def _write_examples(seed: int) -> list[list[str]]:

@@ -46,6 +46,11 @@ class VisualGroundingPipeline(Pipeline):
     _load_tokenizer = _load_image_processor = _load_feature_extractor = False
     _load_video_processor = False  # None would probe for one, and ask for trust
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # `pipeline(..., dtype=...)` hands the dtype to the tokenizer too, which could then not be saved as JSON.
+        getattr(self.tokenizer, "init_kwargs", {}).pop("dtype", None)
+
     def _sanitize_parameters(
         self,
         mask: bool | None = None,
