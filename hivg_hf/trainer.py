@@ -239,7 +239,12 @@ class HiVGTrainer(Trainer):
         boxes = self.predict_boxes(eval_dataset)  # (N, 4)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in box_figures(boxes, eval_dataset).items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args,
+            self.state,
+            self.control,  # type: ignore[has-type]
+            metrics,
+        )
         return metrics
 
     def predict_boxes(self, rows: Any) -> np.ndarray:

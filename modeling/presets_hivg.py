@@ -15,7 +15,7 @@ from typing import Any
 from transformers import CLIPConfig
 
 # OpenAI CLIP ViT-B/16: 12 layers of 768 (vision) and of 512 (text), joint space of 512.
-CLIP_BASE = {
+CLIP_BASE: dict[str, Any] = {
     "projection_dim": 512,
     "text_config": {
         "vocab_size": 49408,
@@ -40,7 +40,7 @@ CLIP_BASE = {
 }
 
 # OpenAI CLIP ViT-L/14: 24 layers of 1024 (vision), 12 layers of 768 (text), joint space of 768.
-CLIP_LARGE = {
+CLIP_LARGE: dict[str, Any] = {
     "projection_dim": 768,
     "text_config": {
         **CLIP_BASE["text_config"],
@@ -75,7 +75,7 @@ PUBLISHED_CLIPS = {
 }
 
 # A CLIP small enough to train from nothing on two CPU cores; its text part is sized for the RefShapes vocabulary.
-CLIP_TINY = {
+CLIP_TINY: dict[str, Any] = {
     "projection_dim": 128,
     "text_config": {
         "vocab_size": 691,  # hivg_hf.data.refshapes_tokenizer

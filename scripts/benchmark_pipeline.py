@@ -101,7 +101,7 @@ def measure_stream(model: str, rows: list[dict[str, Any]], images: int, mark: in
     }
 
 
-def alternate(cases: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, float]]:
+def alternate(cases: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Medians per case over alternating rounds; the first round of each warms up and is not counted."""
     wall: dict[str, list[float]] = {name: [] for name in cases}
     cpu: dict[str, list[float]] = {name: [] for name in cases}

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -26,7 +27,7 @@ from hivg_hf.inference import DTYPES, load_pipeline
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     state = PartialState(cpu=not torch.cuda.is_available())
-    source = dict(read_option(text) for text in options.option)
+    source: dict[str, Any] = dict(read_option(text) for text in options.option)
     with state.main_process_first():  # one process fills the caches that the others then read
         dataset = load_grounding_dataset(options.data, options.split, **source)
         settings = {"model": options.model, "data": options.data, "split": options.split, "options": source}

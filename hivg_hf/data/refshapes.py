@@ -95,7 +95,9 @@ def refshapes_dataset(
     Raises:
         ValueError: an option is unknown or out of range.
     """
-    options = SampleOptions(split, seed, expressions_per_scene, style, kinds and tuple(kinds), no_target_fraction)
+    options = SampleOptions(
+        split, seed, expressions_per_scene, style, None if kinds is None else tuple(kinds), no_target_fraction
+    )
     if size < 1:
         raise ValueError(f"size is the number of rows and must be at least 1, got {size}.")
     if foils and (split == "none" or no_target_fraction):

@@ -35,7 +35,7 @@ class ReferLayout:
 
 
 # RefCOCO and RefCOCO+ have no `test`: people who say so mean testA, as the Hub's jxu124/refcoco does.
-UNC = {
+UNC: dict[str, Any] = {
     "folder": "refcoco",
     "author": "unc",
     "splits": ("train", "val", "testA", "testB"),
@@ -84,6 +84,7 @@ class Instances:
         self.images = {image["id"]: image for image in content["images"]}
         self.annotations = {annotation["id"]: annotation for annotation in content["annotations"]}
         self.categories = {category["id"]: category["name"] for category in content.get("categories", [])}
+        self._last_mask: tuple[tuple[int, ...], dict[str, Any] | None] = ((), None)
 
     @classmethod
     def load(cls, path: Path) -> "Instances":
@@ -108,10 +109,7 @@ class Instances:
         """One sentence of a ref whose targets are the given annotations."""
         image = self.images[ref["image_id"]]
         annotations = [self.annotations[annotation_id] for annotation_id in annotation_ids]
-        mask = None
-        if masks and annotations:
-            segmentations = [annotation.get("segmentation") for annotation in annotations]
-            mask = segmentation_to_mask(segmentations, image["height"], image["width"])
+        mask = self._mask(annotations, image) if masks and annotations else None
         names = {self.categories.get(annotation["category_id"]) for annotation in annotations}
         return Draft(
             image=find(image["file_name"]),
@@ -126,6 +124,14 @@ class Instances:
             ref_id=str(ref["ref_id"]),
             sent_id=str(sentence["sent_id"]),
         )
+
+    def _mask(self, annotations: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The mask of annotations; the sentences of a ref follow each other, so that the last one is kept."""
+        ids = tuple(annotation["id"] for annotation in annotations)
+        if self._last_mask[0] != ids:
+            segmentations = [annotation.get("segmentation") for annotation in annotations]
+            self._last_mask = (ids, segmentation_to_mask(segmentations, image["height"], image["width"]))
+        return self._last_mask[1]
 
 
 def _in_split(ref_split: str, split: str) -> bool:

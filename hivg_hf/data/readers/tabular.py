@@ -221,8 +221,8 @@ def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]
         return [] if all(value in (None, "") for value in box) else [box]
     if record.get(names["boxes"]):
         return list(record[names["boxes"]])
-    box = record.get(names["box"])
-    return [] if box is None or (isinstance(box, str) and not box.strip()) else [box]
+    whole: Any = record.get(names["box"])
+    return [] if whole is None or (isinstance(whole, str) and not whole.strip()) else [whole]
 
 
 def _convert_box(box: Any, box_format: str, width: int | None, height: int | None) -> list[float]:
