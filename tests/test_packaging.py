@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OLDEST_PYTHON = (3, 10)
 SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "scripts", "docs", "model_cards")
 # huggingface_hub (strict configs) comes with transformers wherever remote code is loaded at all.
 MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
@@ -105,6 +106,16 @@ def test_link_to_modeling_is_relative() -> None:
     link = ROOT / "hivg_hf" / "modeling"
     assert link.is_symlink()
     assert link.readlink() == Path("../modeling")
+
+
+def test_sources_parse_under_the_oldest_python() -> None:
+    for path in python_sources():
+        ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=OLDEST_PYTHON)
+
+
+def test_oldest_python_is_the_one_that_is_promised() -> None:
+    promise = f'python_requires=">={OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]}"'
+    assert promise in (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
 def test_nothing_imports_modeling_bare() -> None:
