@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
-from .presets_hivg import official_fields, preset_fields
+from .presets_hivg import OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
 
 if TYPE_CHECKING:
     # Named in every saved config (PIPELINE_ENTRY), so its file must travel along: transformers copies beside the
@@ -21,18 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 
-LOSS_NAMES = ("bbox", "giou", "contrastive", "token_focal", "token_dice", "mask_focal", "mask_dice", "score")
-
-# Official: utils/loss_utils.py:188-235. The score term is ours; official weights hold no score.
-OFFICIAL_LOSS_WEIGHTS = {
-    "bbox": 2.0,
-    "giou": 2.0,
-    "contrastive": 1.0,
-    "token_focal": 20.0,
-    "token_dice": 2.0,
-    "mask_focal": 20.0,
-    "mask_dice": 2.0,
-}
+# The official terms, and the score of ours: official weights hold none.
+LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
 
 PIPELINE_ENTRY = {
     "visual-grounding": {
@@ -221,7 +211,7 @@ class HiVGConfig(PreTrainedConfig):
         Raises:
             ValueError: for an unknown name; the message lists the known ones.
         """
-        return cls(**{**preset_fields(name), **overrides})
+        return cls(**preset_fields(name, **overrides))
 
     @classmethod
     def from_official_args(cls, args, clip_config, **overrides) -> "HiVGConfig":
@@ -235,7 +225,7 @@ class HiVGConfig(PreTrainedConfig):
         Raises:
             ValueError: for arguments that describe no official variant.
         """
-        return cls(**{**official_fields(args, clip_config), **overrides})
+        return cls(**official_fields(args, clip_config, **overrides))
 
     def validate_architecture(self):
         """Part of `@strict` validation: runs on construction and again before saving."""
@@ -298,4 +288,4 @@ def _check_layers(name: str, layers: list[int], allowed: range, allow_empty: boo
         )
 
 
-__all__ = ["FORMAT_VERSION", "LOSS_NAMES", "OFFICIAL_LOSS_WEIGHTS", "HiVGConfig", "default_bridge_layers"]
+__all__ = ["FORMAT_VERSION", "LOSS_NAMES", "HiVGConfig", "default_bridge_layers"]

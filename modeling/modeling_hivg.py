@@ -72,8 +72,6 @@ from .loss_hivg import (
 )
 
 if TYPE_CHECKING:
-    # Saving a model copies the files that this one imports: so the folder carries the pipeline that its config names.
-    from .pipeline_hivg import VisualGroundingPipeline  # noqa: F401
     from .processing_hivg import HiVGProcessor
 
 
