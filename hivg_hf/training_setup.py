@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from .data import load_grounding_dataset
 from .data.augmentation import GroundingAugmentation
 from .data.collator import GroundingCollator
+from .data.loading import refuse_several_targets
 from .hilora import is_new_parameter
 from .import_utils import is_package_available
 from .modeling.configuration_hivg import HiVGConfig
@@ -85,7 +86,9 @@ class RowCache:
         key = repr(sorted(spec.items(), key=lambda item: item[0]))
         if key not in self._loaded:
             options = {name: value for name, value in spec.items() if name not in ("source", "split")}
-            self._loaded[key] = load_grounding_dataset(spec["source"], spec["split"], **options)
+            rows = load_grounding_dataset(spec["source"], spec["split"], **options)
+            refuse_several_targets(rows)
+            self._loaded[key] = rows
         return self._loaded[key]
 
     def training_rows(self, recipe: Recipe, phase: PhaseRecipe) -> Any:

@@ -79,6 +79,12 @@ def load_grounding_dataset(
         FileNotFoundError: an annotation file or a folder is missing.
     """
     source = fspath(source)
+    cached = source not in SOURCES and Path(source).is_dir()
+    if (source == "refshapes" or cached) and (streaming or multi_target != "keep"):
+        raise ValueError(
+            f"{source} is read as it is: leave streaming and multi_target out"
+            + (" (choose multi_target when the cache is made)." if cached else ".")
+        )
     if source == "refshapes":
         from hivg_hf.data.refshapes import refshapes_dataset
 
@@ -86,9 +92,9 @@ def load_grounding_dataset(
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}.")
     if source == "mixture":
-        shared = {"streaming": streaming, "multi_target": multi_target, "on_error": on_error}
+        shared: dict[str, Any] = {"streaming": streaming, "multi_target": multi_target, "on_error": on_error}
         return _load_mixture(split, verify_images=verify_images, **shared, **options)
-    if source not in SOURCES and Path(source).is_dir():
+    if cached:
         from hivg_hf.data.cache import load_cache
 
         return load_cache(source, split, **options)
@@ -147,6 +153,30 @@ def open_source(
     if not len(annotations.records):
         raise ValueError(f"{source} {split} holds no rows at all; are the files the right ones?")
     return RowBuilder(annotations, multi_target, verify_images)
+
+
+def refuse_several_targets(rows: Any) -> None:
+    """Refuse to train on expressions with several targets for which nobody has said what their one box is.
+
+    Args:
+        rows: a dataset of the schema or a mixture.
+
+    Raises:
+        ValueError: there are such rows, read with `multi_target="keep"`; the message counts them.
+    """
+    if isinstance(rows, GroundingMixture):
+        for part in rows.parts.values():
+            refuse_several_targets(part)
+        return
+    columns = rows.select_columns(["box", "boxes"])
+    undecided = sum(
+        box is None and len(boxes) > 1 for box, boxes in zip(columns["box"], columns["boxes"], strict=True)
+    )
+    if undecided:
+        raise ValueError(
+            f"{undecided:,} of {len(rows):,} rows have several targets, where training needs one box: choose "
+            "multi_target: union (the box around all) or multi_target: drop (leave them out)."
+        )
 
 
 def read_rows(builder: RowBuilder, source: str) -> tuple[datasets.Dataset, ReadReport]:

@@ -121,7 +121,7 @@ def _open_base(base: str) -> tuple[str, Mapping[str, Any]]:
     from transformers import PretrainedConfig
 
     if Path(base).is_file():
-        raise ValueError(f"{base} is a file; convert it first: hivg convert {base} --out FOLDER, then --base FOLDER.")
+        raise ValueError(f"{base} is a file; convert it first: hivg convert {base} FOLDER, then --base FOLDER.")
     try:
         config, _ = PretrainedConfig.get_config_dict(base)
     except OSError as error:
@@ -169,7 +169,7 @@ def _splits_of(reading: Mapping[str, Any]) -> set[str]:
         import json
 
         content = json.loads(path.read_text(encoding="utf-8"))
-        records = [*content.get("images", []), *content.get("annotations", [])]
+        records: Any = [*content.get("images", []), *content.get("annotations", [])]
     else:
         if not path.is_file():
             raise FileNotFoundError(f"There is no table {path}.")

@@ -1,15 +1,20 @@
 """Train on your own data: the plan fits the data, and the commands lead from a table to a grounded picture."""
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from parity.official_cases import made_case
 from PIL import Image
 from typer.testing import CliRunner
 
+from hivg_hf.conversion import load_official_checkpoint
 from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.user_data import plan_user_training
+from hivg_hf.official_reference import OfficialLayers
 from hivg_hf.recipe import parse_recipe
 
 
@@ -23,7 +28,26 @@ def bases(tmp_path_factory, tiny_model, tiny_processor, tiny_tokenizer):
     tiny_processor.save_pretrained(folder / "hivg")
     CLIPModel(tiny_model.config.clip_config).save_pretrained(folder / "clip")
     tiny_tokenizer.save_pretrained(folder / "clip")
+    model, processor = load_official_checkpoint(
+        _official_file(folder, len(tiny_tokenizer)),
+        clip_config=json.loads((folder / "clip.json").read_text()),
+        tokenizer=tiny_tokenizer,
+        return_processor=True,
+    )
+    model.save_pretrained(folder / "official")
+    processor.save_pretrained(folder / "official")
     return folder
+
+
+def _official_file(folder, vocabulary):
+    """A file as the authors publish them, of a tiny model that reads the tests' tokenizer."""
+    case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12]), dataset="unc+", hi_lora_stage=1)
+    (embedding,) = (name for name in case.state if name.endswith("token_embedding.weight"))
+    case.state[embedding] = torch.randn(vocabulary, case.state[embedding].shape[1]) * 0.02
+    case.clip_config["text_config"]["vocab_size"] = vocabulary
+    torch.save({"model": case.state, "args": argparse.Namespace(**case.args)}, folder / "best_checkpoint.pth")
+    (folder / "clip.json").write_text(json.dumps(case.clip_config))
+    return folder / "best_checkpoint.pth"
 
 
 @pytest.fixture
@@ -130,7 +154,7 @@ def test_bases_and_splits_that_cannot_be_used_are_named(photos, bases, tmp_path)
         _plan(photos, bases / "hivg")
 
 
-@pytest.mark.parametrize("base", ["hivg", "clip"])
+@pytest.mark.parametrize("base", ["hivg", "clip", "official"])
 def test_from_a_table_to_a_grounded_picture_by_two_commands(photos, bases, base):
     from hivg_hf.cli import app
 
@@ -171,10 +195,8 @@ def _ten_lines(data: Path, images: Path, base: str, out: Path, from_clip: bool):
     return model, trainer
 
 
-@pytest.mark.parametrize("base", ["hivg", "clip"])
+@pytest.mark.parametrize("base", ["hivg", "clip", "official"])
 def test_the_plain_trainer_trains_on_the_same_table(photos, bases, base):
-    import torch
-
     torch.manual_seed(0)
     model, trainer = _ten_lines(
         photos / "my.csv", photos / "photos", str(bases / base), photos / "out", base == "clip"

@@ -229,6 +229,17 @@ def test_several_targets_by_policy(grefcoco, caplog):
         load_grounding_dataset("grefcoco", "val", root=grefcoco, multi_target="any")
 
 
+def test_training_refuses_several_targets_unless_a_policy_is_named(grefcoco):
+    from hivg_hf.training_setup import RowCache
+
+    spec = {"source": "grefcoco", "split": "val", "root": str(grefcoco)}
+    with pytest.raises(ValueError, match=r"1 of 3 rows have several targets.*multi_target: union"):
+        RowCache().load(spec)
+    assert len(RowCache().load({**spec, "multi_target": "union"})) == 3
+    with pytest.raises(ValueError, match="several targets"):
+        RowCache().load({"source": "mixture", "split": "val", "parts": [spec]})
+
+
 def test_grefcoco_is_read_from_its_pickle_too(grefcoco):
     refs = json.loads((grefcoco / "grefs(unc).json").read_text())
     (grefcoco / "grefs(unc).json").unlink()
