@@ -24,20 +24,18 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data.collator import GroundingCollator
 from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, image_ids_of, without_image_decoding
 from .hilora_folders import load_adapter_state, save_adapter_state
-from .metrics.overlaps import paired_iou
+from .trainer_evaluation import EarlyStop, EvaluationCollator, EvaluationRows, box_figures, evaluation_shares
 from .training_args import HiVGTrainingArguments
-from .training_batches import EpochDataLoader, EvaluationRows, GlobalBatchSampler, evaluation_shares
+from .training_batches import EpochDataLoader, GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
-
-ACCURACY_THRESHOLD = 0.5
 
 
 class NonFiniteLossError(RuntimeError):
@@ -320,7 +318,7 @@ class HiVGTrainer(Trainer):
         """Keep the newest `save_total_limit` checkpoints and the best; one that goes loses its name first."""
         limit = self.args.save_total_limit
         found = {int(path.name.split("-")[1]): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
-        keep = {self.state.best_global_step, self.state.global_step}
+        keep = {step for step in (self.state.best_global_step, self.state.global_step) if step}
         for step in sorted(found, reverse=True):
             if limit is None or len(keep) < limit or step in keep:
                 keep.add(step)
@@ -362,57 +360,12 @@ class HiVGTrainer(Trainer):
         self.load_best_weights()
 
 
-class EarlyStop(TrainerCallback):
-    """Stop after `patience` evaluations without gain; all it needs is in the trainer's state, so resuming is exact."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # the entry of this evaluation is in the history already, but it has not been judged yet
-        past = [entry for entry in state.log_history[:-1] if "eval_accuracy" in entry]
-        newest = state.log_history[-1].get("eval_accuracy", 0.0)
-        if state.best_metric is not None and newest <= state.best_metric:
-            stale = 1 + sum(entry["step"] > (state.best_global_step or 0) for entry in past)
-            control.should_training_stop |= stale >= self.patience
-
-
-class EvaluationCollator:
-    """Rows to a batch without targets, and what is needed to map its boxes back: (row_index, height, width)."""
-
-    def __init__(self, processor: Any) -> None:
-        self.collator = GroundingCollator(processor, masks=False)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[tuple[int, int, int]], dict[str, torch.Tensor]]:
-        inputs = self.collator(rows)
-        inputs.pop("labels")
-        inputs.pop("image_ids")
-        return [(row["row_index"], row["height"], row["width"]) for row in rows], inputs
-
-
 def _constant_within_epochs(factor: Callable[[int], float], steps_per_epoch: int) -> Callable[[int], float]:
     # a plain function: LambdaLR writes the attributes of callable objects into its checkpoint
     def at_epoch_start(step: int) -> float:
         return factor(step - step % steps_per_epoch)
 
     return at_epoch_start
-
-
-def box_figures(boxes_xyxy: np.ndarray, rows: Any) -> dict[str, float]:
-    """Accuracy at IoU 0.5 and mean IoU of boxes (N, 4) against the rows' own; xyxy pixels of the original image."""
-    boxes = rows["box"] if hasattr(rows, "column_names") else [row["box"] for row in rows]
-    truth = [[np.nan] * 4 if box is None else box for box in boxes]
-    targets = np.asarray(truth, dtype=np.float64).reshape(-1, 4)
-    named = ~np.isnan(targets).any(axis=1)
-    if not named.any():
-        raise ValueError("None of the evaluation rows has a box, so there is nothing to measure.")
-    ious = paired_iou(boxes_xyxy[named], targets[named])
-    return {
-        "accuracy": float((ious >= ACCURACY_THRESHOLD).mean()),
-        "mean_iou": float(ious.mean()),
-        "samples": int(named.sum()),
-        "rows": len(targets),
-    }
 
 
 def _step_seed(*parts: int) -> int:

@@ -13,7 +13,6 @@ epoch), as the official code does (drop_last in hivg_train.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
@@ -73,27 +72,3 @@ class EpochDataLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
         self.batch_sampler.set_epoch(epoch)
-
-
-def evaluation_shares(rows: int, batch_size: int, rank: int, processes: int) -> list[list[int]]:
-    """Row numbers of each evaluation batch of one process, -1 where there is no row left.
-
-    Every process gets the same number of batches of the same size, since sharded models communicate in forward; each
-    row number appears exactly once over all processes.
-    """
-    share = -(-rows // processes)
-    mine = [row if row < rows else -1 for row in range(rank * share, (rank + 1) * share)]
-    return [mine[start : start + batch_size] for start in range(0, share, batch_size)]
-
-
-class EvaluationRows:
-    """Rows by number for a `DataLoader`; -1 repeats the first row, to be thrown away by its number."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[max(index, 0)], "row_index": index}

@@ -100,6 +100,27 @@ def tiny_processor(tiny_config: "HiVGConfig", tiny_tokenizer: "CLIPTokenizer") -
     return HiVGProcessor.for_config(tiny_config, tiny_tokenizer)
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tiny_model: "HiVGForVisualGrounding", tiny_processor: "HiVGProcessor", tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """A folder with `tiny_model` and its processor."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> Any:
+    """Processes that start quickly: the libraries are imported once, in a server that forks."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hivg_hf.staged_training", "hivg_hf.data.refshapes", "training_helpers"])
+    return context
+
+
 def _tiny_vocabulary() -> dict[str, int]:
     """Token to id: bytes, bytes that end a word, the merges, then CLIP's two special tokens."""
     from tokenizers.pre_tokenizers import ByteLevel

@@ -1,0 +1,85 @@
+"""From a mapping, as YAML gives it, to nested dataclasses: every key known, every type right, or a sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def build_strictly(kind: type, content: Any, where: str) -> Any:
+    """An instance of a dataclass from a mapping, with nested dataclasses, every key and type checked."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must be a mapping. Got {content!r}.")
+    known = {option.name: option for option in fields(kind)}
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), list(known), n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(known)}."
+            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+    for name, option in known.items():
+        if name not in content and option.default is MISSING and option.default_factory is MISSING:
+            raise ValueError(f"{where} needs the key `{name}`.")
+    hints = get_type_hints(kind)
+    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hasattr(hint, "__dataclass_fields__"):
+        return build_strictly(hint, value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for choice in arguments:
+            if _fits(choice, value):
+                return _convert(choice, value, where)
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, arguments))}. Got {value!r}.")
+    elif origin is list and isinstance(value, list):
+        return [_convert(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    elif _fits(hint, value):
+        return float(value) if hint is float else value
+    raise ValueError(f"{where} must be {_describe(hint)}. Got {value!r}{_yaml_hint(value)}.")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _describe(hint: Any) -> str:
+    names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "a mapping"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("empty" if choice is type(None) else _describe(choice) for choice in get_args(hint))
+    return names.get(get_origin(hint) or hint, "a list" if get_origin(hint) is list else str(hint))
+
+
+def _yaml_hint(value: Any) -> str:
+    """YAML 1.1 reads 1e-4 as a text; 1.0e-4 is a number."""
+    if isinstance(value, str) and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit():
+        return " (YAML reads 1e-4 as a text: write 1.0e-4)"
+    return ""
+
+
+def expand_variables(value: Any, where: str) -> Any:
+    """Replace ${NAME} in every text by the environment variable NAME."""
+    if isinstance(value, Mapping):
+        return {key: expand_variables(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(item, f"{where}[{number}]") for number, item in enumerate(value)]
+    if isinstance(value, str):
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise ValueError(f"{where} uses the environment variable {name}, which is not set: export {name}=...")
+            value = value.replace(f"${{{name}}}", os.environ[name])
+    return value
