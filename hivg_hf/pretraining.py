@@ -3,7 +3,9 @@
 Grounding losses alone teach a new model nothing for a long time. Here CLIP's two towers, without bridges and fusion,
 learn from what RefShapes knows about every object (rows with the column `objects`):
 
-- per patch: is there an object, its colour, shape, size and filling, and the box around it;
+- per patch: is there an object, its colour, shape, size and filling, the box around it relative to the patch, and
+  where that box lies in the square (the fusion encoder adds positions to queries and keys only, so that [REG] can
+  read a place from nothing but the patch itself);
 - regions: an object's patches match its description among all descriptions of the batch (as CLIP, but per object);
 - images: CLIP's own contrastive loss between pictures and captions.
 
@@ -34,6 +36,7 @@ LOSS_WEIGHTS = {
     "color": 1.0,
     "shape": 1.0,
     "box": 5.0,
+    "place": 5.0,
     "region": 0.5,
     "image": 0.25,
 }
@@ -63,6 +66,7 @@ class PretrainingModel(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in CLASSES.items()})
         self.heads["object"] = nn.Linear(width, 1)
         self.heads["box"] = nn.Linear(width, 4)
+        self.heads["place"] = nn.Linear(width, 4)
 
     def forward(
         self,
@@ -100,7 +104,7 @@ class PretrainingModel(nn.Module):
                 for values in (patch_classes, patch_boxes)
             )  # (B, P, 4)
             region = region.gather(1, place)  # (B, P)
-        terms = self._patch_terms(patches, patch_classes, patch_boxes, there)
+        terms = self._patch_terms(patches, patch_classes, patch_boxes, there, self._centers(patches, patch_index))
         clip, scale = self.model.clip, self.model.clip.logit_scale.exp()
 
         phrases = F.normalize(self._read(phrase_ids, phrase_mask), dim=-1)  # (B, H)
@@ -140,8 +144,21 @@ class PretrainingModel(nn.Module):
         end = attention_mask.sum(-1) - 1
         return self.model.clip.text_projection(states[torch.arange(len(end), device=end.device), end])
 
+    def _centers(self, patches: torch.Tensor, patch_index: torch.Tensor | None) -> torch.Tensor:
+        """(B, P, 4): centre of each patch as (x, y, 0, 0), in patches."""
+        if patch_index is None:
+            patch_index = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[:2])
+        grid = self.config.grid_size
+        x, y = patch_index % grid + 0.5, patch_index.div(grid, rounding_mode="floor") + 0.5
+        return F.pad(torch.stack([x, y], dim=-1), (0, 2))  # (B, P, 2) -> (B, P, 4)
+
     def _patch_terms(
-        self, patches: torch.Tensor, classes: torch.Tensor, boxes: torch.Tensor, there: torch.Tensor
+        self,
+        patches: torch.Tensor,
+        classes: torch.Tensor,
+        boxes: torch.Tensor,
+        there: torch.Tensor,
+        centers: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Means over the patches that are there, and over those with an object."""
         object_there = (classes[:, :, 0] != NO_CLASS) & there  # (B, P)
@@ -152,8 +169,10 @@ class PretrainingModel(nn.Module):
             # reduction sum over a clamped count: 0, not NaN, where no patch has an object
             loss = F.cross_entropy(self.heads[name](found), classes[object_there][:, number], reduction="sum")
             terms[name] = loss / max(len(found), 1)
-        distance = (self.heads["box"](found) - boxes[object_there]).abs().sum(-1)
-        terms["box"] = distance.sum() / max(len(found), 1) / self.config.grid_size
+        offsets = boxes[object_there]  # (patches with an object, 4)
+        for name, targets in (("box", offsets), ("place", offsets + centers[object_there])):
+            distance = (self.heads[name](found) - targets).abs().sum(-1)
+            terms[name] = distance.sum() / max(len(found), 1) / self.config.grid_size
         return terms
 
 

@@ -97,7 +97,17 @@ def test_only_clip_without_bridges_learns(model, batch):
 def test_the_loss_is_the_weighted_sum_of_its_terms(model, batch):
     trained = PretrainingModel(model, loss_weights={"image": 0.0})
     output = trained(**batch)
-    assert set(output["loss_dict"]) == {"object", "size", "filling", "color", "shape", "box", "region", "image"}
+    assert set(output["loss_dict"]) == {
+        "object",
+        "size",
+        "filling",
+        "color",
+        "shape",
+        "box",
+        "place",
+        "region",
+        "image",
+    }
     total = sum(trained.loss_weights[name] * term.item() for name, term in output["loss_dict"].items())
     assert output["loss"].item() == pytest.approx(total, rel=1e-5)
 
