@@ -7,8 +7,8 @@ PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # What the API reference documents; everything else is internal.
-API := hivg_hf hivg_hf.conversion hivg_hf.data hivg_hf.hilora hivg_hf.hilora_folders hivg_hf.hub hivg_hf.hub_loading \
-	hivg_hf.metrics hivg_hf.modeling hivg_hf.trainer hivg_hf.training_args hivg_hf.visualize
+API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hilora_folders hub hub_loading metrics \
+	model_card modeling recipe trainer training_args visualize)
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
 .PHONY: help demo test test-slow test-lowest quality style docs build clean
