@@ -152,3 +152,13 @@ def test_importing_the_package_leaves_out_what_only_some_use() -> None:
     code = "import sys, hivg_hf; print(*{'peft', 'datasets', 'matplotlib', 'pycocotools'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "\n"
+
+
+def test_documented_modules_exist_and_have_docstrings() -> None:
+    """The API reference is built from a list in the Makefile."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (names,) = re.findall(r"^API := hivg_hf \$\(addprefix hivg_hf\.,([\w\s]+)\)$", text, re.MULTILINE)
+    for name in names.split():
+        folder = ROOT / "modeling" if name == "modeling" else ROOT / "hivg_hf" / name
+        path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"hivg_hf.{name} in the Makefile's API"
