@@ -232,7 +232,7 @@ def preset_fields(name: str, **overrides: Any) -> dict[str, Any]:
         return {**_copy(NEW_MODELS[name]), **overrides}
     if name in OFFICIAL_VARIANTS:
         args, clip_config = OFFICIAL_VARIANTS[name]
-        return official_fields(args, _copy(clip_config), **overrides)
+        return {**official_fields(args, _copy(clip_config)), **overrides}
     raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(PRESET_NAMES)}.")
 
 
