@@ -85,11 +85,11 @@ def evaluate(
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
     data_options = {**read_options(option or [], "--option"), **generated}
     overrides = read_options(set_config or [], "--set")
-    opened, processor = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
+    opened, processor, commit = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
     dataset = open_data(data, split, data_options)
     foils = open_foils(data, split, data_options) if controls else None
     evaluation = evaluate_model(opened, processor, dataset, settings, foils)
-    evaluation.describe(opened, model, data, split, data_options, revision=revision, overrides=overrides)
+    evaluation.describe(opened, model, data, split, data_options, revision=commit or revision, overrides=overrides)
     if state.is_main_process:
         files = write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)
         _print_results(evaluation.results, files)
@@ -126,9 +126,9 @@ def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path
             several_targets=settings.several_targets,
         )
     else:
-        opened, processor = open_model(other, dtype=dtype)
+        opened, processor, commit = open_model(other, dtype=dtype)
         second = evaluate_model(opened, processor, dataset, replace(settings, controls=()))
-        predictions, rows, described = second.predictions, second.rows, describe_model(opened, other)
+        predictions, rows, described = second.predictions, second.rows, describe_model(opened, other, commit)
     if state.is_main_process:
         comparison, files = write_comparison(out, evaluation, predictions, rows, described, dataset, settings, gallery)
         _print_comparison(comparison, files)

@@ -38,7 +38,7 @@ def describe_model(model: torch.nn.Module, name: str, revision: str | None = Non
     """What a results file says of a model: id, revision, number and hash of the weights."""
     return {
         "id": name,
-        "revision": getattr(model.config, "_commit_hash", None) or revision,
+        "revision": revision or getattr(model.config, "_commit_hash", None),
         "weights_sha256": weights_hash(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from datasets import concatenate_datasets
 
-from .. import TINY_CHECKPOINT
 from ..data import load_grounding_dataset
-from ..hub_loading import load_with_stages
+from ..hub_loading import download_checked, load_with_stages
 from ..inference import DTYPES
 
-INCLUDED_MODEL = Path(TINY_CHECKPOINT).name
+INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
+
+
+class OpenedModel(NamedTuple):
+    """A model, its processor, and the commit it came from on the Hub (None for a local one)."""
+
+    model: torch.nn.Module
+    processor: Any
+    commit: str | None
 
 
 def open_model(
     name: str, *, revision: str | None = None, dtype: str = "float32", overrides: Mapping[str, Any] | None = None
-) -> tuple[torch.nn.Module, Any]:
+) -> OpenedModel:
     """A model and its processor.
 
     Args:
@@ -45,15 +52,18 @@ def open_model(
         from ..conversion import load_official_checkpoint
 
         model, processor = load_official_checkpoint(name, return_processor=True)
-        return model.to(DTYPES[dtype]).eval(), processor
+        return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
     if name == INCLUDED_MODEL and not Path(name).exists():
+        from .. import TINY_CHECKPOINT
+
         name = TINY_CHECKPOINT
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise FileNotFoundError(f"There is no model folder {name}.")
-    model, processor = load_with_stages(
-        f"{name}@{revision}" if revision else name, dtype=DTYPES[dtype], **(overrides or {})
-    )
-    return model.eval(), processor
+    folder = download_checked(f"{name}@{revision}" if revision else name)
+    # The Hub's cache keeps each commit in snapshots/<commit>.
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    model, processor = load_with_stages(str(folder), dtype=DTYPES[dtype], **(overrides or {}))
+    return OpenedModel(model.eval(), processor, commit)
 
 
 def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:

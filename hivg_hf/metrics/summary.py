@@ -87,7 +87,9 @@ def summarize_rows(
         if bottoms[index] <= 0:
             continue
         value = float(tops[index] / bottoms[index])
-        interval = [float(bound) for bound in intervals[index]] if intervals is not None else None
+        # No interval where no resample holds a row of a rare bucket.
+        known = intervals is not None and not np.isnan(intervals[index]).any()
+        interval = [float(bound) for bound in intervals[index]] if known else None
         if isinstance(key, tuple):
             member = buckets[key] & rows.has_box
             result["breakdowns"][key[0]][key[1]] = {

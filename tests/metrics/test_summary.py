@@ -234,6 +234,18 @@ def test_intervals_are_given_for_every_figure_and_bucket():
     assert result["bootstrap"] == {"resamples": 200, "seed": 3, "level": 0.95, "unit": "image"}
 
 
+def test_a_bucket_that_no_resample_holds_has_no_interval():
+    references = [{**HALF, "id": i, "category": "rare" if i == 0 else "common"} for i in range(60)]
+    predictions = [{"id": i, "box_xyxy": [0, 0, 10, 20]} for i in range(60)]
+    # One resample of 60 rows leaves a given row out in about 36 of 100 seeds.
+    found = [
+        "interval"
+        in compute_grounding_metrics(predictions, references, resamples=1, seed=seed)["breakdowns"]["category"]["rare"]
+        for seed in range(20)
+    ]
+    assert 4 < sum(found) < 20
+
+
 def test_an_unknown_protocol_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="Unknown protocol 'coco': choose one of pixel, official, mdetr, ref-l4"):
         measure([HALF_PREDICTION], [HALF], "coco")
