@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from .conversion_files import OfficialFile
@@ -63,7 +64,10 @@ def config_for_file(
                 f"{', '.join(OFFICIAL_LAYERS)}."
             )
         clip_config = published_clip_config(file, model)
-    return HiVGConfig.from_official_args(args, clip_config, **overrides)
+    try:
+        return HiVGConfig.from_official_args(args, clip_config, **overrides)
+    except StrictDataclassError as error:  # the config's own checks, whose sentence stands in the cause
+        raise ValueError(str(error.__cause__ or error)) from error
 
 
 def published_clip_config(file: OfficialFile, model: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.official_cases import OfficialCase, made_case, recorded_case
+from parity.official_cases import OfficialCase, clip_shapes, made_case, recorded_case
 from parity.parity_checks import assert_outputs_match, run_ours
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -18,6 +18,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
 from hivg_hf.conversion import convert_official_checkpoint, official_clip, official_processor
+from hivg_hf.conversion_check import published_clip_config
+from hivg_hf.conversion_files import CLIP_ALONE, OfficialFile
+from hivg_hf.modeling.presets_hivg import PUBLISHED_CLIPS
 from hivg_hf.official_reference import OfficialLayers
 
 LAYERS = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12])
@@ -328,8 +331,23 @@ def test_without_config_and_arguments_it_asks(case: OfficialCase, tmp_path: Path
         load_official_checkpoint(path, config_of(case), args=case.args, bridge_mixes_batch=True)
     with pytest.raises(ValueError, match='lora must be "merge" or "adapter"'):
         load_official_checkpoint(path, config_of(case), lora="keep")
+    with pytest.raises(ValueError, match="must be a multiple of `fusion_heads`"):  # the config's own check
+        load_official_checkpoint(path, args={**case.args, "vl_nheads": 7}, clip_config=case.clip_config)
     model = load_official_checkpoint(path, args=case.args, clip_config=CLIPConfig(**case.clip_config))
     assert model.config.bridge_text_layers == [6, 12]
+
+
+@pytest.mark.parametrize("model", ["ViT-B/16", "ViT-B/32", "ViT-L/14", "ViT-L/14-336"])
+def test_published_clips_are_known_by_their_shapes(model: str) -> None:
+    layers = OfficialLayers([], [1], [12])
+    with torch.device("meta"):
+        shapes = clip_shapes(PUBLISHED_CLIPS[model], layers)
+        weights = {f"clip.{name}": torch.empty(shape) for name, shape in shapes.items()}
+    file = OfficialFile("debiased.pth", CLIP_ALONE, weights, {}, None)
+    assert published_clip_config(file) == PUBLISHED_CLIPS[model]
+    other = "ViT-L/14" if model != "ViT-L/14" else "ViT-B/16"
+    with pytest.raises(ValueError, match=f"not the published CLIP of {other}"):
+        published_clip_config(file, other)
 
 
 def test_recorded_files_load_by_their_arguments_in_a_pth(tmp_path: Path) -> None:

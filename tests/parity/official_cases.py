@@ -138,7 +138,7 @@ def _random_state(
 ) -> dict[str, Tensor]:
     """Random tensors under every official name of a model, one nesting per stage and one more."""
     nesting = "base_model.model." * (args["hi_lora_stage"] + 1)
-    shapes = {f"clip.{nesting}{name}": shape for name, shape in _clip_shapes(clip_config, layers).items()}
+    shapes = {f"clip.{nesting}{name}": shape for name, shape in clip_shapes(clip_config, layers).items()}
     shapes |= _head_shapes(args, clip_config, layers)
     state = {name: _random_tensor(name, shape, generator) for name, shape in shapes.items()}
     for tower, count in (("text_model", 77), ("vision_model", _positions(clip_config))):
@@ -160,7 +160,8 @@ def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator
     return noise / shape[-1] ** 0.5 if len(shape) == 2 else 0.3 * noise
 
 
-def _clip_shapes(clip_config: dict[str, Any], layers: OfficialLayers) -> dict[str, tuple[int, ...]]:
+def clip_shapes(clip_config: dict[str, Any], layers: OfficialLayers) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of CLIP's parameters, bridges and low-rank factors included, without wrappers."""
     text, vision, joint = clip_config["text_config"], clip_config["vision_config"], clip_config["projection_dim"]
     d_text, d_vision, patch = text["hidden_size"], vision["hidden_size"], vision["patch_size"]
     shapes: dict[str, tuple[int, ...]] = {
