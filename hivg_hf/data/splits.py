@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 logger = logging.getLogger(__name__)
 
@@ -92,3 +93,17 @@ def compare_totals(published_as: str, split: str, found: Totals) -> list[str]:
         for name, (count, total) in pairs.items()
         if None not in (count, total) and count != total
     ]
+
+
+def held_out_images(images: Sequence[str], share: float) -> set[str]:
+    """The images that a hash of their names puts into validation: at least one, never all.
+
+    Raises:
+        ValueError: `share` is not between 0 and 1, or there is only one image.
+    """
+    distinct = sorted(set(images), key=lambda name: blake2b(name.encode(), digest_size=8).digest())
+    if not 0 < share < 1:
+        raise ValueError(f"holdout must lie between 0 and 1, got {share}.")
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} image cannot be divided into train and val; give a validation file.")
+    return set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.data.augmentation import DIRECTION_WORDS
-from hivg_hf.data.loading import open_source
-from hivg_hf.data.readers.tabular import open_records
+from hivg_hf.data.readers.tables import column_of, open_records
+from hivg_hf.data.reading import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -175,13 +175,8 @@ def _splits_of(reading: Mapping[str, Any]) -> set[str]:
             raise FileNotFoundError(f"There is no table {path}.")
         records = open_records(path)
     column = dict(reading.get("columns") or {}).get("split", "split")
-    found = set()
-    for position in range(len(records)):
-        try:
-            found.add(str(records[position].get(column) or "").strip())
-        except ValueError:
-            continue  # reported with all others when the rows are read
-    return found - {""}
+    # Records that cannot be read are reported with all others, when the rows are.
+    return set(filter(None, column_of(records, column)))
 
 
 def _count(spec: Mapping[str, Any]) -> tuple[int, int]:

@@ -13,7 +13,6 @@ Columns, each renamed by `columns={"image": "file", ...}` where a file calls it 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from hivg_hf.data.readers.common import (
     segmentation_to_mask,
     xywh_to_xyxy,
 )
-from hivg_hf.data.readers.lines import CsvRows, JsonLines
-from hivg_hf.data.splits import resolve_split
+from hivg_hf.data.readers.tables import column_of, header_of, open_records
+from hivg_hf.data.splits import held_out_images, resolve_split
 
 CONVERTERS = {"xyxy": as_xyxy, "xywh": xywh_to_xyxy, "cxcywh": cxcywh_to_xyxy}
 BOX_FORMATS = (*CONVERTERS, *(f"{name}_normalized" for name in CONVERTERS))
@@ -38,7 +37,6 @@ BOX_COLUMNS = {
     "xywh": (("x", "y", "w", "h"), ("left", "top", "w", "h"), ("x", "y", "box_width", "box_height")),
     "cxcywh": (("cx", "cy", "w", "h"),),
 }
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 def read_tabular(
@@ -74,7 +72,7 @@ def read_tabular(
             + (f"; got {box_format!r}." if box_format is not None else ".")
         )
     records = open_records(path)
-    header = _header(records)
+    header = header_of(records)
     names = _resolve_columns(header, columns or {}, box_format, path)
     positions, split = _select_split(records, header, names, split, holdout, path)
     find = ImageFinder(images if images is not None else path.parent)
@@ -83,19 +81,6 @@ def read_tabular(
         return _draft(records[position], position, names, box_format, find, masks)
 
     return Annotations(path.stem, split, positions, read, lambda record, _: f"row {record}")
-
-
-def open_records(path: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a table by position; JSONL and Parquet stay on the disk."""
-    if path.suffix in (".jsonl", ".ndjson"):
-        return JsonLines(path)
-    if path.suffix in (".csv", ".tsv"):
-        return CsvRows(path)
-    if path.suffix == ".parquet":
-        import datasets
-
-        return datasets.Dataset.from_parquet(str(path))
-    raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
 
 
 def _resolve_columns(header: list[str], renamed: Mapping[str, str], box_format: str, path: Path) -> dict[str, Any]:
@@ -137,54 +122,18 @@ def _select_split(
     """Positions of the split's rows, and its name in the file."""
     column = names["split"]
     if column in header:
-        values = _column(records, column)
+        values = column_of(records, column)
         split = resolve_split(split, sorted(set(filter(None, values))), str(path))
         # A record that cannot be read belongs nowhere: every split reports it, so that none loses it in silence.
         return [position for position, value in enumerate(values) if value is None or value == split], split
     if holdout is None:
         return range(len(records)), resolve_split(split, ["all"], f"{path} (no column {column!r})")
     split = resolve_split(split, ["train", "val"], str(path))
-    images = _column(records, names["image"])
+    images = column_of(records, names["image"])
     held_out = held_out_images([image for image in images if image is not None], holdout)
     return [
         position for position, image in enumerate(images) if image is None or (image in held_out) == (split == "val")
     ], split
-
-
-def _header(records: Sequence[dict[str, Any]]) -> list[str]:
-    """The columns of a table, gathered from its first hundred records: JSON objects may leave keys out."""
-    columns: dict[str, None] = {}
-    for position in range(min(len(records), 100)):
-        try:
-            columns.update(dict.fromkeys(records[position]))
-        except ValueError:
-            continue  # reported with its position when the row is read
-    return list(columns)
-
-
-def _column(records: Sequence[dict[str, Any]], column: str) -> list[str | None]:
-    """One column as text; None for a record that cannot be read."""
-    values: list[str | None] = []
-    for position in range(len(records)):
-        try:
-            values.append(_text(records[position].get(column)))
-        except ValueError:
-            values.append(None)
-    return values
-
-
-def held_out_images(images: Sequence[str], share: float) -> set[str]:
-    """The images that a hash of their names puts into validation: at least one, never all.
-
-    Raises:
-        ValueError: `share` is not between 0 and 1, or there is only one image.
-    """
-    distinct = sorted(set(images), key=lambda name: blake2b(name.encode(), digest_size=8).digest())
-    if not 0 < share < 1:
-        raise ValueError(f"holdout must lie between 0 and 1, got {share}.")
-    if len(distinct) < 2:
-        raise ValueError(f"{len(distinct)} image cannot be divided into train and val; give a validation file.")
-    return set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
 
 
 def _draft(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hivg_hf.data.loading import load_grounding_dataset
-from hivg_hf.data.readers.tabular import held_out_images
 from hivg_hf.data.schema import encode_mask
+from hivg_hf.data.splits import held_out_images
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""JSONL and CSV files as sequences of objects.
+"""Tables as sequences of objects: JSONL, CSV and Parquet files.
 
 A line of JSONL is read when it is asked for; only where the lines begin is kept in memory. CSV is held as plain cells,
 since a quoted cell may run over lines.
@@ -12,6 +12,43 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
+
+def open_records(path: Path) -> Sequence[dict[str, Any]]:
+    """The rows of a table by position; JSONL and Parquet stay on the disk."""
+    if path.suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path)
+    if path.suffix in (".csv", ".tsv"):
+        return CsvRows(path)
+    if path.suffix == ".parquet":
+        import datasets
+
+        return datasets.Dataset.from_parquet(str(path))
+    raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
+
+
+def header_of(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The columns of a table, gathered from its first hundred records: JSON objects may leave keys out."""
+    columns: dict[str, None] = {}
+    for position in range(min(len(records), 100)):
+        try:
+            columns.update(dict.fromkeys(records[position]))
+        except ValueError:
+            continue  # reported with its position when the row is read
+    return list(columns)
+
+
+def column_of(records: Sequence[dict[str, Any]], column: str) -> list[str | None]:
+    """One column as text; None for a record that cannot be read."""
+    values: list[str | None] = []
+    for position in range(len(records)):
+        try:
+            values.append(str(value).strip() if (value := records[position].get(column)) is not None else "")
+        except ValueError:
+            values.append(None)
+    return values
 
 
 class JsonLines(Sequence[dict[str, Any]]):
