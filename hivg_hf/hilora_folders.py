@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from .atomic import atomic_folder
 from .hilora import NEW_MODULES, is_new_parameter, merge_stages
@@ -29,6 +30,7 @@ from .modeling.modeling_hivg import HiVGForVisualGrounding
 ADAPTER_FILE = "adapter_model.safetensors"
 NEW_MODULES_FILE = "new_modules.safetensors"
 RECORD_FILE = "hilora.json"
+_PEFT_PREFIX = "base_model.model."
 
 
 def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, processor: Any = None) -> None:
@@ -167,22 +169,39 @@ def bridge_and_head_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def new_modules_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Bridge and `grounding_head` tensors on the CPU, by their names in the plain model."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    return _contiguous(
-        {name: tensor for name, tensor in plain.state_dict().items() if is_new_parameter(name) and "lora_" not in name}
-    )
+def new_modules_state(model: torch.nn.Module, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Bridge and `grounding_head` tensors on the CPU, by their names in the plain model.
+
+    Args:
+        model: Plain, or with adapters.
+        state: The model's whole state, gathered from the processes of a sharded model; the model's own by default.
+    """
+    return _contiguous(_new_modules(model.state_dict() if state is None else state))
 
 
-def save_adapter_state(model: PeftModel, folder: str | Path) -> None:
-    """Write every adapter to a subfolder, and bridge and head beside them: all that HiLoRA trains."""
+def _new_modules(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(_PEFT_PREFIX): tensor
+        for name, tensor in state.items()
+        if is_new_parameter(name) and "lora_" not in name
+    }
+
+
+def save_adapter_state(model: PeftModel, folder: str | Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write every adapter to a subfolder, and bridge and head beside them: all that HiLoRA trains.
+
+    Args:
+        model: With the adapters.
+        folder: To write to.
+        state: As for `new_modules_state`.
+    """
     folder = Path(folder)
     for name, config in model.peft_config.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder / name)
-        save_file(_contiguous(get_peft_model_state_dict(model, adapter_name=name)), folder / name / ADAPTER_FILE)
-    save_file(new_modules_state(model), folder / NEW_MODULES_FILE)
+        tensors = get_peft_model_state_dict(model, state_dict=state, adapter_name=name)
+        save_file(_contiguous(tensors), folder / name / ADAPTER_FILE)
+    save_file(new_modules_state(model, state), folder / NEW_MODULES_FILE)
 
 
 def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
@@ -192,25 +211,34 @@ def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
         FileNotFoundError: If the folder lacks an adapter of the model.
         ValueError: If its tensors do not fit the model.
     """
-    folder = Path(folder)
+    folder, whole = Path(folder), {}
     for name in model.peft_config:
         path = folder / name / ADAPTER_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
         state = load_file(path)
-        expected = get_peft_model_state_dict(model, adapter_name=name)
-        _check_fit(path, state, expected)
-        set_peft_model_state_dict(model, state, adapter_name=name)
-    load_new_modules(model, folder)
-
-
-def load_new_modules(model: torch.nn.Module, folder: str | Path) -> None:
-    """Load the bridge and head that `save_adapter_state` wrote."""
-    path = Path(folder) / NEW_MODULES_FILE
+        _check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
+        whole.update({_with_adapter_name(key, name): tensor for key, tensor in state.items()})
+    path = folder / NEW_MODULES_FILE
     state = load_file(path)
-    _check_fit(path, state, new_modules_state(model))
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    plain.load_state_dict(state, strict=False)
+    _check_fit(path, state, _new_modules(model.state_dict()))
+    whole.update({f"{_PEFT_PREFIX}{key}": tensor for key, tensor in state.items()})
+    _load_by_name(model, whole)
+
+
+def _load_by_name(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load some of a model's tensors; into a sharded model each process takes its part."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+        return
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+
+
+def _with_adapter_name(key: str, adapter: str) -> str:
+    """A saved adapter's key to the model's: PEFT leaves the adapter's name (and DoRA's `.weight`) out on disk."""
+    path, _, last = key.rpartition(".")
+    return f"{key}.{adapter}.weight" if last == "lora_magnitude_vector" else f"{path}.{adapter}.{last}"
 
 
 def _check_fit(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -29,6 +29,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .atomic import atomic_folder
@@ -41,7 +42,7 @@ from .modeling.processing_hivg import HiVGProcessor
 from .recipe import PhaseRecipe, Recipe
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 from .trainer import HiVGTrainer
-from .training_report import write_curves, write_json
+from .training_report import ReadableLog, write_curves, write_json
 from .training_results import measure, write_run_card
 from .training_setup import (
     RowCache,
@@ -92,6 +93,7 @@ class StagedTraining:
             for number, phase in enumerate(self.recipe.phases):
                 if not self._outcome(number).is_file():
                     self._run_phase(number, phase)
+                self._drop_checkpoints(number)
                 if phase.train == "lora":
                     self._publish(number)
             return self._finish()
@@ -99,6 +101,7 @@ class StagedTraining:
     # ---- one phase ----
 
     def _run_phase(self, number: int, phase: PhaseRecipe) -> None:
+        logger.info("%s: training %s", phase.name, phase.train)
         folder = self._phase_folder(number)
         if self.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -106,17 +109,24 @@ class StagedTraining:
         model, processor = self._load_start(number)
         evaluates = self.recipe.data.validation is not None and phase.train != "pretrain"
         trainer = self._trainer(phase, folder, model, processor, evaluates)
-        if evaluates:
-            before = self._start_accuracy(folder, trainer)
+        before = self._start_accuracy(folder, trainer) if evaluates else None
+        if before is not None:
             # a HiLoRA stage has to gain to be kept; other phases only must not lose (both may begin at zero)
             trainer.initial_accuracy = before if phase.train == "lora" else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
         with training_config(_plain(model).config, self.recipe, phase):
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-        outcome = choose_weights(phase, trainer)
+        outcome = choose_weights(phase, trainer, before)
         if outcome["kept"] == "before":
             model, processor = self._load_start(number, new_stage=False)
+        elif trainer.is_fsdp_enabled:
+            state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
+            model, processor = self._load_start(number)
+            if self.state.is_main_process:
+                prefix = "model." if phase.train == "pretrain" else ""
+                own = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+                model.load_state_dict(own)
         if self.state.is_main_process:
             self._write_result(number, model, processor, outcome)
         self.state.wait_for_everyone()
@@ -131,14 +141,17 @@ class StagedTraining:
             from .pretraining import PretrainingModel
 
             trained = PretrainingModel(model, **phase.options)
-        return HiVGTrainer(
+        trainer = HiVGTrainer(
             trained,
             build_arguments(recipe, phase, folder, evaluates, has_unused),
             data_collator=build_collator(recipe, phase, processor),
             train_dataset=self.rows.training_rows(recipe, phase),
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
             processing_class=processor,
+            callbacks=[ReadableLog(phase.name)],
         )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
     def _start_accuracy(self, folder: Path, trainer: HiVGTrainer) -> float:
         """Accuracy before the first step, measured once and remembered over restarts."""
@@ -151,7 +164,7 @@ class StagedTraining:
         return float(json.loads(path.read_text())["eval_accuracy"])
 
     def _write_result(self, number: int, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
-        """Write result/, whole or not at all; the phase's checkpoints are no longer needed then."""
+        """Write result/, whole or not at all."""
         with atomic_folder(self._phase_folder(number) / "result") as folder:
             if isinstance(model, PeftModel):
                 save_adapter_state(model, folder)
@@ -159,8 +172,12 @@ class StagedTraining:
                 model.save_pretrained(folder)
                 processor.save_pretrained(folder)
             write_json(folder / OUTCOME_FILE, outcome)
-        for checkpoint in self._phase_folder(number).glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _drop_checkpoints(self, number: int) -> None:
+        """A finished phase needs its checkpoints no more."""
+        if self.state.is_main_process:
+            for checkpoint in self._phase_folder(number).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _publish(self, number: int) -> None:
         """Write what a finished HiLoRA stage publishes, unless that was done before a restart."""
@@ -262,13 +279,18 @@ class StagedTraining:
         return results
 
 
-def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer) -> dict[str, Any]:
+def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
     """Load the best weights of a finished phase into its model, or say that those it began with are to be kept.
+
+    Args:
+        phase: The phase.
+        trainer: After its last step.
+        before: Accuracy before the first step; None without validation rows.
 
     Returns:
         The phase's outcome: what was kept and why, its accuracies, its parameters by part, its log.
     """
-    state, before = trainer.state, trainer.initial_accuracy
+    state = trainer.state
     outcome: dict[str, Any] = {"name": phase.name, "train": phase.train, "kept": "after"}
     if before is None:
         outcome["why"] = "no validation data to choose by: the last weights are kept"

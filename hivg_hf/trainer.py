@@ -69,6 +69,8 @@ class HiVGTrainer(Trainer):
         initial_accuracy: float | None = None,
         **kwargs: Any,
     ) -> None:
+        if processing_class is None:
+            raise ValueError("HiVGTrainer needs the model's HiVGProcessor: pass it as processing_class.")
         if data_collator is None:
             data_collator = GroundingCollator(processing_class, seed=args.seed)
         # not given to transformers, which would copy the tokenizer's special ids into the model's config
@@ -90,6 +92,7 @@ class HiVGTrainer(Trainer):
         batch = args.global_batch_size or (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
+        self._check_equal_shares(batch)
         if args.unique_images:
             order: EpochSampler = UniqueImageSampler(image_ids_of(self.train_dataset), batch, seed=args.seed)
         else:
@@ -106,6 +109,21 @@ class HiVGTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=False,
         )
+
+    def _check_equal_shares(self, batch: int) -> None:
+        """Gathered negatives need as many samples from every process.
+
+        Raises:
+            ValueError: If the batch cannot be dealt equally.
+        """
+        pieces = self.args.world_size * self.args.gradient_accumulation_steps
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        if self.args.world_size > 1 and getattr(config, "contrastive_gather", False) and batch % pieces:
+            raise ValueError(
+                f"contrastive_gather needs equal shares, but a batch of {batch} does not divide into {pieces} pieces "
+                f"({self.args.world_size} processes x {self.args.gradient_accumulation_steps} micro-batches): change "
+                "the batch size, per_device_batch_size or the number of processes."
+            )
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Rows that one epoch trains on."""
@@ -254,6 +272,8 @@ class HiVGTrainer(Trainer):
             collate_fn=EvaluationCollator(self.processor),
             num_workers=args.dataloader_num_workers,
         )
+        if not self.is_in_train:
+            model.to(args.device)  # a model that is to be sharded is still where it was loaded
         found = np.zeros((len(rows), 4))
         was_training = model.training
         model.eval()
@@ -330,16 +350,16 @@ class HiVGTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """With adapters: a folder for each, and the bridge and head beside them; otherwise as transformers."""
         model = self.accelerator.unwrap_model(self.model)
-        if not isinstance(model, PeftModel) or state_dict is not None:
+        if not isinstance(model, PeftModel):
             super()._save(output_dir, state_dict)
             if self.processor is not None and self.args.should_save:
                 self.processor.save_pretrained(output_dir or self.args.output_dir)
-        if isinstance(model, PeftModel) and self.args.should_save and state_dict is None:
-            save_adapter_state(model, output_dir or self.args.output_dir)
+        elif self.args.should_save:
+            save_adapter_state(model, output_dir or self.args.output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if isinstance(target, PeftModel) and not self.is_fsdp_enabled:
+        if isinstance(target, PeftModel):
             # transformers would keep only the first active adapter, made trainable, and leave bridge and head behind
             load_adapter_state(target, resume_from_checkpoint)
         else:
@@ -351,7 +371,7 @@ class HiVGTrainer(Trainer):
             return
         self.state.best_model_checkpoint = str(self._checkpoint(self.state.best_global_step))
         target = self.accelerator.unwrap_model(self.model)
-        if isinstance(target, PeftModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+        if isinstance(target, PeftModel) and not self.is_deepspeed_enabled:
             load_adapter_state(target, self.state.best_model_checkpoint)
         else:
             super()._load_best_model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -54,11 +55,13 @@ class HiVGTrainingArguments(TrainingArguments):
     unique_images: bool = field(default=False, metadata={"help": "Keep two rows of one image out of one batch."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.global_batch_size is not None:
+        if self.global_batch_size is not None:  # before the parent, which tells DeepSpeed the number of micro-batches
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
             self.gradient_accumulation_steps = accumulation_steps(
-                self.global_batch_size, self.world_size, self.per_device_train_batch_size
+                self.global_batch_size, processes, self.per_device_train_batch_size
             )
+        super().__post_init__()
+        self._n_gpu = min(self.n_gpu, 1)  # one process drives one device; torch's DataParallel would share its batch
 
 
 def accumulation_steps(global_batch_size: int, processes: int, per_device: int) -> int:

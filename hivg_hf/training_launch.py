@@ -14,7 +14,7 @@ def check_launch() -> None:
     Raises:
         ValueError: For FSDP on the CPU: accelerate turns it into plain data parallelism without a word.
     """
-    if _is_true("ACCELERATE_USE_FSDP") and _is_true("ACCELERATE_USE_CPU"):
+    if _is_true("ACCELERATE_USE_FSDP") and wants_cpu():
         raise ValueError(
             "FSDP does not run on the CPU (accelerate would train plain data parallel instead, without saying so): "
             "use recipes/accelerate/multi_cpu.yaml, or drop use_cpu from the configuration."

@@ -7,10 +7,44 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from .atomic import atomic_path
 from .import_utils import is_package_available
 
 logger = logging.getLogger(__name__)
+
+
+class ReadableLog(TrainerCallback):
+    """One line per log entry, in place of the dictionaries that transformers prints.
+
+    Args:
+        phase: Named in every line.
+    """
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info("%s %s", self.phase, describe_log(logs, state.global_step, state.max_steps))
+
+
+def describe_log(logs: dict[str, float], step: int, steps: int) -> str:
+    """For example "step 50 of 3200: loss 9.1 (bbox 0.65, giou 0.93), rate 0.0008"."""
+    where = f"step {step} of {steps}" if steps else "before the first step"
+    if "eval_accuracy" in logs:
+        return (
+            f"{where}: accuracy {logs['eval_accuracy']:.4f}, mean IoU {logs['eval_mean_iou']:.4f} "
+            f"on {logs['eval_samples']} held-out expressions"
+        )
+    if "train_runtime" in logs:
+        return (
+            f"{where}: done after {logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.1f} samples per s"
+        )
+    terms = ", ".join(f"{name[5:]} {value:.4g}" for name, value in logs.items() if name.startswith("loss_"))
+    loss, rate = logs.get("loss", float("nan")), logs.get("learning_rate", 0.0)
+    return f"{where}: loss {loss:.4g}{f' ({terms})' if terms else ''}, rate {rate:.3g}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -36,7 +36,8 @@ def train(
     from ..recipe import load_recipe, parse_recipe
     from ..training_launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
 
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
     quiet_libraries()
     check_launch()
     if (recipe is None) == (data is None):
@@ -57,6 +58,7 @@ def train(
     from ..staged_training import StagedTraining
 
     folder = out or Path("runs") / plan.name
+    say(f"Run: {folder.resolve()}")
     results = StagedTraining(plan, folder).run()
     say(f"Model: {(folder / results['model']).resolve()}")
     say(f"Curves: {(folder / 'training-curves.png').resolve()}")
