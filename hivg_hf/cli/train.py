@@ -23,6 +23,10 @@ def train(
         Path | None, typer.Option(help="Validation file; by default a part of --data is split off.")
     ] = None,
     box_format: Annotated[str | None, typer.Option(help="Of --data: xyxy, xywh, cxcywh.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
     seed: Annotated[int, typer.Option(help="Of a run on --data; a recipe names its own.")] = 13,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
@@ -49,7 +53,7 @@ def train(
     if recipe is not None:
         plan = load_recipe(recipe)
     else:
-        plan = parse_recipe(_plan_own_data(data, images, base, val, out, box_format, epochs, seed))
+        plan = parse_recipe(_plan_own_data(data, images, base, val, out, box_format, option, epochs, seed))
     if dry_run:
         from ..training_plan import describe_plan, plan_training
 
@@ -72,11 +76,13 @@ def _plan_own_data(
     val: Path | None,
     out: Path | None,
     box_format: str | None,
+    option: list[str] | None,
     epochs: float | None,
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
     from ..data.user_data import plan_user_training
+    from ..evaluation.sources import read_options
 
     if base == "tiny":
         from hivg_hf import TINY_CHECKPOINT
@@ -91,6 +97,7 @@ def _plan_own_data(
         val=None if val is None else str(val),
         epochs=epochs,
         seed=seed,
+        **read_options(option or [], "--option"),
     )
 
 

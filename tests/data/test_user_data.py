@@ -173,6 +173,21 @@ def test_from_a_table_to_a_grounded_picture_by_two_commands(photos, bases, base)
     assert Image.open(boxed).width >= 64
 
 
+def test_options_of_the_command_reach_the_reader(photos, bases):
+    from hivg_hf.cli import app
+
+    (photos / "my.csv").write_text((photos / "my.csv").read_text() + "gone.png,the yellow box,1,2,30,40\n")
+    words = ["train", "--data", photos / "my.csv", "--images", photos / "photos", "--box-format", "xyxy"]
+    words += ["--base", bases / "hivg", "--out", photos / "run", "--dry-run"]
+    strict = CliRunner().invoke(app, [str(word) for word in words])
+    assert strict.exit_code == 2
+    assert "1 of 9 rows cannot be used" in strict.output
+    lenient = CliRunner().invoke(app, [*map(str, words), "--option", "on_error=skip", "--option", "masks=false"])
+    assert lenient.exit_code == 0, lenient.output
+    assert "stage_1" in lenient.output
+    assert not (photos / "run").exists()
+
+
 def _ten_lines(data: Path, images: Path, base: str, out: Path, from_clip: bool):
     """The example of docs/fine-tune.md, whole."""
     from transformers import AutoProcessor, AutoTokenizer, Trainer, TrainingArguments
