@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperCommand, TyperGroup
 
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
@@ -25,7 +26,8 @@ VERBS = {
 }
 
 # What a user can cause and mend. Anything else is a fault of ours, and its traceback is what we need to see.
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+# StrictDataclassError wraps the refusal of a config in the name of its check; the sentence is its cause.
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, StrictDataclassError)
 
 EXIT_STATUS_ON_ERROR = 2
 
@@ -52,7 +54,8 @@ class LazyGroup(TyperGroup):
         except USER_ERRORS as error:
             if os.environ.get("HIVG_TRACEBACK"):
                 raise
-            typer.echo(f"hivg: {str(error).strip() or type(error).__name__}", err=True)
+            said = error.__cause__ or error if isinstance(error, StrictDataclassError) else error
+            typer.echo(f"hivg: {str(said).strip() or type(said).__name__}", err=True)
             raise typer.Exit(EXIT_STATUS_ON_ERROR) from None
 
 

@@ -63,6 +63,20 @@ def test_error_is_one_sentence_and_status_two(
     assert result.output == "hivg: There is no mug; give another.\n"
 
 
+def test_refusal_of_a_config_is_its_own_sentence(add_verb: Callable[[Callable[..., None]], None]) -> None:
+    def probe() -> None:
+        from hivg_hf import HiVGConfig
+
+        HiVGConfig(score="vote")
+
+    add_verb(probe)
+    result = CliRunner().invoke(app, ["probe"])
+    assert result.exit_code == 2
+    assert result.output.startswith("hivg: ")
+    assert "vote" in result.output
+    assert result.output.count("\n") == 1
+
+
 def test_traceback_is_shown_when_asked(
     add_verb: Callable[[Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
