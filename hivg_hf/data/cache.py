@@ -24,7 +24,7 @@ from PIL import Image
 from hivg_hf.atomic import atomic_folder
 from hivg_hf.data.augmentation import resize_mask
 from hivg_hf.data.collator import letterbox_settings, open_row_image, scale_box
-from hivg_hf.data.order import without_image_decoding
+from hivg_hf.data.order import column_values, without_image_decoding
 from hivg_hf.data.schema import FEATURES, decode_mask, encode_mask
 from hivg_hf.data.splits import resolve_split
 
@@ -145,7 +145,7 @@ def _write_split(rows: datasets.Dataset, folder: Path, image_processor: Any) -> 
     numbers: dict[str, int] = {}
     of_row = []
     first_rows = []
-    for position, image in enumerate(rows["image"]):
+    for position, image in enumerate(column_values(rows, "image")):
         key = image["path"] if image["bytes"] is None else blake2b(image["bytes"]).hexdigest()
         if key not in numbers:
             numbers[key] = len(numbers)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hivg_hf.data.mixture import GroundingMixture
+from hivg_hf.data.order import column_values
 from hivg_hf.data.readers import SOURCES
 from hivg_hf.data.reading import open_source, read_rows, settle, usable_positions
 from hivg_hf.data.rows import MultiTarget, OnError, VerifyImages
@@ -108,9 +109,9 @@ def refuse_several_targets(rows: Any) -> None:
         for part in rows.parts.values():
             refuse_several_targets(part)
         return
-    columns = rows.select_columns(["box", "boxes"])
+    boxes_of = column_values(rows, "boxes")
     undecided = sum(
-        box is None and len(boxes) > 1 for box, boxes in zip(columns["box"], columns["boxes"], strict=True)
+        box is None and len(boxes) > 1 for box, boxes in zip(column_values(rows, "box"), boxes_of, strict=True)
     )
     if undecided:
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hivg_hf.data.order import without_image_decoding
+from hivg_hf.data.order import column_values, without_image_decoding
 
 # Keeps the order inside the parts apart from the order of the epoch.
 MIXTURE_STREAM = 3
@@ -61,7 +61,7 @@ class GroundingMixture:
 
     def image_ids(self, epoch: int) -> list[str]:
         """The image of every index in an epoch, for `UniqueImageSampler`."""
-        columns = {name: part["image_id"] for name, part in self.parts.items()}
+        columns = {name: column_values(part, "image_id") for name, part in self.parts.items()}
         places = (self._locate(epoch, index) for index in range(len(self)))
         return [columns[name][row] for name, row in places]
 

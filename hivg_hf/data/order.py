@@ -70,19 +70,24 @@ class UniqueImageSampler(EpochSampler):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self.image_ids = image_ids
+        # Numbers at once: the names of a large dataset need not be sorted again in every epoch.
+        self.image_ids = image_ids if callable(image_ids) else _codes(image_ids)
         self.batch_size = batch_size
         super().__init__(len(self._image_codes(epoch)), seed=seed, epoch=epoch)
 
     def _image_codes(self, epoch: int) -> np.ndarray:
         """A whole number for the image of each row (N,)."""
-        image_ids = self.image_ids(epoch) if callable(self.image_ids) else self.image_ids
-        return np.unique(np.asarray(image_ids), return_inverse=True)[1].reshape(-1)
+        return _codes(self.image_ids(epoch)) if callable(self.image_ids) else self.image_ids
 
     def __iter__(self) -> Iterator[RowKey]:
         epoch = self.epoch
         image_codes = self._image_codes(epoch)
         return ((epoch, int(index)) for index in unique_image_order(image_codes, self.batch_size, self.seed, epoch))
+
+
+def _codes(values: Sequence[Any]) -> np.ndarray:
+    """Equal values to equal whole numbers from 0 (N,)."""
+    return np.unique(np.asarray(values), return_inverse=True)[1].reshape(-1)
 
 
 def unique_image_order(image_codes: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -141,7 +146,12 @@ class KeyedDataset(Dataset[dict[str, Any]]):
 
 def image_ids_of(rows: Any) -> Any:
     """What `UniqueImageSampler` takes for a dataset: its `image_id` column, or a mixture's function of the epoch."""
-    return rows.image_ids if hasattr(rows, "image_ids") else rows["image_id"]
+    return rows.image_ids if hasattr(rows, "image_ids") else column_values(rows, "image_id")
+
+
+def column_values(rows: Any, name: str) -> Any:
+    """A whole column as a list. A cached dataset would otherwise fetch the picture of every row on the way."""
+    return rows.select_columns([name])[name][:] if hasattr(rows, "select_columns") else rows[name]
 
 
 def without_image_decoding(rows: Any) -> Any:

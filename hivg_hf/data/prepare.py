@@ -20,7 +20,7 @@ from hivg_hf.atomic import atomic_path
 from hivg_hf.data.augmentation import resize_mask
 from hivg_hf.data.collator import open_row_image, scale_box
 from hivg_hf.data.loading import load_grounding_dataset
-from hivg_hf.data.order import without_image_decoding
+from hivg_hf.data.order import column_values, without_image_decoding
 from hivg_hf.data.reading import ReadReport, open_source, read_rows
 from hivg_hf.data.rows import RowProblem, count_kinds
 from hivg_hf.data.schema import decode_mask
@@ -109,7 +109,7 @@ def survey(specs: Sequence[Mapping[str, Any]], decode: bool = True) -> Survey:
 
 def shared_images(splits: Sequence[Surveyed]) -> dict[str, list[str]]:
     """Images that stand in a training split and in an evaluation split, over all sources (`image_id` is global)."""
-    images = {split.name: set(split.rows["image_id"]) for split in splits}
+    images = {split.name: set(column_values(split.rows, "image_id")) for split in splits}
     leaks = {}
     for train in (split for split in splits if split.is_train):
         for other in (split for split in splits if not split.is_train):
@@ -137,24 +137,27 @@ def describe(split: Surveyed) -> dict[str, Any]:
 
 def statistics(rows: datasets.Dataset) -> dict[str, Any]:
     """What the rows are like: words, targets, relative box areas, sizes of pictures, categories."""
-    words = np.array([len(expression.split()) for expression in rows["expression"]])
-    targets = Counter(len(boxes) for boxes in rows["boxes"])
+    expressions, boxes_of, widths, heights = (
+        column_values(rows, name) for name in ("expression", "boxes", "width", "height")
+    )
+    words = np.array([len(expression.split()) for expression in expressions])
+    targets = Counter(len(boxes) for boxes in boxes_of)
     areas = np.array(
         [
             (x2 - x1) * (y2 - y1) / (width * height)
-            for boxes, width, height in zip(rows["boxes"], rows["width"], rows["height"], strict=True)
+            for boxes, width, height in zip(boxes_of, widths, heights, strict=True)
             for x1, y1, x2, y2 in boxes
         ]
     )
-    categories = Counter(category for category in rows["category"] if category is not None)
+    categories = Counter(category for category in column_values(rows, "category") if category is not None)
     return {
         "words_per_expression": _spread(words),
-        "distinct_expressions": len({expression.lower() for expression in rows["expression"]}),
+        "distinct_expressions": len({expression.lower() for expression in expressions}),
         "rows_by_number_of_targets": {str(number): count for number, count in sorted(targets.items())},
         "box_area_share_of_image": _spread(areas) if len(areas) else {},
-        "image_width_pixels": _spread(np.array(rows["width"])),
-        "image_height_pixels": _spread(np.array(rows["height"])),
-        "rows_with_mask": sum(mask is not None for mask in rows["mask"]),
+        "image_width_pixels": _spread(np.array(widths)),
+        "image_height_pixels": _spread(np.array(heights)),
+        "rows_with_mask": sum(mask is not None for mask in column_values(rows, "mask")),
         "most_frequent_categories": dict(categories.most_common(10)),
     }
 
@@ -165,7 +168,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def _count(rows: datasets.Dataset) -> Totals:
-    return Totals(len(rows), len(set(rows["ref_id"])), len(set(rows["image_id"])))
+    return Totals(len(rows), *(len(set(column_values(rows, name))) for name in ("ref_id", "image_id")))
 
 
 def contact_sheet(rows: datasets.Dataset, seed: int = 0, count: int = TILES) -> Image.Image:

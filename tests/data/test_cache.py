@@ -170,3 +170,13 @@ def test_the_recorded_benchmark_keeps_the_promise_of_five_times():
     assert recorded["bit_equal"]
     assert recorded["times_faster"] >= 5
     assert recorded["image"] == "JPEG quality 90, 1024 x 768"
+
+
+def test_a_column_of_a_cached_dataset_reads_no_picture(tmp_path, rows, processor):
+    from hivg_hf.data.order import UniqueImageSampler, image_ids_of
+
+    write_cache({"train": rows}, tmp_path / "cache", "train")
+    cached = load_cache(tmp_path / "cache", "train")
+    (tmp_path / "cache" / "train" / "images.arrow").unlink()  # a picture that is asked for is an error now
+    assert image_ids_of(cached) == ["a.jpg", "a.jpg", "b.png", "large.jpg", "a.jpg"]
+    assert len(list(UniqueImageSampler(image_ids_of(cached), batch_size=2))) == 5
