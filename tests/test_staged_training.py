@@ -1,24 +1,26 @@
 """Runs of several phases: resumed after kills, refused where they must be, kept only where they gain."""
 
-import multiprocessing
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
 from training_helpers import folder_bytes, run_staged, tiny_recipe
 
+from hivg_hf.hilora_folders import load_stages
+from hivg_hf.recipe import parse_recipe
+from hivg_hf.staged_training import StagedTraining
+
 REPOSITORY = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_model, tiny_processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    tiny_model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +30,6 @@ def unbroken_run(tiny_checkpoint, tmp_path_factory):
     started = time.monotonic()
     run_staged(tiny_recipe(tiny_checkpoint), str(folder))
     return folder, time.monotonic() - started
-
-
-@pytest.fixture(scope="session")
-def forkserver():
-    """Processes that start quickly: the libraries are imported once, in a server that forks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hivg_hf.staged_training", "hivg_hf.data.refshapes", "training_helpers"])
-    return context
 
 
 def kill_and_resume(context, recipe, folder, kills, longest, seed):
@@ -57,6 +51,120 @@ def kill_and_resume(context, recipe, folder, kills, longest, seed):
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(forkserver, tiny_checkpoint, unbroken_run, tmp_path):
     reference, duration = unbroken_run
-    hits = kill_and_resume(forkserver, tiny_recipe(tiny_checkpoint), tmp_path / "run", 3, duration, seed=1)
-    assert hits == 3
+    hits = kill_and_resume(forkserver, tiny_recipe(tiny_checkpoint), tmp_path / "run", 2, duration, seed=1)
+    assert hits == 2
     assert folder_bytes(tmp_path / "run") == folder_bytes(reference)
+
+
+@pytest.mark.slow
+def test_ten_kills_by_the_command_line(tiny_checkpoint, unbroken_run, tmp_path):
+    """The same command, killed at ten random moments over warm-up and three stages."""
+    reference, _ = unbroken_run
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tiny_checkpoint)))
+    folder = tmp_path / "run"
+    command = [sys.executable, "scripts/train.py", str(recipe), "--out", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    rng, kills, done = random.Random(3), 0, set()
+    while True:
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE)
+        if kills < 10:
+            # until the run has moved on a little (the imports take the longest), then some moments more
+            limit = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < limit and progress(folder) <= done:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 0.6))
+            done = progress(folder)
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+        process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    assert kills == 10
+    assert folder_bytes(folder) == folder_bytes(reference)
+
+
+def progress(folder):
+    """What the run has written so far: checkpoints, results, published folders."""
+    return {str(path) for path in folder.glob("phases/*/*") if not path.name.startswith(".")} | {
+        str(path) for path in folder.glob("*/*") if path.parent.name in ("adapters", "exports")
+    }
+
+
+def test_a_run_leaves_results_curves_and_a_card(unbroken_run):
+    folder, _ = unbroken_run
+    results = json.loads((folder / "results.json").read_text())
+    assert results["model"] == "merged"
+    assert [phase["name"] for phase in results["phases"]] == ["warmup", "stage_1", "stage_2", "stage_3"]
+    assert [phase["steps"] for phase in results["phases"]] == [6, 3, 3, 3]
+    assert results["phases"][1]["kept"] == "after"
+    assert results["phases"][1]["why"] == "the recipe keeps the last weights"
+    assert set(results["phases"][1]["parameters"]) >= {"CLIP vision", "bridge", "grounding head", "LoRA vision"}
+    assert results["phases"][1]["parameters"]["CLIP vision"][0] == 0
+    assert results["evaluation"]["validation"]["counts"]["rows"] == 10
+    assert "loss_token_focal" in results["phases"][0]["log"][0]
+    with Image.open(folder / "training-curves.png") as picture:
+        assert picture.width > 600
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+    card = (folder / "merged" / "README.md").read_text()
+    assert "| stage_2 | lora | 3 | 8 |" in card
+    assert not list(folder.rglob("checkpoint-*"))
+    assert not list(folder.rglob(".*.partial"))
+
+
+def test_the_same_command_on_a_finished_run_answers_at_once(unbroken_run, tiny_checkpoint):
+    folder, _ = unbroken_run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    results = StagedTraining(parse_recipe(tiny_recipe(tiny_checkpoint)), folder).run()
+    assert results == json.loads((folder / "results.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("mode", ["additive", "progressive"])
+def test_a_stage_without_gain_leaves_no_trace(mode, tiny_checkpoint, tmp_path):
+    """Random weights gain nothing: the second stage is judged and rejected, the first one kept by order."""
+    recipe = tiny_recipe(tiny_checkpoint, hilora={"mode": mode})
+    recipe["phases"] = [
+        {**phase, "epochs": 1, "save_every": None, "vision_layers": 2} for phase in recipe["phases"][1:3]
+    ]
+    recipe["phases"][1]["keep"] = "best"
+    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    first, second = results["phases"]
+    assert (first["kept"], second["kept"]) == ("after", "before")
+    assert second["why"].startswith("no evaluation beat the accuracy 0.0000")
+    name = "stage_1" if mode == "additive" else "hilora"
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == [name]
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["stage_1"]
+    one, two = (folder_bytes(tmp_path / "phases" / part / "result") for part in ("01-stage_1", "02-stage_2"))
+    assert one == two
+    load_stages(tmp_path)
+
+
+def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_path):
+    recipe = tiny_recipe(tiny_checkpoint)
+    recipe["phases"] = [{**recipe["phases"][1], "keep": "best", "save_every": None}]
+    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    assert results["phases"][0]["kept"] == "before"
+    assert not (tmp_path / "adapters").exists()
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    start = load_file(Path(tiny_checkpoint) / "model.safetensors")
+    assert all(torch.equal(tensor, start[name]) for name, tensor in merged.items())
+
+
+def test_a_phase_may_change_the_model_it_begins_with(tiny_checkpoint, tmp_path):
+    """As the official large models: heads first without bridges, then with new ones."""
+    recipe = tiny_recipe(tiny_checkpoint)
+    common = {"train": "heads", "steps": 1, "save_every": None}
+    recipe["phases"] = [
+        {"name": "warmup", **common, "config": {"bridge_layers": []}},
+        {"name": "heads", **common, "config": {"bridge_layers": [0, 2]}, "keep": "last"},
+    ]
+    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    assert results["model"] == "model"
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    layers = {name.split(".")[4] for name in weights if ".bridge." in name}
+    assert layers == {"0", "2"}
+    without = load_file(tmp_path / "phases" / "01-warmup" / "result" / "model.safetensors")
+    assert not any(".bridge." in name for name in without)

@@ -1,0 +1,50 @@
+"""`hivg train`: one parser for the command and the script, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hivg_hf.cli import app
+
+REPOSITORY = Path(__file__).parent.parent.parent
+TINY = REPOSITORY / "recipes" / "hivg-tiny-refshapes.yaml"
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["train", *map(str, words)])
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path):
+    result = run(TINY, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "Training on 1 process" in result.output
+    names = [phase["name"] for phase in yaml.safe_load(TINY.read_text())["phases"]]
+    assert all(f"\n{name}: trains " in f"\n{result.output}" for name in names)
+    for line in ("optimizer steps", "trainable parameters", "contrastive negatives", "memory per process"):
+        assert result.output.count(line) == len(names)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml, or your own data with --data."),
+        (("nowhere.yaml",), "No recipe at nowhere.yaml"),
+        ((TINY, "--data", "x.csv"), "Name a recipe file"),
+    ],
+)
+def test_what_it_cannot_do_is_one_sentence(words, message):
+    result = run(*words)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_fsdp_on_the_cpu_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    result = run(TINY)
+    assert result.exit_code == 2
+    assert result.output.strip().splitlines()[-1].startswith("hivg: FSDP does not run on the CPU")
