@@ -104,8 +104,10 @@ class PictureWriter:
 
     def write(self, question: Question, file: str, results: Sequence[dict[str, Any]]) -> list[Path]:
         """Draw what was found in the image `file`; returns the absolute paths, the annotated picture first."""
-        picture = load_grounding_image(file)
         path = self.path(question)
+        if path == Path(file).resolve():
+            raise ValueError(f"Drawing would overwrite the image '{question.image}' itself: choose another --out.")
+        picture = load_grounding_image(file)
         drawn = {path: draw_grounding(picture, results)}
         if self.heatmap:
             panels = [

@@ -1,9 +1,10 @@
 """`pipeline("visual-grounding", model)`: images and expressions in, one box each out, in pixels of the original image.
 
 One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, so that a
-second expression needs a second pass. Pairs are taken from the input one after another, whatever image they belong to,
-batched, and put back together; nothing is read further ahead than a batch and the workers' queue, so that a stream of
-any length needs the same memory. Within a batch an image is opened once and a repeated expression encoded once.
+second expression needs a second pass. Pairs are batched whatever image they belong to, those with alike numbers of
+patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and the
+workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its expressions,
+and an expression that repeats within a batch is encoded once.
 """
 
 from collections import deque
@@ -24,9 +25,14 @@ from .pipeline_streams_hivg import (
     make_item,
     pair_up,
     preparing_loader,
+    take_batch,
 )
 
 ERROR_CHOICES = ("raise", "return")
+# Batches' worth of pairs among which those of alike shape are chosen, so that little padding is computed.
+LOOKAHEAD = 4
+# Expressions of one image that share a pass where nobody named a batch size.
+EXPRESSIONS_PER_PASS = 16
 
 
 class VisualGroundingPipeline(Pipeline):
@@ -39,7 +45,8 @@ class VisualGroundingPipeline(Pipeline):
     ```
 
     See `__call__` for lists and streams. Options, at construction or per call: `batch_size` (pairs of an image and an
-    expression per pass), `num_workers` (processes that open images), and those of `_sanitize_parameters`.
+    expression per pass; 1 unless told, and for one image up to 16 expressions), `num_workers` (processes that open
+    images), and those of `_sanitize_parameters`.
     """
 
     _load_processor = True
@@ -104,7 +111,10 @@ class VisualGroundingPipeline(Pipeline):
         if inputs is None:
             raise ValueError("Give an image and an expression, as in pipe('street.jpg', 'the man in blue').")
         if is_one_image(inputs) or is_item(inputs):
-            return super().__call__([make_item(inputs, text)], **kwargs)[0]
+            item = make_item(inputs, text)
+            if not isinstance(item["text"], str) and self._batch_size is None:
+                kwargs.setdefault("batch_size", max(1, min(len(item["text"]), EXPRESSIONS_PER_PASS)))
+            return super().__call__([item], **kwargs)[0]
         if isinstance(inputs, (list, tuple)) or (hasattr(inputs, "ndim") and hasattr(inputs, "shape")):
             items = pair_up(list(inputs), text)
             return super().__call__(items, **kwargs) if items else []
@@ -154,13 +164,12 @@ class VisualGroundingPipeline(Pipeline):
                 raise features["error"]
             waiting.append(PendingItem(features))
             pairs.extend((waiting[-1], place) for place in range(waiting[-1].left))
-            while len(pairs) >= batch_size:
-                run(pairs[:batch_size])
-                del pairs[:batch_size]
+            while batch := take_batch(pairs, batch_size, batch_size * LOOKAHEAD):
+                run(batch)
             while waiting and not waiting[0].left:
                 yield waiting.popleft().answer()
-        if pairs:
-            run(pairs)
+        while pairs:
+            run(take_batch(pairs, batch_size, 0))
         yield from (pending.answer() for pending in waiting)
 
     def preprocess(

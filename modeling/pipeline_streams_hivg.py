@@ -73,10 +73,38 @@ class PendingItem:
         self.left = 0 if "error" in features else len(features["expressions"])
         self.results: list[Any] = [None] * self.left
 
+    @property
+    def patches(self) -> int:
+        """Patches that the model computes for this image; 0 where it computes all of them."""
+        return len(self.features.get("patch_index", ()))
+
     def answer(self) -> Any:
         if "error" in self.features:
             return {"error": str(self.features["error"])}
         return GroundingResults(self.results) if self.features["several"] else self.results[0]
+
+
+def take_batch(pairs: list[tuple[PendingItem, int]], batch_size: int, patience: int) -> list[tuple[PendingItem, int]]:
+    """Remove and return the oldest pair and those whose number of patches is nearest to its own.
+
+    While they differ, nothing is taken until there are `patience` pairs to choose from: a batch computes as many
+    patches for each image as for its largest. The oldest pair is always taken, so that none waits for long.
+
+    Args:
+        pairs: what is to do, oldest first.
+        batch_size: how many to take; fewer only with a patience of 0.
+        patience: length of `pairs` from which on they may differ.
+    """
+    if not pairs or (patience and len(pairs) < batch_size):
+        return []
+    patches = pairs[0][0].patches
+    order = sorted(range(len(pairs)), key=lambda place: abs(pairs[place][0].patches - patches))[:batch_size]
+    if len(pairs) < patience and pairs[order[-1]][0].patches != patches:
+        return []
+    taken = set(order)
+    batch = [pairs[place] for place in order]
+    pairs[:] = [pair for place, pair in enumerate(pairs) if place not in taken]
+    return batch
 
 
 class ItemDataset(Dataset):

@@ -22,6 +22,10 @@ NORMALIZATION_CONSTANTS = {
 LONG_TEXT_CHOICES = ("warn", "error")
 
 
+class ExpressionCutWarning(UserWarning):
+    """An expression was longer than the model can read; the message names the words that were cut."""
+
+
 def clean_expression(expression: str) -> str:
     """HTML entities resolved twice, white space collapsed and stripped, lower case.
 
@@ -78,9 +82,9 @@ class HiVGProcessor(ProcessorMixin):
             images: anything `load_grounding_image` opens, or a list of it.
             text: an expression per image.
             boxes: per image a box as `xyxy` pixels of the original image, or None where the expression names nothing
-                (its row of `labels` is NaN).
+                (its row of `labels` is NaN). For one image the box itself will do.
             masks: per image a mask of the original image (height, width), or None, for which the box as a mask is
-                taken. When every mask is None there is no `mask_labels`.
+                taken. When every mask is None there is no `mask_labels`. For one image the mask itself will do.
             return_tensors: `"pt"` or `"np"`.
             long_text: what to do with an expression that the text tower cannot read to its end: `"warn"` cuts it,
                 keeps the end token and names the words that were cut; `"error"` raises.
@@ -97,6 +101,7 @@ class HiVGProcessor(ProcessorMixin):
             features.update(self._text_features(text, long_text))
         if images is not None:
             pictures = [load_grounding_image(image) for image in image_list(images)]
+            boxes, masks = _box_list(boxes), _mask_list(masks)
             if text is not None and len(pictures) != len(features["input_ids"]):
                 raise ValueError(
                     f"Got {len(pictures)} images and {len(features['input_ids'])} expressions: "
@@ -129,7 +134,7 @@ class HiVGProcessor(ProcessorMixin):
         )
         if long_text == "error":
             raise ValueError(f"{message}: shorten it, or pass long_text='warn' to cut '{_shortened(lost, 400)}'.")
-        warnings.warn(f"{message}: cut '{_shortened(lost, 400)}'.", stacklevel=4)
+        warnings.warn(f"{message}: cut '{_shortened(lost, 400)}'.", ExpressionCutWarning, stacklevel=4)
 
     def _target_features(self, sizes: list[tuple[int, int]], boxes: Any, masks: Any) -> dict[str, torch.Tensor]:
         features: dict[str, torch.Tensor] = {}
@@ -259,6 +264,17 @@ def box_mask(box_cxcywh: torch.Tensor, size: int) -> torch.Tensor:
     return inside_y[:, None] & inside_x[None, :]
 
 
+def _box_list(boxes: Any) -> Any:
+    """A single box, four numbers -> a list of it; a list of boxes as it is."""
+    is_single = boxes is not None and len(boxes) == 4 and all(isinstance(value, (int, float)) for value in boxes)
+    return [boxes] if is_single else boxes
+
+
+def _mask_list(masks: Any) -> Any:
+    """A single mask, an array (height, width) -> a list of it; a list of masks as it is."""
+    return [masks] if getattr(masks, "ndim", 0) == 2 else masks
+
+
 def _output(outputs: Any, name: str) -> Any:
     return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
 
@@ -267,4 +283,4 @@ def _shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-__all__ = ["HiVGProcessor", "clean_expression"]
+__all__ = ["ExpressionCutWarning", "HiVGProcessor", "clean_expression"]

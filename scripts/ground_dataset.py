@@ -21,11 +21,14 @@ from accelerate import PartialState
 from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.grounding_shards import ShardedRun, ground_shards
+from hivg_hf.import_utils import require_package
 from hivg_hf.inference import DTYPES, load_pipeline
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    if options.mask:
+        require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     state = PartialState(cpu=not torch.cuda.is_available())
     source: dict[str, Any] = dict(read_option(text) for text in options.option)
     with state.main_process_first():  # one process fills the caches that the others then read

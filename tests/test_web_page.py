@@ -1,5 +1,6 @@
 """The demo page: what it answers, and, driven in a browser, what a visitor sees."""
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import hivg_hf
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.inference import load_pipeline
 from hivg_hf.web_page import MOST_EXPRESSIONS, answer_question, build_page, serve
 
 SECONDS = 60
@@ -62,6 +65,9 @@ def test_what_cannot_be_answered_is_said(
 
 @pytest.fixture(scope="module")
 def address(pipe: VisualGroundingPipeline) -> Iterator[str]:
+    """The page of the shipped checkpoint, or, in a checkout without it, of a tiny model."""
+    if Path(hivg_hf.TINY_CHECKPOINT).is_dir():
+        pipe = load_pipeline(hivg_hf.TINY_CHECKPOINT, "cpu")
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -145,6 +151,8 @@ def test_an_example_is_answered(open_page: Any) -> None:
     visitor.find()
     assert visitor.rows(expressions.splitlines()[0]) == expressions.splitlines()
     assert visitor.element("#boxes img").get_attribute("naturalWidth") != "0"
+    if "HIVG_SCREENSHOT" in os.environ:  # HIVG_SCREENSHOT=docs/images/demo.png renews the README's picture
+        visitor.browser.save_screenshot(os.environ["HIVG_SCREENSHOT"])
 
 
 @pytest.mark.browser

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import hivg_hf
 
 from ..grounding_files import (
+    IMAGE_SUFFIXES,
     Question,
     ResultsFile,
     find_images,
@@ -30,7 +31,9 @@ from ..grounding_files import (
     split_images_and_expressions,
 )
 from ..grounding_run import Asker, PictureWriter
+from ..import_utils import require_package
 from ..inference import answer_as_json, load_pipeline
+from ..modeling.processing_hivg import ExpressionCutWarning
 from . import EXIT_STATUS_ON_ERROR, run_verb
 
 EXIT_STATUS_SOME_FAILED = 1
@@ -86,10 +89,14 @@ def ground(
     if not from_lines and not expressions:
         raise ValueError("Say what to find after the image, as in: hivg ground street.jpg 'the man in blue'")
     single = single and not (out is not None and out.is_dir())
+    if out is not None and not single and out.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
     name = model or hivg_hf.TINY_CHECKPOINT
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
+    if mask and (as_json or keep_results):
+        require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     pipe = load_pipeline(name, device, dtype, trust_remote_code)
     writer = None if no_pictures else PictureWriter(pipe, target, single, heatmap, layers)
     options = {
@@ -103,11 +110,9 @@ def ground(
     if from_lines:
         questions = report.usable(read_questions(sys.stdin, expressions))
     else:
-        inside = target.resolve()  # pictures of an earlier run are no questions of this one
         asked = [Question(image, tuple(expressions), picture) for image, picture in found]
-        asked = [q for q in asked if single or is_url(q.image) or not Path(q.image).resolve().is_relative_to(inside)]
-        questions = report.not_done(asked)
-    _show_warnings_as_lines()
+        questions = report.not_done(asked if single else _leave_out_pictures_of_earlier_runs(asked, images, target))
+    _show_cut_expressions_as_lines()
     with Asker(pipe, num_workers, **options) as asker:
         report.follow(asker, questions)
     if report.failed:
@@ -162,8 +167,9 @@ class Report:
         else:
             self.answered += 1
             drawn = self.writer.write(question, asker.local_image(question), answer["results"]) if self.writer else []
-            row["results"] = [answer_as_json(result) for result in answer["results"]]
-            row["picture"] = str(drawn[0]) if drawn else None
+            if self.as_json or self.results is not None:
+                row["results"] = [answer_as_json(result) for result in answer["results"]]
+                row["picture"] = str(drawn[0]) if drawn else None
             if not self.as_json:
                 tqdm.write(_as_text(question, answer["results"], drawn), file=sys.stdout)
         if self.as_json:
@@ -183,6 +189,14 @@ class Report:
         tqdm.write(f"hivg: {', '.join([counts, *more])}{place}", file=sys.stderr)
 
 
+def _leave_out_pictures_of_earlier_runs(questions: list[Question], images: list[str], folder: Path) -> list[Question]:
+    """Without what lies in the output folder, where that stands in a folder that was searched."""
+    folder = folder.resolve()
+    if any(is_url(image) or Path(image).resolve().is_relative_to(folder) for image in images):
+        return questions  # the images themselves lie in it, as with --out .
+    return [question for question in questions if not Path(question.image).resolve().is_relative_to(folder)]
+
+
 def _as_text(question: Question, results: Sequence[dict[str, Any]], drawn: Sequence[Path]) -> str:
     lines = [question.image]
     for result in results:
@@ -193,11 +207,15 @@ def _as_text(question: Question, results: Sequence[dict[str, Any]], drawn: Seque
     return "\n".join([*lines, *(f"  wrote {path}" for path in drawn)])
 
 
-def _show_warnings_as_lines() -> None:
-    """A warning is a sentence for the reader of the terminal; the place in our code that gave it says nothing."""
+def _show_cut_expressions_as_lines() -> None:
+    """The sentence is for the reader of the terminal, to whom the place in our code that gave it says nothing."""
+    show_others = warnings.showwarning
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tqdm.write(f"hivg: {message}", file=sys.stderr)
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, ExpressionCutWarning):
+            tqdm.write(f"hivg: {message}", file=sys.stderr)
+        else:
+            show_others(message, category, *place, **more)
 
     warnings.showwarning = show
 

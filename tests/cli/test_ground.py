@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,19 @@ def test_json_holds_what_the_pipeline_gives(run: Run, photos: Path, model_folder
     assert row["results"] == [pytest.approx({**expected[0], "box": pytest.approx(expected[0]["box"])})]
 
 
+def test_masks_are_drawn_without_pycocotools_and_written_with_it(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = run("photos/a.png", "the star", "--mask", "--json", "--no-pictures")
+    assert rows(out)[0]["results"][0]["mask"]["size"] == [60, 90]
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    status, _, _ = run("photos/a.png", "the star", "--mask")
+    assert status == 0
+    status, _, err = run("photos/a.png", "the star", "--mask", "--json")
+    assert status == 2
+    assert "pip install 'hivg_hf[data]'" in err
+
+
 def test_heat_map_and_layers_are_written_beside_the_picture(run: Run, photos: Path) -> None:
     status, out, _ = run("photos/a.png", "the star", "--heatmap", "--layers", "--mask", "--out", "x/found.png")
     assert status == 0
@@ -125,6 +139,16 @@ def test_a_second_run_leaves_out_what_is_done(run: Run, photos: Path) -> None:
     assert "done before" not in err
 
 
+def test_pictures_of_an_earlier_run_are_no_images(run: Run, photos: Path) -> None:
+    for _ in range(2):
+        run(".", "the star", "-r", "--out", "done")
+    found = rows(Path("done/results.jsonl").read_text())
+    assert {row["image"] for row in found} == {"./photos/a.png", "./photos/b.jpg", "./photos/more/c.png"}
+    status, out, _ = run("photos", "the star", "--out", ".", "--json")  # but images may lie in the output folder
+    assert status == 0
+    assert len(rows(out)) == 2
+
+
 def test_one_bad_image_is_reported_and_the_rest_go_on(run: Run, photos: Path) -> None:
     (photos / "bad.png").write_text("not a picture")
     status, out, err = run("photos", "the star", "--json", "--no-pictures", "--num-workers", "1")
@@ -162,6 +186,8 @@ def test_json_lines_are_read_as_they_come(run: Run, photos: Path) -> None:
         (["photos/a.png", " "], "Expression 0 is blank"),
         (["photos/a.png", "the star", "--dtype", "int8"], "dtype must be one of"),
         (["photos/a.png", "the star", "--out", "found.xyz"], "end its name in .png or .jpg"),
+        (["photos", "the star", "--out", "found.png"], "several images need a folder"),
+        (["photos/a.png", "the star", "--out", "photos/a.png"], "would overwrite the image 'photos/a.png' itself"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_status_2(
@@ -172,6 +198,13 @@ def test_what_cannot_be_done_is_one_sentence_and_status_2(
     assert out == ""
     assert message in err
     assert len([line for line in err.splitlines() if line.strip()]) == 1
+
+
+def test_a_cut_expression_is_said_in_a_line(run: Run, photos: Path) -> None:
+    status, _, err = run("photos/a.png", "the red star " * 40, "--no-pictures")
+    assert status == 0
+    assert err.strip().startswith("hivg: The expression 'the red star")
+    assert "cut '" in err
 
 
 def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

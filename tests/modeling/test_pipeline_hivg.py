@@ -15,6 +15,8 @@ import torch
 from transformers import pipeline
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.modeling.pipeline_hivg import LOOKAHEAD
+from hivg_hf.modeling.pipeline_streams_hivg import PendingItem, take_batch
 
 SIZES = [(30, 60), (64, 20), (50, 50), (1, 90), (200, 100), (64, 64), (33, 77), (20, 21)]
 EXPRESSIONS = [
@@ -123,9 +125,22 @@ def test_streams_are_read_as_they_are_consumed(pipe: VisualGroundingPipeline, pi
             yield {"image": pictures[len(taken) % 3], "text": "the star"}
 
     stream = pipe(endless(), batch_size=2)
-    for _ in range(5):
+    for number in range(1, 40):
         next(stream)
-    assert len(taken) <= 8
+        assert len(taken) <= number + 2 * LOOKAHEAD
+
+
+def test_batches_hold_images_of_alike_shape() -> None:
+    items = [PendingItem({"patch_index": range(patches), "expressions": ["a"]}) for patches in (8, 30, 9, 31, 8, 30)]
+    pairs = [(item, 0) for item in items]
+    assert take_batch(pairs, 2, patience=8) == [(items[0], 0), (items[4], 0)]  # equal ones need not wait
+    assert take_batch(pairs, 2, patience=8) == [(items[1], 0), (items[5], 0)]
+    assert take_batch(pairs, 2, patience=8) == []
+    assert take_batch(pairs, 2, patience=2) == [(items[2], 0), (items[3], 0)]
+    pairs = [(items[0], 0)]
+    assert take_batch(pairs, 2, patience=8) == []
+    assert take_batch(pairs, 2, patience=0) == [(items[0], 0)]
+    assert pairs == []
 
 
 def test_datasets_stream_with_and_without_workers(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:

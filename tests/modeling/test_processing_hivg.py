@@ -127,6 +127,14 @@ def test_a_mask_without_a_box_needs_no_box_but_a_missing_one_does(processor: HiV
         processor(images=[picture(), picture()], masks=[whole, None])
 
 
+def test_one_image_takes_its_box_and_mask_without_a_list(processor: HiVGProcessor) -> None:
+    mask = np.ones((30, 40), dtype=bool)
+    single = processor(picture(), "a", boxes=[10, 0, 30, 30], masks=mask)
+    listed = processor([picture()], ["a"], boxes=[np.array([10, 0, 30, 30])], masks=[mask])
+    assert torch.equal(single["labels"], listed["labels"])
+    assert torch.equal(single["mask_labels"], listed["mask_labels"])
+
+
 def test_box_mask_takes_pixels_by_their_centre() -> None:
     assert box_mask(torch.tensor([0.5, 0.25, 1.0, 0.5]), 4).tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
     assert not box_mask(torch.full((4,), math.nan), 4).any()
