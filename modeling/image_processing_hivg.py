@@ -37,7 +37,7 @@ class Letterbox(NamedTuple):
     left: int
 
 
-class HiVGImageProcessorKwargs(ImagesKwargs, total=False):
+class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     r"""
     patch_size (`int`, *optional*):
         Side of the vision tower's patches in pixels.
@@ -96,7 +96,7 @@ class HiVGImageProcessor(PilBackend):
     resample = PILImageResampling.BILINEAR
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
-    size = {"height": 224, "width": 224}
+    size: Any = {"height": 224, "width": 224}
     default_to_square = True
     do_convert_rgb = True
     do_resize = True
