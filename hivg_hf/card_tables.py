@@ -64,7 +64,7 @@ def controls_table(results: Mapping[str, Results]) -> str:
                 values = [_percent(accuracy[side]) for side in ("first", "second")]
                 lines.append([label, title, f"{entry['n']:,}", *values, difference])
     header = ["data", "control", "expressions", "Acc@0.5", "Acc@0.5 under control", "difference"]
-    return markdown_table(header, lines) if lines else ""
+    return markdown_table(header, lines, words=2) if lines else ""
 
 
 def score_sentences(results: Mapping[str, Results]) -> str:
@@ -136,9 +136,9 @@ def command_of(one: Results) -> str:
     return shlex.join([*words, "--out", f"results/{data['split']}"])
 
 
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
-    ruler = [":---", *["---:"] * (len(header) - 1)]
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A Markdown table: the first columns, of `words`, to the left and the others, of numbers, to the right."""
+    ruler = [":---"] * words + ["---:"] * (len(header) - words)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *lines))
 
 

@@ -125,6 +125,13 @@ def build_card(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Mo
     )
 
 
+def card_text(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card as text, checked; arguments as for `build_card`."""
+    text = str(build_card(facts, results)).rstrip() + "\n"
+    check_card(text)
+    return text
+
+
 def write_card(folder: str | Path, facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write the card of a model into its folder, checked.
 
@@ -132,8 +139,7 @@ def write_card(folder: str | Path, facts: CardFacts, results: Mapping[str, Mappi
         folder: where the weights are.
         facts, results: as for `build_card`; the results are those of `Evaluation.results` after `describe`.
     """
-    text = str(build_card(facts, results))
-    check_card(text)
+    text = card_text(facts, results)
     path = Path(folder) / CARD_NAME
     write_text(path, text)
     return path
@@ -205,9 +211,7 @@ def make_cards(root: str | Path, write: bool = True) -> list[Path]:
         results = load_results(root / "model_cards" / "results" / facts.name)
         texts = {}
         if facts.checkpoint:
-            card = str(build_card(facts, results))
-            check_card(card)
-            texts[root / facts.checkpoint / CARD_NAME] = card
+            texts[root / facts.checkpoint / CARD_NAME] = card_text(facts, results)
         if facts.readme:
             readme = root / "README.md"
             texts[readme] = replace_marked(readme.read_text(encoding="utf-8"), readme_block(facts.name, results))
