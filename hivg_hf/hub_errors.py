@@ -59,6 +59,11 @@ def hub_errors(repo_id: str, uploading: bool) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refusal(repo_id, error) from error
     except BROKEN_CONNECTION as error:
+        if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+            raise ValueError(
+                f"The repository {repo_id} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or "
+                "name a folder."
+            ) from error
         effect = "nothing of the upload is visible there" if uploading else "nothing incomplete was kept"
         raise ConnectionError(
             f"The connection to {constants.ENDPOINT} broke while working on {repo_id} "

@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from .hub_loading import download_checked
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,19 +19,23 @@ def load_pipeline(
     """The grounding pipeline of a folder or Hub id, quietly.
 
     Args:
-        model: a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
+        model: a folder that `save_pretrained` wrote, or a repository on the Hub: its id, or `id@revision`. Downloads
+            are compared with the Hub's checksums, unless the repository's own code is to run.
         device: `"cpu"`, `"cuda:1"`, ...; by default the first accelerator, or the CPU.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; by default that of the checkpoint.
         trust_remote_code: run the code that a Hub repository brings instead of this package's.
 
     Raises:
         FileNotFoundError: there is no such folder, or no model in it.
-        ValueError: the folder holds another kind of model, or `dtype` is unknown.
+        ValueError: the folder holds another kind of model, there is no such repository, or `dtype` is unknown.
+        ConnectionError: the download failed or is damaged; the same call tries again.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     name = str(model)
     _check_model_name(name)
+    if not Path(name).is_dir() and not trust_remote_code:
+        name = str(download_checked(name))
     was_shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

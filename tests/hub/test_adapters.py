@@ -139,3 +139,19 @@ def test_pushed_adapter_is_read_back_with_its_base(hub: Hub, home: Interpreter, 
     done = push(home, trained / "exports" / "stage_2", "alice/export", "--base", "alice/base")
     assert done["status"] == 0, done["output"]
     assert "read back and working" in done["output"]
+
+
+def test_push_to_hub_of_peft_makes_one_loadable_commit(
+    shared: dict[str, str], hub: Hub, home: Interpreter, expected: torch.Tensor, picture: str
+) -> None:
+    code = (
+        "from peft import PeftModel\nfrom transformers import AutoModel\n"
+        "model = PeftModel.from_pretrained(AutoModel.from_pretrained('alice/base'), 'alice/export')\n"
+        "model.push_to_hub('alice/again', token='hf_alice')"
+    )
+    home.run(code)
+    repository = hub.repositories["alice/again"]
+    assert len(repository.commits) == 2
+    assert repository.head.files.keys() >= {"adapter_config.json", "adapter_model.safetensors"}
+    found = ground(home, AUTO_MODEL, picture, "alice/again", "alice/base")
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hivg_hf.hub_loading import download_checked
 from hub_client import AUTO_CLASSES, PIPELINE, boxes, push, pushed
 from hub_state import Hub
 from interpreter import CodeFailedError, Interpreter
@@ -133,3 +134,41 @@ def test_push_to_hub_of_transformers_makes_one_loadable_commit(
     repository = hub.repositories["alice/x"]
     assert len(repository.commits) == 2
     assert repository.head.files.keys() >= expected
+
+
+GROUND = """
+from typer.testing import CliRunner
+from hivg_hf.cli import app
+done = CliRunner().invoke(app, ["ground", picture, "the red star", "--json", "--no-pictures", "--model", name])
+result = [done.exit_code, done.output.splitlines()]
+"""
+
+
+def test_ground_takes_a_repository_and_its_revision(hub: Hub, home: Interpreter, folder: Path, picture: str) -> None:
+    pushed(home, folder, "alice/tiny")
+    commit = hub.repositories["alice/tiny"].head.oid
+    status, lines = home.run(GROUND, picture=picture, name=f"alice/tiny@{commit}")
+    assert status == 0, lines
+    assert any('"box"' in line for line in lines)  # among the progress of the download
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("alice/none", "hivg: There is no repository alice/none at http://127.0.0.1:"),
+        ("alice/tiny@v9", "hivg: The repository alice/tiny has no such branch, tag or commit: http"),
+    ],
+)
+def test_ground_names_what_is_not_on_the_hub(
+    name: str, sentence: str, hub: Hub, home: Interpreter, folder: Path, picture: str
+) -> None:
+    pushed(home, folder, "alice/tiny")
+    status, lines = home.run(GROUND, picture=picture, name=name)
+    assert status == 2
+    assert lines[-1].startswith(sentence)
+
+
+def test_repository_that_is_not_cached_is_named_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="alice/none is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"):
+        download_checked("alice/none", cache_dir=tmp_path)
