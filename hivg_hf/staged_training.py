@@ -41,6 +41,7 @@ from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor
 from .recipe import PhaseRecipe, Recipe
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
+from .sharding import restore_shapes
 from .trainer import HiVGTrainer
 from .training_report import ReadableLog, write_curves, write_json
 from .training_results import measure, write_run_card
@@ -124,9 +125,9 @@ class StagedTraining:
             state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
             model, processor = self._load_start(number)
             if self.state.is_main_process:
-                prefix = "model." if phase.train == "pretrain" else ""
+                prefix = "model." if phase.train in ("pretrain", "assisted") else ""
                 own = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-                model.load_state_dict(own)
+                model.load_state_dict(restore_shapes(own, model))
         if self.state.is_main_process:
             self._write_result(number, model, processor, outcome)
         self.state.wait_for_everyone()
@@ -136,11 +137,15 @@ class StagedTraining:
     ) -> HiVGTrainer:
         recipe, trained = self.recipe, model
         weights = {**_plain(model).config.loss_weights, **(phase.loss_weights or {})}
-        has_unused = phase.train in ("all", "pretrain") or not all(weights.values())
+        has_unused = phase.train in ("all", "assisted", "pretrain") or not all(weights.values())
         if phase.train == "pretrain":
             from .pretraining import PretrainingModel
 
             trained = PretrainingModel(model, **phase.options)
+        elif phase.train == "assisted":
+            from .pretraining import AssistedGrounding
+
+            trained = AssistedGrounding(model, **phase.options)
         trainer = HiVGTrainer(
             trained,
             build_arguments(recipe, phase, folder, evaluates, has_unused),

@@ -31,6 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .data.collator import GroundingCollator
 from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, image_ids_of, without_image_decoding
 from .hilora_folders import load_adapter_state, save_adapter_state
+from .sharding import widen_scalars
 from .trainer_evaluation import EarlyStop, EvaluationCollator, EvaluationRows, box_figures, evaluation_shares
 from .training_args import HiVGTrainingArguments
 from .training_batches import EpochDataLoader, GlobalBatchSampler
@@ -76,6 +77,8 @@ class HiVGTrainer(Trainer):
         # not given to transformers, which would copy the tokenizer's special ids into the model's config
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self.processor = processing_class
+        if self.is_fsdp_enabled:
+            widen_scalars(self.model)
         self.initial_accuracy = initial_accuracy
         self._term_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._term_steps = 0

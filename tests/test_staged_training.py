@@ -1,5 +1,6 @@
 """Runs of several phases: resumed after kills, refused where they must be, kept only where they gain."""
 
+import functools
 import json
 import os
 import random
@@ -25,76 +26,80 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def unbroken_run(tiny_checkpoint, tmp_path_factory):
-    """A run that nobody disturbs, and how long it takes."""
+    """The folder of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    started = time.monotonic()
     run_staged(tiny_recipe(tiny_checkpoint), str(folder))
-    return folder, time.monotonic() - started
+    return folder
 
 
-def kill_and_resume(context, recipe, folder, kills, longest, seed):
-    """Start the run again and again; kill it `kills` times at random moments. Returns the kills that hit it alive."""
+class Forked:
+    """A forked process with the three calls of `subprocess.Popen` that are needed here."""
+
+    def __init__(self, process):
+        self.process, self.kill, self.wait = process, process.kill, process.join
+        process.start()
+
+    def poll(self):
+        return self.process.exitcode
+
+
+def kill_and_resume(start, folder, kills, seed, stride):
+    """Start the run again and again until it is done; kill it `kills` times, at random moments in which it works."""
     rng, hits = random.Random(seed), 0
     while True:
-        process = context.Process(target=run_staged, args=(recipe, str(folder)))
-        process.start()
+        process, before = start(), progress(folder)
         if hits < kills:
-            process.join(timeout=rng.uniform(0.05, 1.0) * longest / 2)
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-                hits += 1
-        process.join()
-        if process.exitcode == 0:
-            return hits
-        assert process.exitcode == -signal.SIGKILL
-
-
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(forkserver, tiny_checkpoint, unbroken_run, tmp_path):
-    reference, duration = unbroken_run
-    hits = kill_and_resume(forkserver, tiny_recipe(tiny_checkpoint), tmp_path / "run", 2, duration, seed=1)
-    assert hits == 2
-    assert folder_bytes(tmp_path / "run") == folder_bytes(reference)
-
-
-@pytest.mark.slow
-def test_ten_kills_by_the_command_line(tiny_checkpoint, unbroken_run, tmp_path):
-    """The same command, killed at ten random moments over warm-up and three stages."""
-    reference, _ = unbroken_run
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_recipe(tiny_checkpoint)))
-    folder = tmp_path / "run"
-    command = [sys.executable, "scripts/train.py", str(recipe), "--out", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    rng, kills, done = random.Random(3), 0, set()
-    while True:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE)
-        if kills < 10:
-            # until the run has moved on a little (the imports take the longest), then some moments more
-            limit = time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < limit and progress(folder) <= done:
-                time.sleep(0.05)
-            time.sleep(rng.uniform(0, 0.6))
-            done = progress(folder)
+            # the imports take the longest: wait until it has got somewhere (a few things written), then a moment more
+            steps = rng.randint(1, stride)
+            while process.poll() is None and len(progress(folder) - before) < steps:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.1))
             if process.poll() is None:
                 process.kill()
-                kills += 1
-        process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    assert kills == 10
-    assert folder_bytes(folder) == folder_bytes(reference)
+                hits += 1
+        process.wait()
+        if process.poll() == 0:
+            assert hits == kills
+            return
+        assert process.poll() == -signal.SIGKILL
 
 
 def progress(folder):
     """What the run has written so far: checkpoints, results, published folders."""
-    return {str(path) for path in folder.glob("phases/*/*") if not path.name.startswith(".")} | {
-        str(path) for path in folder.glob("*/*") if path.parent.name in ("adapters", "exports")
-    }
+    parts = [*folder.glob("phases/*/*"), *folder.glob("adapters/*"), *folder.glob("exports/*")]
+    return {str(path) for path in parts if not path.name.startswith(".")}
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(forkserver, tiny_checkpoint, unbroken_run, tmp_path):
+    recipe, folder = tiny_recipe(tiny_checkpoint), tmp_path / "run"
+    kill_and_resume(
+        lambda: Forked(forkserver.Process(target=run_staged, args=(recipe, str(folder)))),
+        folder,
+        kills=2,
+        seed=1,
+        stride=6,
+    )
+    assert folder_bytes(folder) == folder_bytes(unbroken_run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_by_the_command_line(tiny_checkpoint, tmp_path):
+    """The same command, killed at ten random moments over warm-up and three stages."""
+    content = tiny_recipe(tiny_checkpoint)
+    content["phases"] = [{**phase, "epochs": 2} for phase in content["phases"]]
+    run_staged(content, str(tmp_path / "unbroken"))
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "scripts/train.py", str(recipe), "--out", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    start = functools.partial(subprocess.Popen, command, cwd=REPOSITORY, env=environment)
+    kill_and_resume(start, folder, kills=10, seed=3, stride=4)
+    assert folder_bytes(folder) == folder_bytes(tmp_path / "unbroken")
 
 
 def test_a_run_leaves_results_curves_and_a_card(unbroken_run):
-    folder, _ = unbroken_run
+    folder = unbroken_run
     results = json.loads((folder / "results.json").read_text())
     assert results["model"] == "merged"
     assert [phase["name"] for phase in results["phases"]] == ["warmup", "stage_1", "stage_2", "stage_3"]
@@ -115,7 +120,7 @@ def test_a_run_leaves_results_curves_and_a_card(unbroken_run):
 
 
 def test_the_same_command_on_a_finished_run_answers_at_once(unbroken_run, tiny_checkpoint):
-    folder, _ = unbroken_run
+    folder = unbroken_run
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     results = StagedTraining(parse_recipe(tiny_recipe(tiny_checkpoint)), folder).run()
     assert results == json.loads((folder / "results.json").read_text())
