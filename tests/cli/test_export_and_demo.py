@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.cli import main
@@ -26,13 +27,23 @@ def run(*arguments: str) -> int:
 
 
 def test_export_says_what_it_wrote_and_how_well_it_agrees(
-    model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
-    assert run("export", model_folder, "--out", str(tmp_path / "out")) == 0
+    asked: dict[str, Any] = {}
+
+    def export(model: Any, processor: Any, out: Path, masks: bool, tokens: bool, int8: bool) -> dict[str, float]:
+        asked.update(dtype=model.dtype, masks=masks, tokens=tokens, int8=int8)
+        out.mkdir()
+        (out / "model.onnx").write_bytes(b"0" * 100_000)
+        return {"pred_boxes": 2e-7, "int8_box": 0.01}
+
+    monkeypatch.setattr("hivg_hf.onnx_export.export_onnx", export)  # tests/test_onnx_export.py runs the real one
+    assert run("export", model_folder, "--out", str(tmp_path / "out"), "--masks", "--int8") == 0
+    assert asked == {"dtype": torch.float32, "masks": True, "tokens": False, "int8": True}
     printed = capsys.readouterr().out
-    assert "pred_boxes: differs from torch by at most" in printed
-    assert f"wrote {tmp_path / 'out' / 'model.onnx'}" in printed
+    assert "pred_boxes: differs from torch by at most 2e-07" in printed
+    assert "int8_box: boxes move by at most (share of the square) 0.01" in printed
+    assert f"wrote {tmp_path / 'out' / 'model.onnx'} (0.1 MB)" in printed
 
 
 def test_export_refuses_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
