@@ -95,8 +95,9 @@ class PhaseRecipe:
 
     Args:
         name: Of the phase and its folder.
-        train: `pretrain` (per-patch pre-training of the vision tower), `heads` (bridge and grounding_head; official
-            stage 0), `all` (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
+        train: `pretrain` (CLIP on RefShapes, per patch), `assisted` (grounding with help for a new model, see
+            `hivg_hf.pretraining.AssistedGrounding`), `heads` (bridge and grounding_head; official stage 0), `all`
+            (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
         epochs: Passes over the training rows; give this or `steps`.
         steps: Optimizer steps.
         learning_rate: Peak learning rate.
@@ -127,11 +128,11 @@ class PhaseRecipe:
         rank: Of the low-rank term.
         alpha: Its scale is alpha / rank.
         dropout: Before the low-rank term.
-        options: Of a `pretrain` phase.
+        options: Of a `pretrain` or `assisted` phase.
     """
 
     name: str
-    train: Literal["pretrain", "heads", "all", "lora"]
+    train: Literal["pretrain", "assisted", "heads", "all", "lora"]
     learning_rate: float
     batch_size: int
     epochs: float | None = None

@@ -5,10 +5,21 @@ import pytest
 import torch
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
+from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.data.refshapes_tokenizer import build_tokenizer
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
-from hivg_hf.pretraining import CLASSES, NO_CLASS, PretrainingCollator, PretrainingModel, plain_clip
+from hivg_hf.pretraining import (
+    CLASSES,
+    FUSION_INPUTS,
+    LOSS_WEIGHTS,
+    NO_CLASS,
+    AssistedGrounding,
+    PretrainingCollator,
+    PretrainingModel,
+    guided_attention,
+    plain_clip,
+)
 
 
 def small(tower, **changes):
@@ -28,6 +39,7 @@ def config():
         fusion_layers=1,
         fusion_heads=2,
         fusion_ffn_dim=16,
+        fusion_dropout=0.0,
         token_head_dim=16,
     )
 
@@ -61,8 +73,10 @@ def test_patches_are_told_the_object_that_covers_them(processor):
     ]
     # 4 x 4 patches of 16 pixels: the star fills patch 0 and a sliver of patch 1, the ring the last quarter
     boxes = np.array([[0.0, 0.0, 17.0, 16.0], [32.0, 32.0, 64.0, 64.0]])
-    classes, offsets, region = PretrainingCollator(processor)._targets(objects, boxes)
+    classes, offsets, region, target = PretrainingCollator(processor)._targets(objects, boxes, named=1)
     assert np.flatnonzero(region).tolist() == [0]
+    assert np.flatnonzero(target).tolist() == [10, 11, 14, 15]
+    assert not PretrainingCollator(processor)._targets(objects, boxes, named=None)[3].any()
     assert np.flatnonzero(classes[:, 0] != NO_CLASS).tolist() == [0, 10, 11, 14, 15]
     star = [CLASSES[name].index(value) for name, value in objects[0].items()]
     ring = [CLASSES[name].index(value) for name, value in objects[1].items()]
@@ -71,6 +85,14 @@ def test_patches_are_told_the_object_that_covers_them(processor):
     # offset of the box's centre from the patch's, width, height; all in patches
     np.testing.assert_allclose(offsets[0], [1 / 32, 0, 17 / 16, 1])
     np.testing.assert_allclose(offsets[15], [-0.5, -0.5, 2, 2])
+
+
+def test_a_small_object_over_a_corner_still_has_a_patch(processor):
+    objects = [{"size": "small", "filling": "solid", "color": "red", "shape": "star"}]
+    boxes = np.array([[27.0, 27.0, 36.0, 36.0]])  # 9 x 9 pixels around the corner of four patches of 16
+    classes, _, region, _ = PretrainingCollator(processor)._targets(objects, boxes, named=None)
+    assert np.flatnonzero(region).tolist() == [5]
+    assert np.flatnonzero(classes[:, 0] != NO_CLASS).tolist() == [5]
 
 
 def test_choices_depend_on_seed_epoch_and_row_alone(processor, rows):
@@ -84,30 +106,51 @@ def test_choices_depend_on_seed_epoch_and_row_alone(processor, rows):
     assert phrases(0, 0) != phrases(1, 0)
 
 
-def test_only_clip_without_bridges_learns(model, batch):
-    trained = PretrainingModel(model)
-    trained(**batch)["loss"].backward()
+def test_clip_and_the_inputs_of_the_fusion_encoder_learn(model, batch):
+    PretrainingModel(model)(**batch)["loss"].backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    # the last layer's states are read as they are; no term reads more than that
-    assert learned == {
-        name for name, _ in model.named_parameters() if name.startswith("clip.") and ".bridge." not in name
+    clip = {name for name in model.state_dict() if name.startswith("clip.") and ".bridge." not in name}
+    assert learned == clip | {name for name in model.state_dict() if name.startswith(FUSION_INPUTS)}
+    assert any("text_proj" in name for name in learned - clip)
+
+
+def test_bridges_begin_as_identities(model, batch):
+    inputs = {
+        name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask", "patch_index")
     }
+    bridge = model.clip.vision_model.encoder.layers[1].bridge
+    before = model.eval()(**inputs).logits_per_text
+    PretrainingModel(model)
+    assert not bridge.mlp.fc2.weight.any()
+    after = model.eval()(**inputs).logits_per_text
+    assert not torch.equal(before, after)
+    bridge.attention.v_proj.weight.data.mul_(100)
+    torch.testing.assert_close(model(**inputs).logits_per_text, after)
+
+
+def test_the_row_s_own_object_is_the_one_to_match(batch, rows):
+    for row, target, classes in zip(rows, batch["target"], batch["patch_classes"]):
+        named = next(item for item in row["objects"] if item["box"] == row["box"])
+        numbers = [CLASSES[name].index(named[name]) for name in ("size", "filling", "color", "shape")]
+        assert (classes[target] == torch.tensor(numbers)).all()
+    # an object may own no patch where another covers more of each of its patches
+    assert batch["target"].any(-1).sum() >= len(rows) - 1
+
+
+def test_match_is_the_share_of_the_targets_patches(model):
+    visual = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0]] * 4])
+    expressions = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    target = torch.tensor([[True, False, False, False], [False] * 4])
+    there = torch.tensor([[True, True, True, False], [True] * 4])  # the twin of the target is padding
+    scale = model.clip.logit_scale.exp().item()
+    loss = PretrainingModel(model)._match_term(visual, expressions, target, there)
+    assert loss.item() == pytest.approx(np.log(np.exp(scale) + 2) - scale, abs=1e-5)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(model, batch):
     trained = PretrainingModel(model, loss_weights={"image": 0.0})
     output = trained(**batch)
-    assert set(output["loss_dict"]) == {
-        "object",
-        "size",
-        "filling",
-        "color",
-        "shape",
-        "box",
-        "place",
-        "region",
-        "image",
-    }
+    assert set(output["loss_dict"]) == set(LOSS_WEIGHTS)
     total = sum(trained.loss_weights[name] * term.item() for name, term in output["loss_dict"].items())
     assert output["loss"].item() == pytest.approx(total, rel=1e-5)
 
@@ -116,10 +159,10 @@ def test_it_sees_what_plain_clip_sees(model, batch):
     clip = plain_clip(model)
     model.config.skip_padded_patches = True
     pixel_values = batch["pixel_values"][:2]
-    patches, pooled, _ = PretrainingModel(model)._see(pixel_values, torch.ones_like(batch["pixel_mask"][:2]), None)
+    states, pooled, _ = PretrainingModel(model)._see(pixel_values, torch.ones_like(batch["pixel_mask"][:2]), None)
     expected = clip.vision_model(pixel_values)
     torch.testing.assert_close(pooled, expected.pooler_output)
-    torch.testing.assert_close(patches, expected.last_hidden_state[:, 1:])
+    torch.testing.assert_close(states[-1], expected.last_hidden_state[:, 1:])
 
 
 def test_skipped_patches_change_nothing(model, batch):
@@ -135,7 +178,7 @@ def test_it_learns(model, batch):
     trained = PretrainingModel(model)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
     losses = []
-    for _ in range(12):
+    for _ in range(30):
         output = trained(**batch)
         output["loss"].backward()
         optimizer.step()
@@ -146,9 +189,12 @@ def test_it_learns(model, batch):
 
 def test_a_batch_without_any_object_gives_no_nan(model, batch):
     batch["patch_classes"] = torch.full_like(batch["patch_classes"], NO_CLASS)
-    batch["region"] = torch.zeros_like(batch["region"])
-    output = PretrainingModel(model)(**batch)
+    batch["region"], batch["target"] = torch.zeros_like(batch["region"]), torch.zeros_like(batch["target"])
+    trained = PretrainingModel(model)
+    output = trained(**batch)
+    output["loss"].backward()
     assert torch.isfinite(output["loss"])
+    assert all(torch.isfinite(p.grad).all() for p in trained.parameters() if p.grad is not None)
 
 
 def test_bad_input_is_refused_in_a_sentence(model, processor, rows):
@@ -156,3 +202,66 @@ def test_bad_input_is_refused_in_a_sentence(model, processor, rows):
         PretrainingCollator(processor)([{**rows[0], "objects": []}])
     with pytest.raises(ValueError, match=r"unknown pre-training losses \['colour'\]; expected some of"):
         PretrainingModel(model, loss_weights={"colour": 1.0})
+
+
+# -- assisted grounding --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(config):
+    torch.manual_seed(0)
+    return HiVGForVisualGrounding(HiVGConfig(**{**config.to_dict(), "fusion_layers": 3}))
+
+
+@pytest.fixture
+def grounding_batch(processor, rows):
+    return GroundingCollator(processor)(rows)
+
+
+def test_help_adds_to_the_model_s_own_loss(deep, grounding_batch):
+    assisted = AssistedGrounding(deep, mark=2.0, guide=0.25, place=3.0)
+    output, own = assisted(**grounding_batch), deep(**grounding_batch)
+    terms = output["loss_dict"]
+    added = 2.0 * terms["mark"] + 3.0 * (terms["place_first"] + terms["place_last"])
+    added += 0.25 * (terms["end_to_target"] + terms["reg_to_end"] + terms["reg_to_target"])
+    torch.testing.assert_close(output["loss"], own.loss + added)
+    assert set(own.loss_dict) < set(terms)
+
+
+def test_without_labels_it_is_the_model(deep, grounding_batch):
+    inputs = {name: value for name, value in grounding_batch.items() if "labels" not in name}
+    torch.testing.assert_close(AssistedGrounding(deep)(**inputs).pred_boxes, deep(**inputs).pred_boxes)
+
+
+def test_the_guided_attention_is_the_layer_s_own(deep, grounding_batch):
+    """With one target token in every row it is minus the mean log of the weight that eager attention shows."""
+    deep.set_attn_implementation("eager")
+    _, _, inputs = AssistedGrounding(deep)._run(grounding_batch)
+    weights = deep.eval()(**grounding_batch, output_attentions=True).attentions[1]  # (B, heads, L, L)
+    layer = deep.grounding_head.fusion.layers[1]
+    target = torch.zeros(weights.shape[0], weights.shape[-1], dtype=torch.bool)
+    target[:, 3] = True
+    query = torch.full((len(target),), 5)
+    loss = guided_attention(layer, *inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool))
+    torch.testing.assert_close(loss, -weights[:, :1, 5, 3].log().mean())
+
+
+def test_towers_can_be_frozen(deep, grounding_batch):
+    assisted = AssistedGrounding(deep, towers=False)
+    assisted(**grounding_batch)["loss"].backward()
+    learned = {name for name, parameter in deep.named_parameters() if parameter.grad is not None}
+    assert not any(name.startswith("clip.") and ".bridge." not in name for name in learned)
+    assert any(".bridge." in name for name in learned)
+    assert any(name.startswith("grounding_head.box_head") for name in learned)
+
+
+def test_help_leaves_rows_without_target_out(deep, processor, rows):
+    nothing = [{**row, "box": None, "boxes": [], "no_target": True, "mask": None} for row in rows]
+    assisted = AssistedGrounding(deep)
+    terms = assisted(**GroundingCollator(processor)(nothing))["loss_dict"]
+    assert [terms[name].item() for name in ("end_to_target", "reg_to_end", "place_first", "place_last")] == [0] * 4
+
+
+def test_a_shallow_fusion_encoder_cannot_be_guided(model):
+    with pytest.raises(ValueError, match="guides three layers; this fusion encoder has fewer"):
+        AssistedGrounding(model)
