@@ -1,7 +1,7 @@
 """Models saved by every earlier version load, and say what they said: tests/fixtures/regression/VERSION.
 
-A difference here means that checkpoints of users changed their answers. If that is intended, say so in CHANGELOG.md, under
-the heading of the version, and keep the old fixture with the option that brings the old answers back.
+A difference here means that checkpoints of users changed their answers. If that is intended, say so in CHANGELOG.md,
+under the heading of the version, and keep the old fixture with the option that brings the old answers back.
 """
 
 from pathlib import Path
