@@ -381,13 +381,14 @@ class AssistedGrounding(nn.Module):
         is_end = torch.arange(length, device=index.device) == end[:, None]  # (B, length)
         first, second, last = (self.model.grounding_head.fusion.layers[i] for i in (0, 1, -1))
         named = target.any(-1)
-        terms["end_to_target"] = guided_attention(first, *fusion_inputs[first], query=end, target=target, named=named)
-        terms["reg_to_end"] = guided_attention(
-            second, *fusion_inputs[second], query=end * 0, target=is_end, named=named
-        )
-        terms["reg_to_target"] = guided_attention(
-            last, *fusion_inputs[last], query=end * 0, target=target, named=named
-        )
+        asked = {
+            "end_to_target": (first, end, target),
+            "reg_to_end": (second, end * 0, is_end),
+            "reg_to_target": (last, end * 0, target),
+        }
+        for name, (layer, query, wanted) in asked.items():
+            states, positions, key_bias = fusion_inputs[layer]
+            terms[name] = guided_attention(layer, states, positions, key_bias, query, wanted, named)
         for name, layer in (("place_first", first), ("place_last", last)):
             states = layer.norm1(fusion_inputs[layer][0])[target]  # (target patches, H)
             boxes = batch["labels"][:, None].expand(-1, length, -1)[target]  # (target patches, 4)
