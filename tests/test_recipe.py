@@ -47,7 +47,7 @@ def test_defaults_reach_every_phase_and_lengths_do_not_mix():
         ({"data": {"train": {"source": "x"}}}, r"data.train needs `source` and `split`. Got the keys \['source'\]"),
         ({"data": 3}, r"recipe.data must be a mapping. Got 3"),
         ({"phases": "warmup"}, r"phases must be a list of mappings"),
-        ({"phases": phase(train="head")}, r"phases\[0\].train must be one of 'pretrain', 'heads', 'all', 'lora'"),
+        ({"phases": phase(train="head")}, r"phases\[0\].train must be one of 'pretrain', .*'heads', 'all', 'lora'"),
         ({"phases": phase(steps=3, epochs=1)}, r"Phase 'a' needs exactly one of `epochs` and `steps`"),
         ({"phases": phase(batch_size=0)}, r"Phase 'a': its length, batch_size and learning_rate must be positive"),
         ({"phases": phase(train="lora")}, r"say how deep with `vision_layers` and `text_layers`"),
