@@ -76,6 +76,7 @@ def check_equal_to_one_process(launcher, kind, checkpoint, folder):
             assert (first - second).abs().max() <= 1e-4, name
 
 
+@pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
 def test_accelerate_launch_equals_one_process_with_gathered_negatives(tiny_checkpoint, tmp_path):
     check_equal_to_one_process("accelerate", "gathered", tiny_checkpoint, tmp_path)
 
@@ -181,6 +182,7 @@ def load_sharded_adapters(rank, port, checkpoint, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
 def test_a_sharded_model_reads_and_writes_the_same_adapter_folders(forkserver, tiny_checkpoint, tmp_path):
     run_two(forkserver, load_sharded_adapters, tiny_checkpoint, tmp_path)
 
@@ -191,10 +193,11 @@ def run_two(context, target, checkpoint, folder):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=200)
+        process.join(timeout=800)
     assert [process.exitcode for process in processes] == [0, 0]
 
 
+@pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
 def test_a_fully_sharded_model_trains_and_saves_like_a_replicated_one(forkserver, tiny_checkpoint, tmp_path):
     run_two(forkserver, train_sharded, tiny_checkpoint, tmp_path)
     replicated, sharded = json.loads((tmp_path / "losses.json").read_text())

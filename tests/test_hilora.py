@@ -193,6 +193,7 @@ save_file({f"{k}.{n}": t.contiguous() for k, found in answers.items() for n, t i
 """
 
 
+@pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
 def test_every_folder_is_the_model_of_its_moment_in_a_fresh_process(trained_stages, question, tmp_path):
     folder, answers, _ = trained_stages
     save_file({name: value.contiguous() for name, value in question.items()}, folder / "question.safetensors")

@@ -70,6 +70,7 @@ def progress(folder):
     return {str(path) for path in parts if not path.name.startswith(".")}
 
 
+@pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(forkserver, tiny_checkpoint, unbroken_run, tmp_path):
     recipe, folder = tiny_recipe(tiny_checkpoint), tmp_path / "run"
     kill_and_resume(
