@@ -96,7 +96,7 @@ class PhaseRecipe:
     Args:
         name: Of the phase and its folder.
         train: `pretrain` (CLIP on RefShapes, per patch), `assisted` (grounding with help for a new model, see
-            `hivg_hf.pretraining.AssistedGrounding`), `heads` (bridge and grounding_head; official stage 0), `all`
+            `hivg_hf.assisted_grounding`), `heads` (bridge and grounding_head; official stage 0), `all`
             (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
         epochs: Passes over the training rows; give this or `steps`.
         steps: Optimizer steps.

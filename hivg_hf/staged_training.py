@@ -143,7 +143,7 @@ class StagedTraining:
 
             trained = PretrainingModel(model, **phase.options)
         elif phase.train == "assisted":
-            from .pretraining import AssistedGrounding
+            from .assisted_grounding import AssistedGrounding
 
             trained = AssistedGrounding(model, **phase.options)
         trainer = HiVGTrainer(

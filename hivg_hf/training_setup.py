@@ -104,7 +104,7 @@ class RowCache:
 def build_collator(recipe: Recipe, phase: PhaseRecipe, processor: HiVGProcessor) -> Any:
     """Rows to a training batch, with the phase's augmentation."""
     if phase.train == "pretrain":
-        from .pretraining import PretrainingCollator
+        from .pretraining_rows import PretrainingCollator
 
         return PretrainingCollator(processor, **phase.options)
     options = recipe.data.augmentation if phase.augmentation is None else phase.augmentation

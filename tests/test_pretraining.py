@@ -5,21 +5,13 @@ import pytest
 import torch
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
+from hivg_hf.assisted_grounding import AssistedGrounding, guided_attention
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.data.refshapes_tokenizer import build_tokenizer
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
-from hivg_hf.pretraining import (
-    CLASSES,
-    FUSION_INPUTS,
-    LOSS_WEIGHTS,
-    NO_CLASS,
-    AssistedGrounding,
-    PretrainingCollator,
-    PretrainingModel,
-    guided_attention,
-    plain_clip,
-)
+from hivg_hf.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
+from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator
 
 
 def small(tower, **changes):
