@@ -1,8 +1,11 @@
 """Pre-training: what each patch is told, what learns, and that the result is a plain CLIP."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.assisted_grounding import AssistedGrounding, guided_attention
@@ -12,6 +15,8 @@ from hivg_hf.data.refshapes_tokenizer import build_tokenizer
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
 from hivg_hf.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
 from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator
+from hivg_hf.recipe import parse_recipe
+from hivg_hf.staged_training import StagedTraining
 
 
 def small(tower, **changes):
@@ -257,3 +262,22 @@ def test_help_leaves_rows_without_target_out(deep, processor, rows):
 def test_a_shallow_fusion_encoder_cannot_be_guided(model):
     with pytest.raises(ValueError, match="guides three layers; this fusion encoder has fewer"):
         AssistedGrounding(model)
+
+
+@pytest.mark.slow
+def test_every_phase_of_the_tiny_recipe_runs(tmp_path):
+    content = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "hivg-tiny-refshapes.yaml").read_text())
+    small = {"size": 32, "workers": 1, "cache_dir": str(tmp_path / "cache")}
+    content["data"] = {"train": {**content["data"]["train"], **small}, "validation": {**content["data"]["validation"]}}
+    content["data"]["validation"]["size"] = 8
+    content["defaults"] = {**content["defaults"], "batch_size": 8, "warmup": 0, "save_every": 2}
+    content["workers"] = 0
+    for phase in content["phases"]:
+        phase["steps"] = 2
+        phase.pop("evaluate_every", None)
+        if "data" in phase:
+            phase["data"] = {**phase["data"], **small}
+    results = StagedTraining(parse_recipe({"name": "smoke", **content}), tmp_path / "run").run()
+    model = HiVGForVisualGrounding.from_pretrained(tmp_path / "run" / results["model"])
+    assert model.config.image_size == 112
+    assert [phase["name"] for phase in results["phases"]] == ["pretrain", "attributes", "everything", "finish"]
