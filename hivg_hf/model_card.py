@@ -166,6 +166,11 @@ def check_card(text: str) -> ModelCard:
 
 def readme_block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """What stands between the markers of the repository's README."""
+    if not results:
+        return (
+            f"`{name}`, the checkpoint for the package, has not been measured yet: it is still to be trained. Its "
+            f"table appears here once `model_cards/results/{name}` holds results files that `hivg evaluate` wrote."
+        )
     parts = [
         f"`{name}`, the checkpoint in the package, in per cent with 95 per cent intervals (bootstrap over images):",
         card_tables.figures_table(results),
@@ -210,7 +215,8 @@ def make_cards(root: str | Path, write: bool = True) -> list[Path]:
         facts = read_facts(path)
         results = load_results(root / "model_cards" / "results" / facts.name)
         texts = {}
-        if facts.checkpoint:
+        # Weights first: a folder with a card alone would look like a checkpoint.
+        if facts.checkpoint and (root / facts.checkpoint).is_dir():
             texts[root / facts.checkpoint / CARD_NAME] = card_text(facts, results)
         if facts.readme:
             readme = root / "README.md"

@@ -157,6 +157,7 @@ def repository(tmp_path, results):
         (folder / f"{index:02}-{label}.json").write_text(json.dumps(one))
     facts = {"name": "toy", "summary": "A toy.", "training": "By hand.", "limits": ["Small."], "readme": True}
     facts["checkpoint"] = "checkpoints/toy"
+    (tmp_path / "checkpoints" / "toy").mkdir(parents=True)
     (tmp_path / "model_cards" / "toy.yaml").write_text(yaml.safe_dump(facts))
     (tmp_path / "README.md").write_text("# Title\n\n" + "\n".join(MARKERS) + "\n\nThe rest.\n")
     return tmp_path
@@ -184,6 +185,15 @@ def test_a_changed_result_or_a_figure_typed_by_hand_is_noticed(repository):
     path = repository / "model_cards/results/toy/00-val.json"
     path.write_text(json.dumps(make_results(7, 1)))
     assert make_cards(repository, write=False) == [card, readme]
+
+
+def test_a_checkpoint_that_is_still_to_be_trained_gets_no_card_and_the_readme_says_so(repository):
+    for file in (repository / "model_cards/results/toy").iterdir():
+        file.unlink()
+    (repository / "checkpoints/toy").rmdir()
+    assert make_cards(repository) == [repository / "README.md"]
+    assert "`toy`, the checkpoint for the package, has not been measured yet" in (repository / "README.md").read_text()
+    assert not (repository / "checkpoints/toy").exists()
 
 
 def test_a_readme_without_markers_is_refused(repository):
