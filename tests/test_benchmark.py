@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from hivg_hf.benchmark.groups import (
 )
 from hivg_hf.benchmark.inputs import official_inputs, random_batch
 from hivg_hf.benchmark.measure import Case
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ def test_a_whole_run_on_tiny_models(monkeypatch, tmp_path, official_config, tiny
     readme = tmp_path / "README.md"
     readme.write_text("before\n" + "\n".join(report.MARKERS) + "\nafter\n")
     report.write_readme(results, readme)
-    assert f"| {NATIVE} |" in readme.read_text()
+    assert f"| this package, {NATIVE} |" in readme.read_text()
     assert "| another (tiny) |" in readme.read_text()
     assert readme.read_text().startswith("before\n")
     assert all(row["verdict"] == "same" for row in report.compare_results(results, results))
@@ -204,6 +207,12 @@ def test_a_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="must hold these two lines once"):
         report.write_readme(_results(1.3), tmp_path / "README.md")
+
+
+def test_the_readme_shows_the_last_committed_results():
+    results = report.last_results(ROOT / "benchmarks" / "results")
+    assert results is not None
+    assert report.readme_block(results) in (ROOT / "README.md").read_text()
 
 
 # -- accelerator ------------------------------------------------------------------------------------------------------

@@ -149,14 +149,15 @@ def readme_block(results: Results) -> str:
         )
     parts.append(
         "*Straightforward* is the official computation as its code is written: adapters beside the weights, eager "
-        "attention, every output. *New model* leaves out padded patches and reads text at its true length. Measured "
+        "attention, every output; *official* is the same computation in this package. *New model* leaves out padded "
+        "patches and reads text at its true length. The interval of two rounds is no more than their range. Measured "
         f"by `python scripts/benchmark.py` on {results['date'][:10]}; all figures are in `benchmarks/results`."
     )
     return "\n\n".join(parts)
 
 
 def _against_straightforward(group: Mapping[str, Any], title: str) -> str:
-    lines = [f"| {title} | GFLOP | times faster | memory |", "| --- | ---: | ---: | ---: |"]
+    lines = [f"| {title}, {_rounds(group)} | GFLOP | times faster | memory |", "| --- | ---: | ---: | ---: |"]
     slow = group["cases"][STRAIGHTFORWARD]
     lines.append(f"| {STRAIGHTFORWARD} | {slow['operations'] / 1e9:.1f} | 1 | 1 |")
     for one in group["comparisons"]:
@@ -164,13 +165,13 @@ def _against_straightforward(group: Mapping[str, Any], title: str) -> str:
             continue
         operations = group["cases"][one["fast"]]["operations"] / 1e9
         memory = f"{one['memory']:.2f}" if one["memory"] else "not measured"
-        lines.append(f"| {one['fast']} | {operations:.1f} | {_interval(one['time'])} | {memory} |")
+        lines.append(f"| this package, {one['fast']} | {operations:.1f} | {_interval(one['time'])} | {memory} |")
     return "\n".join(lines)
 
 
 def _against_neighbors(group: Mapping[str, Any]) -> str:
     lines = [
-        "| one answer of | M parameters | GFLOP | time, official HiVG base = 1 | time, new HiVG base = 1 |",
+        f"| One answer, {_rounds(group)} | M parameters | GFLOP | time, official HiVG base = 1 | new HiVG base = 1 |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     ratios = {(one["slow"], one["fast"]): one["time"] for one in group["comparisons"]}
@@ -182,6 +183,10 @@ def _against_neighbors(group: Mapping[str, Any]) -> str:
             f"{_interval(ratios[name, BOX])} | {_interval(ratios[name, NATIVE])} |"
         )
     return "\n".join(lines)
+
+
+def _rounds(group: Mapping[str, Any]) -> str:
+    return f"{group['rounds']} round{'s' if group['rounds'] > 1 else ''}"
 
 
 def _interval(ratio: Mapping[str, float]) -> str:
