@@ -136,6 +136,7 @@ class StagedTraining:
         self, phase: PhaseRecipe, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
     ) -> HiVGTrainer:
         recipe, trained = self.recipe, model
+        rows = self.rows.training_rows(recipe, phase)
         weights = {**_plain(model).config.loss_weights, **(phase.loss_weights or {})}
         has_unused = phase.train in ("all", "assisted", "pretrain") or not all(weights.values())
         if phase.train == "pretrain":
@@ -148,9 +149,9 @@ class StagedTraining:
             trained = AssistedGrounding(model, **phase.options)
         trainer = HiVGTrainer(
             trained,
-            build_arguments(recipe, phase, folder, evaluates, has_unused),
+            build_arguments(recipe, phase, folder, evaluates, len(rows), has_unused),
             data_collator=build_collator(recipe, phase, processor),
-            train_dataset=self.rows.training_rows(recipe, phase),
+            train_dataset=rows,
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
             processing_class=processor,
             callbacks=[ReadableLog(phase.name)],

@@ -74,10 +74,17 @@ class EarlyStop(TrainerCallback):
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # a run killed just after it had stopped must not go on to another evaluation
+        control.should_training_stop |= _evaluations_since_best(state, state.log_history) >= self.patience
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # the entry of this evaluation is in the history already, but it has not been judged yet
-        past = [entry for entry in state.log_history[:-1] if "eval_accuracy" in entry]
         newest = state.log_history[-1].get("eval_accuracy", 0.0)
         if state.best_metric is not None and newest <= state.best_metric:
-            stale = 1 + sum(entry["step"] > (state.best_global_step or 0) for entry in past)
+            stale = 1 + _evaluations_since_best(state, state.log_history[:-1])
             control.should_training_stop |= stale >= self.patience
+
+
+def _evaluations_since_best(state: Any, history: list[dict[str, float]]) -> int:
+    return sum("eval_accuracy" in entry and entry["step"] > (state.best_global_step or 0) for entry in history)

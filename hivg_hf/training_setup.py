@@ -116,7 +116,7 @@ def build_collator(recipe: Recipe, phase: PhaseRecipe, processor: HiVGProcessor)
 
 
 def build_arguments(
-    recipe: Recipe, phase: PhaseRecipe, folder: Path, evaluates: bool, has_unused: bool = True
+    recipe: Recipe, phase: PhaseRecipe, folder: Path, evaluates: bool, rows: int, has_unused: bool = True
 ) -> HiVGTrainingArguments:
     """The Trainer's arguments of a phase.
 
@@ -125,9 +125,12 @@ def build_arguments(
         phase: The phase.
         folder: Where its checkpoints go.
         evaluates: Whether it evaluates on the validation rows.
+        rows: Training rows.
         has_unused: Whether parameters that train may get no gradient, which DDP has to look for in every step.
     """
-    save_steps = phase.save_every or phase.evaluate_every
+    # Everything is counted in steps, epochs too: where an evaluation and a checkpoint fall on one step, transformers
+    # evaluates first, so that a run that is killed in between and resumed still meets every evaluation.
+    eval_steps = phase.evaluate_every or max(rows // phase.batch_size, 1)
     return HiVGTrainingArguments(
         output_dir=str(folder),
         seed=recipe.seed,
@@ -145,10 +148,10 @@ def build_arguments(
         max_grad_norm=phase.max_grad_norm,
         lr_scheduler_type=phase.schedule.removesuffix("_by_epoch"),
         schedule_by_epoch=phase.schedule.endswith("_by_epoch"),
-        eval_strategy=("steps" if phase.evaluate_every else "epoch") if evaluates else "no",
-        eval_steps=phase.evaluate_every,
-        save_strategy="steps" if save_steps else "epoch",
-        save_steps=save_steps or 500,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=eval_steps,
+        save_strategy="steps",
+        save_steps=phase.save_every or eval_steps,
         logging_steps=phase.log_every,
         early_stop=phase.early_stop if evaluates else None,
         metric_for_best_model="accuracy" if evaluates else None,

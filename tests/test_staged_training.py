@@ -20,6 +20,7 @@ from training_helpers import folder_bytes, run_staged, tiny_recipe
 from hivg_hf.hilora_folders import load_stages
 from hivg_hf.recipe import parse_recipe
 from hivg_hf.staged_training import StagedTraining
+from hivg_hf.trainer import HiVGTrainer
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -97,6 +98,32 @@ def test_ten_kills_by_the_command_line(tiny_checkpoint, tmp_path):
     start = functools.partial(subprocess.Popen, command, cwd=REPOSITORY, env=environment)
     kill_and_resume(start, folder, kills=10, seed=3, stride=4)
     assert folder_bytes(folder) == folder_bytes(tmp_path / "unbroken")
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_after_the_restart(
+    tiny_checkpoint, unbroken_run, tmp_path, monkeypatch
+):
+    """Checkpoints after every step, evaluations after every epoch: the one at step 3 must not be lost."""
+    recipe = tiny_recipe(tiny_checkpoint)
+    recipe["phases"] = recipe["phases"][:1]
+    evaluate = HiVGTrainer.evaluate
+
+    def dies_while_training(self, *args, **kwargs):
+        if self.is_in_train:
+            raise KeyboardInterrupt
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(HiVGTrainer, "evaluate", dies_while_training)
+    with pytest.raises(KeyboardInterrupt):
+        run_staged(recipe, str(tmp_path))
+    monkeypatch.undo()
+    run_staged(recipe, str(tmp_path))
+    found, expected = (
+        json.loads((folder / "results.json").read_text())["phases"][0] for folder in (tmp_path, unbroken_run)
+    )
+    assert found["best_step"] == expected["best_step"] == 3
+    steps = [entry["step"] for entry in found["log"] if "eval_accuracy" in entry]
+    assert steps == [entry["step"] for entry in expected["log"] if "eval_accuracy" in entry] == [3, 6]
 
 
 def test_a_run_leaves_results_curves_and_a_card(unbroken_run):

@@ -276,6 +276,10 @@ def test_early_stop_counts_evaluations_without_gain(tiny_model, tiny_processor, 
     trainer = scripted(tiny_model, tiny_processor, tmp_path, early_stop=2)
     trainer.train()
     assert trainer.state.global_step == 4  # 0.6 at step 2, then two without gain
+    again = scripted(tiny_model, tiny_processor, tmp_path, early_stop=2)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 5  # transformers makes one step before it looks; there is no evaluation more
+    assert again.state.best_global_step == 2
 
 
 def test_the_rate_is_constant_within_an_epoch_when_the_schedule_goes_by_epochs(tiny_model, tiny_processor, tmp_path):
