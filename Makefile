@@ -17,7 +17,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: .venv/.ready  ## render scenes, ground expressions in them, write pictures to ./demo
-	$(PYTHON) scripts/demo.py
+	$(PYTHON) scripts/demo.py $(if $(MODEL),--model $(MODEL))
 
 test: .venv/.ready-dev  ## the tests, in minutes
 	$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadgroup

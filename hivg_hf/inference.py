@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from . import TINY_CHECKPOINT
 from .hub_loading import download_checked
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 
@@ -68,6 +69,11 @@ def _check_model_name(name: str) -> None:
             raise FileNotFoundError(f"The folder '{name}' holds no model: it has no config.json.")
     elif folder.exists():
         raise FileNotFoundError(f"'{name}' is a file; a model is a folder or a Hub id such as 'user/model'.")
+    elif name == TINY_CHECKPOINT:
+        raise FileNotFoundError(
+            "The included checkpoint hivg-tiny-refshapes is not in this installation: train it with `hivg train "
+            "recipes/hivg-tiny-refshapes.yaml --out RUN`, or name another model."
+        )
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no model folder '{name}'.")
 
