@@ -199,6 +199,11 @@ def key_padding_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Ten
     return bias.masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
 
 
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def attend(module, queries, keys, values, bias, scale, dropout=0.0):
     """Attention between two token sets through transformers' attention interface.
 
@@ -237,14 +242,11 @@ class HiVGBridgeAttention(nn.Module):
         self, hidden_states: torch.Tensor, text: torch.Tensor, text_bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states (B, 1 + P, V), text (B, T, V), text_bias (B, 1, 1, T) -> (B, 1 + P, V)."""
-        queries = self._split_heads(self.q_proj(hidden_states))
-        keys = self._split_heads(self._mix(self.k_proj(text)))
-        values = self._split_heads(self._mix(self.v_proj(text)))
+        queries = split_heads(self.q_proj(hidden_states), self.num_heads)
+        keys = split_heads(self._mix(self.k_proj(text)), self.num_heads)
+        values = split_heads(self._mix(self.v_proj(text)), self.num_heads)
         output, weights = attend(self, queries, keys, values, text_bias, self.head_dim**-0.5)
         return self.out_proj(output.flatten(2)), weights  # (B, 1 + P, heads, head_dim) -> (B, 1 + P, V)
-
-    def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, L, V) -> (B, heads, L, head_dim)
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
         """Official: models/HiVG.py:444 permutes the text to (T, B, V), and line 162 reads it as (B, T, V): key s of
@@ -484,17 +486,14 @@ class HiVGFusionAttention(nn.Module):
         q_bias, k_bias, v_bias = self.in_proj_bias.chunk(3)
         output, weights = attend(
             self,
-            self._split_heads(F.linear(queries, q_weight, q_bias)),
-            self._split_heads(F.linear(keys, k_weight, k_bias)),
-            self._split_heads(F.linear(values, v_weight, v_bias)),
+            split_heads(F.linear(queries, q_weight, q_bias), self.num_heads),
+            split_heads(F.linear(keys, k_weight, k_bias), self.num_heads),
+            split_heads(F.linear(values, v_weight, v_bias), self.num_heads),
             key_bias,
             self.head_dim**-0.5,
             self.dropout,
         )
         return self.out_proj(output.flatten(2)), weights  # (B, Q, heads, head_dim) -> (B, Q, H)
-
-    def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, L, H) -> (B, heads, L, head_dim)
 
 
 class HiVGFusionLayer(GradientCheckpointingLayer):
@@ -1080,7 +1079,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         if patch_mask is not None and patch_index is None:
             there = patch_mask.to(inside.dtype)
         elif patch_index is not None:
-            there = (similarity != PADDING_LOGIT).to(inside.dtype)
+            computed = torch.ones_like(patch_index, dtype=inside.dtype)[:, :, None]  # (B, P, 1)
+            there = (scatter_patches(computed, patch_index, grid**2)[:, :, 0] > 0).to(inside.dtype)
         inside, outside = inside * there, (1 - inside) * there
         difference = _weighted_mean(similarity, inside) - _weighted_mean(similarity, outside)
         return (self.config.score_similarity_scale * difference + self.config.score_similarity_bias).sigmoid()
