@@ -38,18 +38,14 @@ class PretrainingCollator:
         image_processor = self.processor.image_processor
         squares, targets, phrases, captions = [], [], [], []
         for row in rows:
-            if not row.get("objects"):
-                raise ValueError("pre-training needs rows with objects: load refshapes with objects=True.")
+            check_objects(row)
             image = open_row_image(row)
-            height, width, top, left = image_processor.geometry(image.height, image.width)
+            _, _, top, left = image_processor.geometry(image.height, image.width)
             squares.append(image_processor.place(image_processor.resize_image(image), top, left))
-            ratio = (width / image.width, height / image.height)
             rng = np.random.default_rng([self.seed, row.get("epoch", 0), row.get("row_index", 0), CAPTION_STREAM])
             order = rng.permutation(len(row["objects"]))
             objects = [row["objects"][index] for index in order]
-            boxes = np.array([item["box"] for item in objects]) * (ratio * 2) + (left, top, left, top)
-            named = next((i for i, item in enumerate(objects) if item["box"] == row["box"]), None)
-            targets.append(self._targets(objects, boxes, named))
+            targets.append(patch_targets({**row, "objects": objects}, image_processor))
             phrases.append(_describe(objects[0]))
             captions.append(" and ".join(f"a {item['color']} {item['shape']}" for item in objects))
         batch = {name: torch.as_tensor(np.stack([square[name] for square in squares])) for name in squares[0]}
@@ -63,39 +59,51 @@ class PretrainingCollator:
         batch.update(self.processor(text=[row["expression"] for row in rows], return_tensors="pt"))
         return batch
 
-    def _targets(
-        self, objects: Sequence[Mapping[str, Any]], boxes: np.ndarray, named: int | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """`PATCH_TARGETS`, by the object whose box covers most of each patch.
 
-        Args:
-            objects: Attributes of the O objects; the first is the one described.
-            boxes: (O, 4) xyxy pixels of the square.
-            named: Which one the expression names.
+def patch_targets(row: Mapping[str, Any], image_processor: Any) -> tuple[np.ndarray, ...]:
+    """`PATCH_TARGETS` of a row, by the object whose box covers most of each patch.
 
-        Returns:
-            classes (N, 4), offsets (N, 4), patches of the described object (N,) and of the named one (N,).
-        """
-        patch = self.processor.image_processor.patch_size
-        grid = self.processor.image_processor.size["height"] // patch
-        edges = np.arange(grid)
-        boxes = boxes / patch  # in patches
-        along_x, along_y = (
-            np.clip(np.minimum(edges + 1, boxes[:, hi, None]) - np.maximum(edges, boxes[:, lo, None]), 0, 1)
-            for lo, hi in ((0, 2), (1, 3))
-        )  # (O, G) each
-        covered = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), -1)  # (O, N)
-        owner = covered.argmax(axis=0)  # (N,)
-        has_object = covered.max(axis=0) >= MIN_COVERED
-        # A small object over the corner of four patches covers little of each; the one it covers most is its own.
-        best = covered.argmax(axis=1)  # (O,)
-        has_object[best[owner[best] == np.arange(len(boxes))]] = True
-        numbers = np.array([[CLASSES[name].index(item[name]) for name in ATTRIBUTES] for item in objects])
-        classes = np.where(has_object[:, None], numbers[owner], NO_CLASS)
-        centers = np.stack([np.tile(edges + 0.5, grid), np.repeat(edges + 0.5, grid)], axis=1)  # (N, 2) x, y
-        middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        offsets = np.concatenate([middle[owner] - centers, size[owner]], axis=1).astype(np.float32)
-        return classes, offsets, has_object & (owner == 0), has_object & (owner == (-1 if named is None else named))
+    Args:
+        row: Of RefShapes, with the column `objects`; the first one is the one described.
+        image_processor: Of the model; its letterbox decides which patch an object falls on.
+
+    Returns:
+        classes (N, 4), offsets (N, 4), patches of the first object (N,) and of the one that the expression names (N,).
+
+    Raises:
+        ValueError: The row has no objects.
+    """
+    check_objects(row)
+    objects, patch = row["objects"], image_processor.patch_size
+    grid = image_processor.size["height"] // patch
+    height, width, top, left = image_processor.geometry(row["height"], row["width"])
+    ratio = (width / row["width"], height / row["height"])
+    boxes = np.array([item["box"] for item in objects]) * (ratio * 2) + (left, top, left, top)
+    named = next((i for i, item in enumerate(objects) if item["box"] == row["box"]), -1)
+    edges = np.arange(grid)
+    boxes = boxes / patch  # (O, 4) in patches
+    along_x, along_y = (
+        np.clip(np.minimum(edges + 1, boxes[:, hi, None]) - np.maximum(edges, boxes[:, lo, None]), 0, 1)
+        for lo, hi in ((0, 2), (1, 3))
+    )  # (O, G) each
+    covered = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), -1)  # (O, N)
+    owner = covered.argmax(axis=0)  # (N,)
+    has_object = covered.max(axis=0) >= MIN_COVERED
+    # A small object over the corner of four patches covers little of each; the one it covers most is its own.
+    best = covered.argmax(axis=1)  # (O,)
+    has_object[best[owner[best] == np.arange(len(boxes))]] = True
+    numbers = np.array([[CLASSES[name].index(item[name]) for name in ATTRIBUTES] for item in objects])
+    classes = np.where(has_object[:, None], numbers[owner], NO_CLASS)
+    centers = np.stack([np.tile(edges + 0.5, grid), np.repeat(edges + 0.5, grid)], axis=1)  # (N, 2) x, y
+    middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    offsets = np.concatenate([middle[owner] - centers, size[owner]], axis=1).astype(np.float32)
+    return classes, offsets, has_object & (owner == 0), has_object & (owner == named)
+
+
+def check_objects(row: Mapping[str, Any]) -> None:
+    """Refuse a row that does not tell its objects."""
+    if not row.get("objects"):
+        raise ValueError("pre-training needs rows with objects: load refshapes with objects=True.")
 
 
 def _describe(item: Mapping[str, Any]) -> str:

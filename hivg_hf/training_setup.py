@@ -112,6 +112,10 @@ def build_collator(recipe: Recipe, phase: PhaseRecipe, processor: HiVGProcessor)
     if isinstance(options, dict) or options is True:
         augmentation = GroundingAugmentation.for_processor(processor, **(options if isinstance(options, dict) else {}))
     masks = recipe.data.masks if phase.masks is None else phase.masks
+    if phase.train == "assisted":
+        from .assisted_grounding import AssistedCollator
+
+        return AssistedCollator(processor, augmentation=augmentation, seed=recipe.seed, masks=masks)
     return GroundingCollator(processor, augmentation=augmentation, seed=recipe.seed, masks=masks)
 
 

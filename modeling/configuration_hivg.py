@@ -63,6 +63,9 @@ class HiVGConfig(PreTrainedConfig):
         text_pad_id (`int`): token id that the official tokenizer pads with; read only without `bridge_mask_padding`.
         fusion_layers, fusion_heads, fusion_ffn_dim, fusion_dropout, fusion_activation, fusion_pre_norm:
             Shape of the fusion encoder.
+        fusion_positions (`str`): `"queries_keys"`, each layer adds positions to queries and keys, as officially; or
+            `"tokens"`, they are added to the tokens once, so that values carry them and [REG] can read a place from
+            the attention alone, where no pre-trained tower has put it into the patches.
         token_head_dim (`int`): hidden width of the head that compares patches with the expression.
         token_target (`str`): `"coverage"`, the share of each patch that the target covers; or `"nearest"`, one pixel
             per patch as the official code samples, with which a thin target can vanish.
@@ -125,6 +128,7 @@ class HiVGConfig(PreTrainedConfig):
     fusion_dropout: float | int = 0.1
     fusion_activation: str = "relu"
     fusion_pre_norm: bool = True
+    fusion_positions: str = "queries_keys"
 
     # Heads. Official: models/HiVG.py:756-767
     token_head_dim: int = 3072
@@ -231,6 +235,7 @@ class HiVGConfig(PreTrainedConfig):
         """Part of `@strict` validation: runs on construction and again before saving."""
         vision, text = self.clip_config.vision_config, self.clip_config.text_config
         _check_choice("bridge_text_source", self.bridge_text_source, ("hidden_states", "projection"))
+        _check_choice("fusion_positions", self.fusion_positions, ("queries_keys", "tokens"))
         _check_choice("token_target", self.token_target, ("coverage", "nearest"))
         _check_choice("pad_align", self.pad_align, ("patch", "pixel"))
         _check_choice("image_normalization", self.image_normalization, ("clip", "imagenet"))

@@ -460,7 +460,7 @@ class HiVGCLIPModel(CLIPModel):
 
 
 class HiVGFusionAttention(nn.Module):
-    """Multi-head attention with positions added to queries and keys only. Official: models/vl_transformer.py"""
+    """Multi-head attention whose values may lack the positions of its keys. Official: models/vl_transformer.py"""
 
     def __init__(self, config: HiVGConfig):
         super().__init__()
@@ -513,7 +513,7 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         key_bias: torch.Tensor | None,
         read: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -521,7 +521,7 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
 
         Args:
             hidden_states: (B, L, H).
-            positions: (B, L, H).
+            positions: (B, L, H) for queries and keys; None where the tokens hold them already.
             key_bias: (B, 1, 1, L).
             read: (B, Q) indices of tokens, or None for all. Every token stays a key and a value.
 
@@ -529,7 +529,7 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
             (B, Q, H), or (B, L, H).
         """
         states = self.norm1(hidden_states) if self.pre_norm else hidden_states
-        keys = states + positions
+        keys = states if positions is None else states + positions
         queries = keys if read is None else take_tokens(keys, read)
         residual = hidden_states if read is None else take_tokens(hidden_states, read)
         attended, _ = self.self_attn(queries, keys, states, key_bias)
@@ -593,7 +593,7 @@ class HiVGFusionEncoder(HiVGPreTrainedModel):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         key_bias: torch.Tensor | None,
         read: torch.Tensor | None,
         **kwargs,
@@ -675,6 +675,8 @@ class HiVGGroundingHead(nn.Module):
                 places = torch.arange(2, 2 + patches, device=tokens.device).expand(batch, -1)
                 read = torch.cat([read, places, 2 + patches + end_index[:, None]], dim=1)  # (B, 1 + P + 1)
         positions = self._positions(patch_index, batch, words.shape[1])
+        if self.config.fusion_positions == "tokens":
+            tokens, positions = tokens + positions, None
         return self.fusion(
             tokens,
             positions,

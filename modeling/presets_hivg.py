@@ -171,6 +171,7 @@ NEW_MODELS: dict[str, dict[str, Any]] = {
         "fusion_heads": 4,
         "fusion_ffn_dim": 512,
         "fusion_dropout": 0.0,
+        "fusion_positions": "tokens",  # no pre-trained tower puts places into its patches
         "token_head_dim": 256,
     },
     "base": {

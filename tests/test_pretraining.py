@@ -8,13 +8,13 @@ import torch
 import yaml
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
-from hivg_hf.assisted_grounding import AssistedGrounding, guided_attention
-from hivg_hf.data.collator import GroundingCollator
+from hivg_hf.assisted_grounding import LOSS_WEIGHTS as ASSISTING_WEIGHTS
+from hivg_hf.assisted_grounding import AssistedCollator, AssistedGrounding, guided_attention
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.data.refshapes_tokenizer import build_tokenizer
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
 from hivg_hf.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
-from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator
+from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator, patch_targets
 from hivg_hf.recipe import parse_recipe
 from hivg_hf.staged_training import StagedTraining
 
@@ -63,17 +63,24 @@ def batch(processor, rows):
     return PretrainingCollator(processor)(rows)
 
 
+def row_of(objects, boxes):
+    """A row of 64 x 64 pixels that names nothing."""
+    objects = [{**item, "box": box} for item, box in zip(objects, boxes, strict=True)]
+    return {"width": 64, "height": 64, "box": None, "objects": objects}
+
+
 def test_patches_are_told_the_object_that_covers_them(processor):
     objects = [
         {"size": "small", "filling": "solid", "color": "red", "shape": "star"},
         {"size": "large", "filling": "striped", "color": "blue", "shape": "ring"},
     ]
     # 4 x 4 patches of 16 pixels: the star fills patch 0 and a sliver of patch 1, the ring the last quarter
-    boxes = np.array([[0.0, 0.0, 17.0, 16.0], [32.0, 32.0, 64.0, 64.0]])
-    classes, offsets, region, target = PretrainingCollator(processor)._targets(objects, boxes, named=1)
+    boxes = [[0.0, 0.0, 17.0, 16.0], [32.0, 32.0, 64.0, 64.0]]
+    row = row_of(objects, boxes)
+    classes, offsets, region, target = patch_targets({**row, "box": boxes[1]}, processor.image_processor)
     assert np.flatnonzero(region).tolist() == [0]
     assert np.flatnonzero(target).tolist() == [10, 11, 14, 15]
-    assert not PretrainingCollator(processor)._targets(objects, boxes, named=None)[3].any()
+    assert not patch_targets(row, processor.image_processor)[3].any()
     assert np.flatnonzero(classes[:, 0] != NO_CLASS).tolist() == [0, 10, 11, 14, 15]
     star = [CLASSES[name].index(value) for name, value in objects[0].items()]
     ring = [CLASSES[name].index(value) for name, value in objects[1].items()]
@@ -86,8 +93,8 @@ def test_patches_are_told_the_object_that_covers_them(processor):
 
 def test_a_small_object_over_a_corner_still_has_a_patch(processor):
     objects = [{"size": "small", "filling": "solid", "color": "red", "shape": "star"}]
-    boxes = np.array([[27.0, 27.0, 36.0, 36.0]])  # 9 x 9 pixels around the corner of four patches of 16
-    classes, _, region, _ = PretrainingCollator(processor)._targets(objects, boxes, named=None)
+    row = row_of(objects, [[27.0, 27.0, 36.0, 36.0]])  # 9 x 9 pixels around the corner of four patches of 16
+    classes, _, region, _ = patch_targets(row, processor.image_processor)
     assert np.flatnonzero(region).tolist() == [5]
     assert np.flatnonzero(classes[:, 0] != NO_CLASS).tolist() == [5]
 
@@ -212,28 +219,39 @@ def deep(config):
 
 @pytest.fixture
 def grounding_batch(processor, rows):
-    return GroundingCollator(processor)(rows)
+    return AssistedCollator(processor)(rows)
 
 
 def test_help_adds_to_the_model_s_own_loss(deep, grounding_batch):
-    assisted = AssistedGrounding(deep, mark=2.0, guide=0.25, place=3.0)
-    output, own = assisted(**grounding_batch), deep(**grounding_batch)
+    assisted = AssistedGrounding(deep, loss_weights={"attributes": 3.0})
+    own = deep(**{name: value for name, value in grounding_batch.items() if name != "patch_classes"})
+    output = assisted(**grounding_batch)
     terms = output["loss_dict"]
-    added = 2.0 * terms["mark"] + 3.0 * (terms["place_first"] + terms["place_last"])
-    added += 0.25 * (terms["end_to_target"] + terms["reg_to_end"] + terms["reg_to_target"])
+    added = sum(weight * terms[name] for name, weight in {**ASSISTING_WEIGHTS, "attributes": 3.0}.items())
     torch.testing.assert_close(output["loss"], own.loss + added)
     assert set(own.loss_dict) < set(terms)
 
 
+def test_what_patches_show_is_told_where_rows_tell_it(processor, rows, deep):
+    told = AssistedCollator(processor)(rows)["patch_classes"]
+    torch.testing.assert_close(told, PretrainingCollator(processor)(rows)["patch_classes"])
+    untold = AssistedCollator(processor)([{**row, "objects": None} for row in rows])
+    assert "patch_classes" not in untold
+    assert "attributes" not in AssistedGrounding(deep)(**untold)["loss_dict"]
+
+
 def test_without_labels_it_is_the_model(deep, grounding_batch):
-    inputs = {name: value for name, value in grounding_batch.items() if "labels" not in name}
+    inputs = {
+        name: value for name, value in grounding_batch.items() if "labels" not in name and name != "patch_classes"
+    }
     torch.testing.assert_close(AssistedGrounding(deep)(**inputs).pred_boxes, deep(**inputs).pred_boxes)
 
 
 def test_the_guided_attention_is_the_layer_s_own(deep, grounding_batch):
     """With one target token in every row it is minus the mean log of the weight that eager attention shows."""
     deep.set_attn_implementation("eager")
-    _, _, inputs = AssistedGrounding(deep)._run(grounding_batch)
+    del grounding_batch["patch_classes"]
+    _, inputs = AssistedGrounding(deep)._run(grounding_batch)
     weights = deep.eval()(**grounding_batch, output_attentions=True).attentions[1]  # (B, heads, L, L)
     layer = deep.grounding_head.fusion.layers[1]
     target = torch.zeros(weights.shape[0], weights.shape[-1], dtype=torch.bool)
@@ -255,8 +273,13 @@ def test_towers_can_be_frozen(deep, grounding_batch):
 def test_help_leaves_rows_without_target_out(deep, processor, rows):
     nothing = [{**row, "box": None, "boxes": [], "no_target": True, "mask": None} for row in rows]
     assisted = AssistedGrounding(deep)
-    terms = assisted(**GroundingCollator(processor)(nothing))["loss_dict"]
-    assert [terms[name].item() for name in ("end_to_target", "reg_to_end", "place_first", "place_last")] == [0] * 4
+    terms = assisted(**AssistedCollator(processor)(nothing))["loss_dict"]
+    assert [terms[name].item() for name in ("end_to_target", "reg_to_end", "patch_bbox", "patch_giou")] == [0] * 4
+
+
+def test_an_unknown_assisting_loss_is_refused(deep):
+    with pytest.raises(ValueError, match=r"unknown assisting losses \['place'\]; expected some of"):
+        AssistedGrounding(deep, loss_weights={"place": 1.0})
 
 
 def test_a_shallow_fusion_encoder_cannot_be_guided(model):
@@ -280,4 +303,4 @@ def test_every_phase_of_the_tiny_recipe_runs(tmp_path):
     results = StagedTraining(parse_recipe({"name": "smoke", **content}), tmp_path / "run").run()
     model = HiVGForVisualGrounding.from_pretrained(tmp_path / "run" / results["model"])
     assert model.config.image_size == 112
-    assert [phase["name"] for phase in results["phases"]] == ["pretrain", "attributes", "everything", "finish"]
+    assert [phase["name"] for phase in results["phases"]] == [phase["name"] for phase in content["phases"]]
