@@ -95,7 +95,7 @@ def find_bridges(model: torch.nn.Module) -> list[torch.nn.Module]:
     return bridges
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: a model may be trained under a control
 def _bridge_inputs(
     model: torch.nn.Module, bridges: list[torch.nn.Module], processor: Any, expression: str
 ) -> dict[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:

@@ -1,0 +1,194 @@
+"""The document of a study, made from its results files alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import atomic_path
+from ..card_tables import markdown_table
+from ..import_utils import require_package
+from .plan import Study
+from .run import STUDY_FORMAT
+
+Pair = tuple[str, str]  # method, bridge
+# Half-width of a 95 % interval of a mean over n seeds is this times the standard error (Student's t, n - 1 degrees).
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+def write_report(study: Study, results: Path, document: Path) -> Path:
+    """Write the document and, beside it, `images/STUDY-TEST.png`.
+
+    Args:
+        study: For labels, comparisons and text.
+        results: Folder of the results files.
+        document: The Markdown file.
+
+    Raises:
+        FileNotFoundError: There is no results file.
+        ValueError: A results file is of another study or of a newer format.
+    """
+    runs = read_runs(study, results)
+    parts = [f"# {study.name}", study.introduction.strip(), _progress(study, runs)]
+    for test in study.data["tests"]:
+        picture = document.parent / "images" / f"{study.name}-{test}.png"
+        plot_accuracies(picture, study, runs, test)
+        parts += [f"## Accuracy on `{test}`", accuracy_table(study, runs, test), f"![{test}](images/{picture.name})"]
+        if study.comparisons:
+            parts += ["Differences, seed by seed on the same expressions:", comparison_table(study, runs, test)]
+    parts += ["## Cost", cost_table(study, runs)]
+    if study.findings:
+        parts += ["## What it says, and what it cannot say", study.findings.strip()]
+    missing = [f"- {line}" for line in (*_missing(study, runs), *study.not_run)]
+    if missing:
+        parts += ["## Not run", "\n".join(missing)]
+    with atomic_path(document) as temporary:
+        temporary.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return document
+
+
+def read_runs(study: Study, folder: Path) -> dict[Pair, dict[int, dict[str, Any]]]:
+    """(method, bridge) -> seed -> content of the results file."""
+    runs: dict[Pair, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("study") != study.name:
+            raise ValueError(f"{path} is no result of the study {study.name}; its folder holds one study.")
+        if content["format_version"] > STUDY_FORMAT:
+            raise ValueError(f"{path} has format {content['format_version']}, this version reads {STUDY_FORMAT}.")
+        cell = content["cell"]
+        runs[cell["method"], cell["bridge"]][cell["seed"]] = content
+    if not runs:
+        raise FileNotFoundError(f"There is no results file in {folder}: run the study first.")
+    return runs
+
+
+def accuracy_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> str:
+    """Per cell: Acc@0.5 over seeds with interval, each seed's, mean IoU, and the control of another expression."""
+    header = ["method", "bridge", "Acc@0.5", "95 % over seeds", "each seed", "mean IoU", "asked for another object"]
+    lines = []
+    for method, bridge in study.pairs():
+        seeds = runs.get((method, bridge), {})
+        if not seeds:
+            continue
+        tests = [run["tests"][test] for _, run in sorted(seeds.items())]
+        accuracies = [one["figures"]["acc@0.5"] for one in tests]
+        control = [one["controls"]["other-expression"]["figures"]["acc@0.5"]["second"] for one in tests]
+        lines.append(
+            [
+                study.method(method).label,
+                study.bridge(bridge).label,
+                _percent(np.mean(accuracies)),
+                _interval(accuracies),
+                " / ".join(_percent(value) for value in accuracies),
+                f"{np.mean([one['figures']['mean_iou'] for one in tests]):.3f}",
+                _percent(np.mean(control)),
+            ]
+        )
+    return markdown_table(header, lines, words=2)
+
+
+def comparison_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> str:
+    """Per question: the mean difference in points with its interval, and each seed's."""
+    lines = []
+    for comparison in study.comparisons:
+        first, second = (runs.get((cell[0], cell[1]), {}) for cell in (comparison.first, comparison.second))
+        seeds = sorted(set(first) & set(second))
+        if not seeds:
+            continue
+        found = [
+            first[seed]["tests"][test]["figures"]["acc@0.5"] - second[seed]["tests"][test]["figures"]["acc@0.5"]
+            for seed in seeds
+        ]
+        each = " / ".join(f"{100 * value:+.1f}" for value in found)
+        lines.append([comparison.question, f"{100 * np.mean(found):+.1f}", _interval(found), each])
+    return markdown_table(["question", "points", "95 % over seeds", "each seed"], lines)
+
+
+def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
+    """Per cell: steps, most parameters trained at a time, minutes and memory, means over seeds."""
+    header = ["method", "bridge", "steps (warm-up + method)", "trained parameters", "minutes", "peak memory, MiB"]
+    lines = []
+    for method, bridge in study.pairs():
+        seeds = list(runs.get((method, bridge), {}).values())
+        if not seeds:
+            continue
+        steps = seeds[0]["steps"]
+        lines.append(
+            [
+                study.method(method).label,
+                study.bridge(bridge).label,
+                f"{steps['warmup']} + {steps['method']}",
+                f"{seeds[0]['trainable_parameters']:,}",
+                f"{np.mean([run['seconds'] for run in seeds]) / 60:.1f}",
+                f"{np.mean([run['peak_memory_mib'] for run in seeds]):,.0f}",
+            ]
+        )
+    return markdown_table(header, lines, words=2)
+
+
+def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> None:
+    """Bars of the mean accuracy by method, one colour for each bridge of the grid, a dot for each seed, and the
+    control as a line."""
+    colors = ("#4575b4", "#fdae61", "#9a9a9a", "#66a61e", "#762a83", "#d73027")
+    methods, bridges = study.grid["methods"], study.grid["bridges"]
+    figure = require_package("matplotlib.figure", extra="plots").Figure(figsize=(8.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    width = 0.8 / len(bridges)
+    for number, bridge in enumerate(bridges):
+        for place, method in enumerate(methods):
+            tests = [run["tests"][test] for run in runs.get((method, bridge), {}).values()]
+            if not tests:
+                continue
+            x = place + (number - (len(bridges) - 1) / 2) * width
+            values = [100 * one["figures"]["acc@0.5"] for one in tests]
+            control = [100 * one["controls"]["other-expression"]["figures"]["acc@0.5"]["second"] for one in tests]
+            axes.bar(x, np.mean(values), width=0.92 * width, color=colors[number % len(colors)])
+            axes.plot([x] * len(values), values, ".", color="black", markersize=4)
+            axes.hlines(np.mean(control), x - 0.46 * width, x + 0.46 * width, color="black", linestyle=":")
+    patch = require_package("matplotlib.patches", extra="plots").Patch
+    handles = [patch(color=colors[i % len(colors)], label=study.bridge(name).label) for i, name in enumerate(bridges)]
+    axes.legend(handles=handles, frameon=False)
+    axes.set_xticks(range(len(methods)), [study.method(name).label for name in methods], rotation=15)
+    axes.set_ylabel("Acc@0.5 (%); dots: seeds, dotted: asked for another object")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _progress(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
+    done, wanted = sum(map(len, runs.values())), len(list(study.cells()))
+    versions = next(iter(next(iter(runs.values())).values()))["versions"]
+    return (
+        f"{done} of {wanted} cells were run, with seeds {', '.join(map(str, study.seeds))}. Made from the results "
+        f"files by `python scripts/study.py --report`; hivg_hf {versions['hivg_hf']}, torch {versions['torch']}."
+    )
+
+
+def _missing(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> list[str]:
+    missing = defaultdict(list)
+    for cell in study.cells():
+        if cell.seed not in runs.get((cell.method, cell.bridge), {}):
+            missing[cell.method, cell.bridge].append(str(cell.seed))
+    return [
+        f"{study.method(method).label}, {study.bridge(bridge).label}: seed {', '.join(seeds)}"
+        for (method, bridge), seeds in missing.items()
+    ]
+
+
+def _interval(values: Sequence[float]) -> str:
+    """Student's interval of the mean, in percent; nothing where one seed tells no spread."""
+    if len(values) not in _T95:
+        return ""
+    half = _T95[len(values)] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return f"{100 * (np.mean(values) - half):.1f} to {100 * (np.mean(values) + half):.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

@@ -1,0 +1,37 @@
+"""Run a study of methods, bridges and seeds, and write its document from the results.
+
+python scripts/study.py recipes/refshapes-study.yaml             # goes on where it was; Ctrl-C loses one cell
+python scripts/study.py recipes/refshapes-study.yaml --cells 10  # at most ten cells now
+python scripts/study.py recipes/refshapes-study.yaml --report    # the document alone
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from hivg_hf.study import load_study, run_study, write_report
+from hivg_hf.training_launch import quiet_libraries
+
+
+def main() -> None:
+    """Parse, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="the study's YAML file")
+    parser.add_argument("--out", type=Path, help="folder of the runs; runs/NAME by default")
+    parser.add_argument("--results", type=Path, help="folder of the results; benchmarks/results/NAME by default")
+    parser.add_argument("--document", type=Path, help="docs/NAME.md by default")
+    parser.add_argument("--cells", type=int, help="stop after so many cells")
+    parser.add_argument("--report", action="store_true", help="only write the document")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("hivg_hf").setLevel(logging.INFO)
+    quiet_libraries()
+    study = load_study(arguments.study)
+    results = arguments.results or Path("benchmarks/results") / study.name
+    if not arguments.report:
+        run_study(study, arguments.out or Path("runs") / study.name, results, arguments.cells)
+    print(write_report(study, results, arguments.document or Path("docs") / f"{study.name}.md"))
+
+
+if __name__ == "__main__":
+    main()
