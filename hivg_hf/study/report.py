@@ -126,7 +126,7 @@ def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
                 study.bridge(bridge).label,
                 f"{steps['warmup']} + {steps['method']}",
                 f"{seeds[0]['trainable_parameters']:,}",
-                f"{np.mean([run['seconds'] for run in seeds]) / 60:.1f}",
+                _minutes(seeds),
                 f"{np.mean([run['peak_memory_mib'] for run in seeds]):,.0f}",
             ]
         )
@@ -180,6 +180,12 @@ def _missing(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> list[str]:
         f"{study.method(method).label}, {study.bridge(bridge).label}: seed {', '.join(seeds)}"
         for (method, bridge), seeds in missing.items()
     ]
+
+
+def _minutes(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Mean over the runs that were never killed and resumed."""
+    whole = [sum(run["seconds"].values()) for run in runs if None not in run["seconds"].values()]
+    return f"{np.mean(whole) / 60:.1f}" if whole else ""
 
 
 def _interval(values: Sequence[float]) -> str:

@@ -6,7 +6,7 @@
       cells/BRIDGE/METHOD/SEED/
     RESULTS/BRIDGE-METHOD-SEED.json    what a cell gave: the document is made from these alone
 
-A process of its own, so that the peak of its memory is the cell's.
+Base, warm-ups and cells have processes of their own, so that the peak of a process's memory is the cell's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -29,6 +29,7 @@ from ..evaluation.records import describe_versions
 from ..modeling.modeling_hivg import HiVGForVisualGrounding
 from ..modeling.processing_hivg import HiVGProcessor
 from ..recipe import Recipe, parse_recipe
+from ..run_folder import RECIPE_FILE
 from ..staged_training import StagedTraining
 from ..training_report import write_json
 from .plan import Cell, Study
@@ -36,6 +37,7 @@ from .plan import Cell, Study
 logger = logging.getLogger(__name__)
 
 STUDY_FORMAT = 1
+RESULTS_FILE = "results.json"  # a run that is done, see StagedTraining
 
 
 def run_study(study: Study, out: Path, results: Path, max_cells: int | None = None) -> list[Path]:
@@ -60,26 +62,35 @@ def run_study(study: Study, out: Path, results: Path, max_cells: int | None = No
             continue
         if max_cells is not None and len(written) >= max_cells:
             break
-        logger.info("cell %s", cell)
-        process = get_context("spawn").Process(target=_run_cell, args=(study, cell, out, path))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(
-                f"The cell {cell} failed (its message is above): the same command goes on with it once that is mended."
-            )
+        if isinstance(study.base, dict) and not (out / "base" / RESULTS_FILE).is_file():
+            _in_a_process(_base, study, out)
+        if not (_warmup_folder(cell, out) / RESULTS_FILE).is_file():
+            _in_a_process(_warm_up, study, cell, out)
+        _in_a_process(_run_cell, study, cell, out, path)
         written.append(path)
     return written
 
 
-def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
+def _in_a_process(step: Callable[..., Any], *arguments: Any) -> None:
+    process = get_context("spawn").Process(target=_logged, args=(step, arguments))
+    process.start()
+    process.join()
+    if process.exitcode:
+        where = " ".join(str(argument) for argument in arguments if isinstance(argument, Cell)) or "the base"
+        raise RuntimeError(
+            f"A process of {where} failed (its message is above): the same command goes on once that is mended."
+        )
+
+
+def _logged(step: Callable[..., Any], arguments: Sequence[Any]) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO)
+    step(*arguments)
+
+
+def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
     method, bridge = study.method(cell.method), study.bridge(cell.bridge)
-    warmup_folder = out / "warmup" / cell.bridge / str(cell.seed)
-    warmup_results, warmup = _train(
-        study.warmup_recipe(cell, _base(study, out)), warmup_folder, bridge.constant_text, f"warm-up of {cell}"
-    )
+    warmup_results, warmup = _warm_up(study, cell, out)
     results, trained = warmup_results, warmup
     if method.phases:
         folder = out / "cells" / cell.bridge / cell.method / str(cell.seed)
@@ -97,7 +108,10 @@ def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
         },
         "trainable_parameters": max(_trainable(phase) for phase in phases),
         "kept": {phase["name"]: phase["kept"] for phase in phases},
-        "seconds": results["study_seconds"] + (warmup_results["study_seconds"] if method.phases else 0),
+        "seconds": {
+            "warmup": warmup_results["study_seconds"],
+            "method": results["study_seconds"] if method.phases else 0,
+        },
         "peak_memory_mib": _peak_memory(),
         "validation": {"start": phases[0]["accuracy_before"]},
         "tests": _measure(study, trained, bridge.constant_text),
@@ -107,20 +121,31 @@ def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
 
 
 def _base(study: Study, out: Path) -> str:
-    """The model that every warm-up starts from; made first where the study says how."""
+    """The model that every warm-up starts from, made where the study says how and it is not there."""
     if isinstance(study.base, str):
         return study.base
     _, folder = _train(parse_recipe(study.base), out / "base", False, "base")
     return str(folder)
 
 
+def _warm_up(study: Study, cell: Cell, out: Path) -> tuple[dict[str, Any], Path]:
+    """Results and model of a cell's warm-up, made if they are not there."""
+    recipe = study.warmup_recipe(cell, _base(study, out))
+    return _train(recipe, _warmup_folder(cell, out), study.bridge(cell.bridge).constant_text, f"warm-up of {cell}")
+
+
+def _warmup_folder(cell: Cell, out: Path) -> Path:
+    return out / "warmup" / cell.bridge / str(cell.seed)
+
+
 def _train(recipe: Recipe, folder: Path, constant_text: bool, name: str) -> tuple[dict[str, Any], Path]:
-    """Run a recipe in a folder; results.json, with the seconds of this study's training, and the final model."""
-    timing = folder / "study-seconds.json"
+    """Run a recipe in a folder; its results.json, with how long it took, and the final model."""
+    timing, resumed = folder / "study-seconds.json", (folder / RECIPE_FILE).is_file()
     began = time.perf_counter()
     results = ControlledTraining(recipe, folder, constant_text).run()
-    if not timing.is_file():  # a resumed run counts its last part only, and says so
-        write_json(timing, {"seconds": round(time.perf_counter() - began, 1)})
+    if not timing.is_file():
+        # nobody knows how long the parts of a run took that were killed
+        write_json(timing, {"seconds": None if resumed else round(time.perf_counter() - began, 1)})
     logger.info("%s: %s", name, "; ".join(f"{phase['name']} {phase['why']}" for phase in results["phases"]))
     results["study_seconds"] = json.loads(timing.read_text())["seconds"]
     return results, folder / results["model"]
