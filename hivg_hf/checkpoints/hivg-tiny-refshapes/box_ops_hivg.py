@@ -1,0 +1,109 @@
+"""Box formats, overlap and rasters. The format is in every name; boxes are float tensors of shape (..., 4)."""
+
+import torch
+
+
+def box_cxcywh_to_xyxy(boxes_cxcywh: torch.Tensor) -> torch.Tensor:
+    """Centre and size to corners: (0.5, 0.5, 0.2, 0.4) -> (0.4, 0.3, 0.6, 0.7). Any unit.
+
+    Args:
+        boxes_cxcywh: (..., 4).
+
+    Returns:
+        (..., 4), xyxy in the same unit.
+    """
+    cx, cy, w, h = boxes_cxcywh.unbind(-1)
+    return torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], dim=-1)
+
+
+def box_xyxy_to_cxcywh(boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    """Corners to centre and size: (0.4, 0.3, 0.6, 0.7) -> (0.5, 0.5, 0.2, 0.4). Any unit.
+
+    Args:
+        boxes_xyxy: (..., 4).
+
+    Returns:
+        (..., 4), cxcywh in the same unit.
+    """
+    x0, y0, x1, y1 = boxes_xyxy.unbind(-1)
+    return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
+
+
+def paired_iou_and_giou(boxes_xyxy: torch.Tensor, others_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """IoU and generalised IoU (Rezatofighi et al., 2019) of box i with box i, not of every pair.
+
+    An empty box has IoU 0 with everything, never NaN.
+
+    Args:
+        boxes_xyxy: (..., 4).
+        others_xyxy: (..., 4).
+
+    Returns:
+        IoU in [0, 1] and GIoU in [-1, 1], each (...).
+    """
+    top_left = torch.maximum(boxes_xyxy[..., :2], others_xyxy[..., :2])
+    bottom_right = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
+    union = _area(boxes_xyxy) + _area(others_xyxy) - intersection
+    tiny = torch.finfo(boxes_xyxy.dtype).tiny
+    iou = intersection / union.clamp(min=tiny)
+
+    hull_top_left = torch.minimum(boxes_xyxy[..., :2], others_xyxy[..., :2])
+    hull_bottom_right = torch.maximum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
+    hull = (hull_bottom_right - hull_top_left).clamp(min=0).prod(-1)
+    giou = iou - (hull - union) / hull.clamp(min=tiny)
+    return iou, giou
+
+
+def box_coverage(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Share of each cell of a grid over the unit square that a box covers.
+
+    Args:
+        boxes_cxcywh: (B, 4), in 0..1 of the square.
+        height, width: cells of the grid.
+
+    Returns:
+        (B, height, width), in 0..1.
+    """
+    x0, y0, x1, y1 = box_cxcywh_to_xyxy(boxes_cxcywh).unbind(-1)
+    across = _interval_coverage(x0, x1, width)  # (B, width)
+    down = _interval_coverage(y0, y1, height)  # (B, height)
+    return down[:, :, None] * across[:, None, :]  # (B, height, width)
+
+
+def rasterize_boxes(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Boxes as masks: 1 where a pixel's centre lies in the box. A box with NaN gives an empty mask.
+
+    Args:
+        boxes_cxcywh: (B, 4), in 0..1 of the square.
+        height, width: pixels of the mask.
+
+    Returns:
+        (B, height, width), 0 or 1, in the dtype of the boxes.
+    """
+    x0, y0, x1, y1 = box_cxcywh_to_xyxy(boxes_cxcywh)[:, :, None].unbind(1)  # each (B, 1)
+    columns = (torch.arange(width, device=boxes_cxcywh.device) + 0.5) / width
+    rows = (torch.arange(height, device=boxes_cxcywh.device) + 0.5) / height
+    across = (columns >= x0) & (columns < x1)  # (B, width)
+    down = (rows >= y0) & (rows < y1)  # (B, height)
+    return (down[:, :, None] & across[:, None, :]).to(boxes_cxcywh.dtype)
+
+
+def _area(boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(-1)
+
+
+def _interval_coverage(start: torch.Tensor, end: torch.Tensor, cells: int) -> torch.Tensor:
+    """(B,) start and end of intervals in 0..1 -> (B, cells), the covered share of each cell."""
+    left = torch.arange(cells, device=start.device, dtype=start.dtype) / cells
+    overlap = torch.minimum(end[:, None], left + 1 / cells) - torch.maximum(start[:, None], left)
+    return (overlap * cells).clamp(0, 1)
+
+
+__all__ = [
+    "box_coverage",
+    "box_cxcywh_to_xyxy",
+    "box_xyxy_to_cxcywh",
+    "paired_iou_and_giou",
+    "rasterize_boxes",
+]

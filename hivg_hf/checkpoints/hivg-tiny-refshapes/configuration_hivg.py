@@ -1,0 +1,296 @@
+"""Everything that shapes the computation of a HiVG model, in one config that checks itself.
+
+Defaults are what a new model should use. Where the authors' weights need something else, the field says so, and
+`HiVGConfig.preset("base-unc")` or `HiVGConfig.from_official_args(args)` sets it. Paper: HiVG, ACM MM 2024,
+arXiv 2404.13400. `Official:` names a file and line of the authors' code (commit 51f9233).
+"""
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, PreTrainedConfig
+
+from .presets_hivg import OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
+
+if TYPE_CHECKING:
+    # Named in every saved config (PIPELINE_ENTRY), so its file must travel along: transformers copies beside the
+    # weights what relative import lines name, these included.
+    from .pipeline_hivg import VisualGroundingPipeline  # noqa: F401
+
+FORMAT_VERSION = 1
+
+# The official terms, and the score of ours: official weights hold none.
+LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
+
+PIPELINE_ENTRY = {
+    "visual-grounding": {
+        "impl": "pipeline_hivg.VisualGroundingPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
+
+
+@strict
+class HiVGConfig(PreTrainedConfig):
+    r"""Configuration of [`HiVGForVisualGrounding`].
+
+    Args:
+        clip_config (`CLIPConfig` or `dict`, *optional*):
+            The CLIP that HiVG is built around. Its `projection_dim` is the width of the fusion encoder.
+        image_size (`int`, *optional*):
+            Side of the padded square the model sees, in pixels; a multiple of CLIP's patch size. Default: CLIP's own.
+            Another size interpolates CLIP's position embedding.
+        bridge_layers (`list[int]`, *optional*):
+            Vision layers, counted from 0, that carry a bridge; `[]` for a model without bridges. Default: the first
+            layer and the last of each third (0, 3, 7, 11 of 12, as official base).
+        bridge_text_source (`str`): `"hidden_states"`, the text layers below; or `"projection"`, CLIP's projected
+            final text features through one linear layer that all bridges share, as the official mixed pre-training.
+        bridge_text_layers (`list[int]`, *optional*):
+            Text hidden states that feed the bridges, 0 = embedding. Default: the last.
+        bridge_adaptive_weights (`bool`): learn one weight per text position and channel, `f + w * f`.
+        adaptive_weight_init (`float`): standard deviation of those weights at the start; official 1.0.
+        bridge_text_norm (`bool`): LayerNorm on each text state before they are mixed. Official: False, with which
+            several text layers collapse training once samples no longer mix.
+        bridge_mask_padding (`bool`): the bridge ignores text padding. Official: False; the model then restores the
+            official input (all positions, `text_pad_id` in the padding) whatever the caller padded.
+        bridge_mixes_batch (`bool`): reproduce the official batched figures, in which each sample attends to other
+            samples' words. Never right for a new model.
+        visual_feature_layers (`list[int]`, *optional*):
+            Vision hidden states, 0 = embedding, that are joined for the fusion encoder. Default: those after a bridge.
+        text_pad_id (`int`): token id that the official tokenizer pads with; read only without `bridge_mask_padding`.
+        fusion_layers, fusion_heads, fusion_ffn_dim, fusion_dropout, fusion_activation, fusion_pre_norm:
+            Shape of the fusion encoder.
+        fusion_positions (`str`): `"queries_keys"`, each layer adds positions to queries and keys, as officially; or
+            `"tokens"`, they are added to the tokens once, so that values carry them and [REG] can read a place from
+            the attention alone, where no pre-trained tower has put it into the patches.
+        token_head_dim (`int`): hidden width of the head that compares patches with the expression.
+        token_target (`str`): `"coverage"`, the share of each patch that the target covers; or `"nearest"`, one pixel
+            per patch as the official code samples, with which a thin target can vanish.
+        skip_padded_patches (`bool`): patches wholly in the padding never enter the vision tower. Official: False.
+        pad_align (`str`): `"patch"`, the letterbox offset is rounded down to whole patches; or `"pixel"`, official.
+        image_normalization (`str`): `"clip"`, CLIP's own mean and deviation; or `"imagenet"`, official.
+        score (`str`): `"head"`, a trained confidence; or `"similarity"`, from the token similarity inside and outside
+            the box, for weights that hold no score head.
+        score_similarity_scale, score_similarity_bias (`float`): calibrated constants of the similarity score.
+        loss_weights (`dict[str, float]`, *optional*):
+            Weight of each loss term; 0 turns a term and what only it needs off. Default: official, and 1 for a score
+            head.
+        contrastive_ignore_duplicates (`bool`): pairs of a batch that share the image or the expression are not
+            negatives of each other. Official: False.
+        contrastive_gather (`bool`): negatives from every process, gathered with gradient. Official: False.
+        format_version (`int`): layout of the saved folder.
+
+    Example:
+
+    ```python
+    >>> from hivg_hf import HiVGConfig, HiVGForVisualGrounding
+    >>> model = HiVGForVisualGrounding(HiVGConfig.preset("tiny"))
+    ```"""
+
+    model_type = "hivg"
+    sub_configs_defaults = {"clip_config": CLIPConfig}
+    keys_to_ignore_at_inference = [
+        "loss_dict",
+        "token_logits",
+        "mask_logits",
+        "logits_per_text",
+        "logits_per_image",
+        "vision_hidden_states",
+        "text_hidden_states",
+        "hidden_states",
+        "vision_attentions",
+        "cross_attentions",
+        "attentions",
+    ]
+
+    clip_config: dict | PreTrainedConfig | None = None
+    image_size: int | None = None
+
+    # Bridge
+    bridge_layers: list[int] | None = None
+    bridge_text_source: str = "hidden_states"
+    bridge_text_layers: list[int] | None = None
+    bridge_adaptive_weights: bool = True
+    adaptive_weight_init: float | int = 0.02
+    bridge_text_norm: bool = True
+    bridge_mask_padding: bool = True
+    bridge_mixes_batch: bool = False
+    text_pad_id: int = 0
+
+    # Fusion encoder. Official: models/vl_transformer.py:18-147, hivg_train.py:64-73
+    visual_feature_layers: list[int] | None = None
+    fusion_layers: int = 6
+    fusion_heads: int = 8
+    fusion_ffn_dim: int = 2048
+    fusion_dropout: float | int = 0.1
+    fusion_activation: str = "relu"
+    fusion_pre_norm: bool = True
+    fusion_positions: str = "queries_keys"
+
+    # Heads. Official: models/HiVG.py:756-767
+    token_head_dim: int = 3072
+    token_target: str = "coverage"
+    score: str = "head"
+    score_similarity_scale: float | int = 1.0
+    score_similarity_bias: float | int = 0.0
+
+    # Input
+    skip_padded_patches: bool = True
+    pad_align: str = "patch"
+    image_normalization: str = "clip"
+
+    # Losses
+    loss_weights: dict | None = None
+    contrastive_ignore_duplicates: bool = True
+    contrastive_gather: bool = False
+
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        if "vision_config" in kwargs and "text_config" in kwargs:
+            raise ValueError(
+                "This is the configuration of a plain CLIP, not of a HiVG model. Start a new model from it with "
+                "`HiVGForVisualGrounding.from_clip(folder_or_hub_id)`."
+            )
+        super().__post_init__(**kwargs)
+        vision_depth = self.clip_config.vision_config.num_hidden_layers
+        if self.image_size is None:
+            self.image_size = self.clip_config.vision_config.image_size
+        if self.bridge_layers is None:
+            self.bridge_layers = default_bridge_layers(vision_depth)
+        if self.bridge_text_layers is None:
+            self.bridge_text_layers = [self.clip_config.text_config.num_hidden_layers]
+        if self.visual_feature_layers is None:
+            self.visual_feature_layers = [
+                layer + 1 for layer in self.bridge_layers or default_bridge_layers(vision_depth)
+            ]
+        if self.loss_weights is None:
+            self.loss_weights = {**OFFICIAL_LOSS_WEIGHTS, **({"score": 1.0} if self.score == "head" else {})}
+        if not type(self).__module__.startswith("transformers_modules"):
+            # With `custom_pipelines` on the instance, transformers asks for trust even where this package is
+            # installed and its own classes win; `to_dict` still writes it for those who have not installed it.
+            self.__dict__.pop("custom_pipelines", None)
+
+    def to_dict(self) -> dict:
+        """The config as plain values, with the entry that lets `pipeline(...)` find our pipeline on the Hub."""
+        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """CLIP's text config, where transformers looks for the vocabulary (`resize_token_embeddings`)."""
+        return self.clip_config.text_config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the fusion encoder: CLIP's projection dimension. Official: models/HiVG.py:731"""
+        return self.clip_config.projection_dim
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.clip_config.vision_config.patch_size
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the padded square."""
+        return self.image_size // self.patch_size
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens that CLIP's text tower can read, begin and end included."""
+        return self.clip_config.text_config.max_position_embeddings
+
+    @classmethod
+    def preset(cls, name: str, **overrides) -> "HiVGConfig":
+        """A named shape: `"tiny"`, `"base"`, `"large"`, `"large-336"` for new models; `"base-unc"`, `"base-unc+"`,
+        `"base-gref_umd"`, `"base-referit"`, `"base-flickr"`, `"base-mixup"` and the same for large for the official
+        variants.
+
+        Args:
+            name: the preset.
+            overrides: fields that replace the preset's.
+
+        Raises:
+            ValueError: for an unknown name; the message lists the known ones.
+        """
+        return cls(**preset_fields(name, **overrides))
+
+    @classmethod
+    def from_official_args(cls, args, clip_config, **overrides) -> "HiVGConfig":
+        """The official variant that a checkpoint's own arguments describe.
+
+        Args:
+            args: the checkpoint's `argparse.Namespace`, or a dict of the same names.
+            clip_config: the CLIP that the checkpoint was trained with (`CLIPConfig` or dict).
+            overrides: fields that replace what the arguments say.
+
+        Raises:
+            ValueError: for arguments that describe no official variant.
+        """
+        return cls(**official_fields(args, clip_config, **overrides))
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: runs on construction and again before saving."""
+        vision, text = self.clip_config.vision_config, self.clip_config.text_config
+        _check_choice("bridge_text_source", self.bridge_text_source, ("hidden_states", "projection"))
+        _check_choice("fusion_positions", self.fusion_positions, ("queries_keys", "tokens"))
+        _check_choice("token_target", self.token_target, ("coverage", "nearest"))
+        _check_choice("pad_align", self.pad_align, ("patch", "pixel"))
+        _check_choice("image_normalization", self.image_normalization, ("clip", "imagenet"))
+        _check_choice("score", self.score, ("head", "similarity"))
+        _check_layers("bridge_layers", self.bridge_layers, range(vision.num_hidden_layers), allow_empty=True)
+        _check_layers("bridge_text_layers", self.bridge_text_layers, range(text.num_hidden_layers + 1))
+        _check_layers("visual_feature_layers", self.visual_feature_layers, range(vision.num_hidden_layers + 1))
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of CLIP's patch size. Got {self.image_size} and {self.patch_size}."
+            )
+        if self.hidden_size % self.fusion_heads:
+            raise ValueError(
+                f"CLIP's `projection_dim` ({self.hidden_size}) is the width of the fusion encoder and must be a "
+                f"multiple of `fusion_heads` ({self.fusion_heads})."
+            )
+        if self.fusion_layers < 1:
+            raise ValueError(f"`fusion_layers` must be at least 1. Got {self.fusion_layers}.")
+        if not 0 <= self.fusion_dropout < 1:
+            raise ValueError(f"`fusion_dropout` must be in [0, 1). Got {self.fusion_dropout}.")
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This model was saved in format {self.format_version}; this version of hivg_hf reads formats up to "
+                f"{FORMAT_VERSION}. Install a newer hivg_hf."
+            )
+        self._validate_loss_weights()
+
+    def _validate_loss_weights(self) -> None:
+        unknown = sorted(set(self.loss_weights) - set(LOSS_NAMES))
+        if unknown:
+            raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {list(LOSS_NAMES)}.")
+        bad = {k: w for k, w in self.loss_weights.items() if not math.isfinite(w) or w < 0}
+        if bad:
+            raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")
+        if self.loss_weights.get("score") and self.score != "head":
+            raise ValueError('`loss_weights["score"]` trains the score head, which needs `score="head"`.')
+
+
+def default_bridge_layers(depth: int) -> list[int]:
+    """The first layer and the last of each third: 0, 3, 7, 11 of 12 as official base (models/HiVG.py:682)."""
+    return sorted({0, max(depth // 3 - 1, 0), max(2 * depth // 3 - 1, 0), depth - 1})
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}. Got {value!r}.")
+
+
+def _check_layers(name: str, layers: list[int], allowed: range, allow_empty: bool = False) -> None:
+    if not layers and not allow_empty:
+        raise ValueError(f"`{name}` must name at least one layer.")
+    if sorted(set(layers)) != list(layers) or any(layer not in allowed for layer in layers):
+        raise ValueError(
+            f"`{name}` must be increasing layer numbers from {allowed.start} to {allowed.stop - 1}. Got {layers}."
+        )
+
+
+__all__ = ["FORMAT_VERSION", "LOSS_NAMES", "HiVGConfig", "default_bridge_layers"]

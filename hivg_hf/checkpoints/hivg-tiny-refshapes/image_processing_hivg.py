@@ -1,0 +1,295 @@
+"""Letterbox: any image -> one normalised square, and boxes and masks there and back.
+
+    original (h, w)  --resize, long side = S-->  (new_h, new_w)  --zero padding-->  square (S, S)
+
+The square is what the model sees. Geometry is a pure function of (h, w) and the processor's settings, so that going
+back needs nothing but the original size. Boxes are `xyxy` pixels of the original image outside, and `cxcywh` in 0..1
+of the square inside; they change only here.
+
+# Official: datasets/transforms.py `resize_according_to_long_side` and `NormalizeAndPad`: PIL bilinear on the 8-bit
+image, division by 255, normalisation, then zero padding. The resized image has rounded sides there too, but boxes are
+scaled by the unrounded ratio; here both directions use the rounded sides, which is up to half a pixel more exact.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .image_loading_hivg import load_grounding_image
+
+PAD_ALIGNMENTS = ("patch", "pixel")
+FIXED_AT_CONSTRUCTION = ("size", "patch_size", "pad_align", "skip_padded_patches", "do_resize", "do_pad")
+
+
+class Letterbox(NamedTuple):
+    """Where an image lies in the padded square, in pixels of the square."""
+
+    new_height: int
+    new_width: int
+    top: int
+    left: int
+
+
+class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    r"""
+    patch_size (`int`, *optional*):
+        Side of the vision tower's patches in pixels.
+    pad_align (`str`, *optional*):
+        `"patch"` (image starts at a patch border) or `"pixel"` (image exactly centred, as official).
+    skip_padded_patches (`bool`, *optional*):
+        Also return `patch_index`, the patches that hold at least one image pixel.
+    """
+
+    patch_size: int | None
+    pad_align: str | None
+    skip_padded_patches: bool | None
+
+
+def letterbox_geometry(height: int, width: int, size: int, patch_size: int, pad_align: str = "patch") -> Letterbox:
+    """Sides of the resized image and its offset in a square of `size` pixels.
+
+    `pad_align="pixel"` centres the image as the official code does. `"patch"` rounds that offset down to a multiple of
+    `patch_size`, so that padding fills whole patches, which then need not enter the vision tower.
+
+    Official: datasets/transforms.py:99 (`round(side * ratio)`) and `NormalizeAndPad` (`round(d / 2 - 0.1)`); there a
+    4000 x 1 image gets a side of 0 and crashes, here a side is at least one pixel.
+
+    Raises:
+        ValueError: a side is below 1, or `pad_align` is unknown.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"An image must be at least 1 x 1 pixel, got height {height} and width {width}.")
+    if pad_align not in PAD_ALIGNMENTS:
+        raise ValueError(f"pad_align must be one of {', '.join(PAD_ALIGNMENTS)}, got {pad_align!r}.")
+    ratio = size / max(height, width)
+    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    # -0.1 keeps Python's rounding of halves to even from moving every second odd image by a pixel.
+    top, left = round((size - new_height) / 2 - 0.1), round((size - new_width) / 2 - 0.1)
+    if pad_align == "patch":
+        top, left = top // patch_size * patch_size, left // patch_size * patch_size
+    return Letterbox(new_height, new_width, top, left)
+
+
+class HiVGImageProcessor(PilBackend):
+    """Images -> `pixel_values (B, 3, S, S)`, `pixel_mask (B, S, S)` with 1 = image, and `patch_index (B, P)`.
+
+    `patch_index` (only with `skip_padded_patches`) lists, row by row from the top left, the patches that hold at least
+    one image pixel; rows with fewer than P of them end in -1.
+
+    Args:
+        size: side S of the square, `{"height": S, "width": S}` or S. A multiple of `patch_size`.
+        patch_size: side of the vision tower's patches.
+        pad_align: see `letterbox_geometry`.
+        skip_padded_patches: whether to return `patch_index`.
+        image_mean, image_std: CLIP's for new models, ImageNet's for the official weights.
+    """
+
+    valid_kwargs = HiVGImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+    resample = PILImageResampling.BILINEAR
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size: Any = {"height": 224, "width": 224}
+    default_to_square = True
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_pad = True
+    patch_size = 16
+    pad_align = "patch"
+    skip_padded_patches = True
+
+    def __init__(self, **kwargs: Unpack[HiVGImageProcessorKwargs]):
+        super().__init__(**kwargs)
+        height, width = self.size.height, self.size.width
+        if height is None or height != width or height % self.patch_size:
+            raise ValueError(
+                "size must be a square whose side is a multiple of patch_size "
+                f"{self.patch_size}, got height {height} and width {width}."
+            )
+        if self.pad_align not in PAD_ALIGNMENTS:
+            raise ValueError(f"pad_align must be one of {', '.join(PAD_ALIGNMENTS)}, got {self.pad_align!r}.")
+        if not (self.do_resize and self.do_pad):
+            raise ValueError("HiVGImageProcessor always resizes and pads: do_resize and do_pad cannot be False.")
+
+    def preprocess(self, images: Any, **kwargs: Unpack[HiVGImageProcessorKwargs]) -> BatchFeature:
+        """One image or a list of them, of any kind that `load_grounding_image` opens.
+
+        Raises:
+            ValueError: an image cannot be opened, or a setting that decides the geometry is given for one call only
+                (going back to the original pixels would then use the wrong one).
+        """
+        changed = [key for key in FIXED_AT_CONSTRUCTION if kwargs.get(key) not in (None, getattr(self, key))]
+        if changed:
+            raise ValueError(f"Set {', '.join(changed)} when the image processor is made, not for one call.")
+        return super().preprocess(images, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+        pictures = [load_grounding_image(image) for image in image_list(images)]
+        squares = [self._to_square(picture, **kwargs) for picture in pictures]
+        masks = [self._image_mask(self.geometry(picture.height, picture.width)) for picture in pictures]
+        features: dict[str, Any] = {"pixel_values": np.stack(squares), "pixel_mask": np.stack(masks)}
+        if self.skip_padded_patches:
+            features["patch_index"] = self._patch_index(features["pixel_mask"])
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    @property
+    def side(self) -> int:
+        """S, the side of the padded square in pixels."""
+        return self.size.height
+
+    def geometry(self, height: int, width: int) -> Letterbox:
+        """Letterbox of an image of this size under this processor's settings."""
+        return letterbox_geometry(int(height), int(width), self.side, self.patch_size, self.pad_align)
+
+    def boxes_to_square(self, boxes_xyxy: Any, image_sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """`xyxy` pixels of the original images (B, 4) -> `cxcywh` in 0..1 of the square, float32 (B, 4).
+
+        Args:
+            boxes_xyxy: a box per image; a NaN row stays NaN.
+            image_sizes: (height, width) of each original image.
+        """
+        boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64).reshape(-1, 4)
+        scale, offset = self._scale_and_offset(image_sizes)
+        corners = boxes * scale + offset  # (B, 4)
+        low, high = corners[:, :2], corners[:, 2:]
+        return (torch.cat([(low + high) / 2, high - low], dim=1) / self.side).float()
+
+    def boxes_to_image(self, boxes_cxcywh: torch.Tensor, image_sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """The inverse of `boxes_to_square`: `cxcywh` of the square (B, 4) -> `xyxy` pixels of the originals (B, 4).
+
+        Boxes may reach outside the image; `HiVGProcessor.post_process_grounding` clips them.
+        """
+        boxes = boxes_cxcywh.detach().cpu().double().reshape(-1, 4) * self.side
+        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        scale, offset = self._scale_and_offset(image_sizes)
+        return ((torch.cat([centre - half, centre + half], dim=1) - offset) / scale).float()
+
+    def mask_to_square(self, mask: Any) -> torch.Tensor:
+        """Mask of the original image (h, w) -> bool (S, S), nearest neighbour, False in the padding."""
+        picture = PIL.Image.fromarray(np.asarray(mask, dtype=bool).astype(np.uint8))
+        box = self.geometry(picture.height, picture.width)
+        resized = picture.resize((box.new_width, box.new_height), PILImageResampling.NEAREST)
+        square = torch.zeros(self.side, self.side, dtype=torch.bool)
+        square[box.top : box.top + box.new_height, box.left : box.left + box.new_width] = torch.from_numpy(
+            np.array(resized, dtype=bool)
+        )
+        return square
+
+    def map_to_image(self, values: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """Map over the square (any resolution, (a, b)) -> the original image's pixels, float32 (h, w), bilinear."""
+        height, width = int(image_size[0]), int(image_size[1])
+        box = self.geometry(height, width)
+        square = _resize_map(values.detach().cpu().float(), (self.side, self.side))
+        crop = square[box.top : box.top + box.new_height, box.left : box.left + box.new_width]
+        return _resize_map(crop, (height, width))
+
+    def _scale_and_offset(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per image, (x, y, x, y) factors and shifts from original pixels to pixels of the square, each (B, 4)."""
+        scales, offsets = [], []
+        for height, width in image_sizes:
+            box = self.geometry(height, width)
+            scales.append([box.new_width / int(width), box.new_height / int(height)] * 2)
+            offsets.append([box.left, box.top] * 2)
+        return torch.tensor(scales, dtype=torch.float64), torch.tensor(offsets, dtype=torch.float64)
+
+    def resize_image(self, picture: PIL.Image.Image) -> np.ndarray:
+        """RGB picture -> uint8 (new_height, new_width, 3): its long side fills the square."""
+        return self._resize(picture, self.resample)
+
+    def place(self, resized: np.ndarray, top: int, left: int) -> dict[str, np.ndarray]:
+        """Normalise an image that has its final scale and put it on the zero square.
+
+        `place(resize_image(picture), top, left)` with the letterbox's offset equals what calling the processor gives,
+        bit for bit; caches and training augmentation enter here.
+
+        Args:
+            resized: uint8 (h, w, 3), not larger than the square.
+            top, left: its offset in pixels of the square.
+
+        Returns:
+            `pixel_values` (3, S, S) float32 and `pixel_mask` (S, S) int64 with 1 = image.
+        """
+        settings = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        height, width = resized.shape[:2]
+        return {
+            "pixel_values": self._on_square(resized, top, left, **{key: getattr(self, key) for key in settings}),
+            "pixel_mask": self._image_mask(Letterbox(height, width, top, left)),
+        }
+
+    def patch_index_for(self, pixel_mask: Any) -> np.ndarray:
+        """`pixel_mask` (B, S, S) -> `patch_index` (B, P) int64: patches with an image pixel, -1 fills short rows."""
+        return self._patch_index(np.asarray(pixel_mask))
+
+    def _to_square(self, picture: PIL.Image.Image, resample: Any, **settings: Any) -> np.ndarray:
+        """RGB picture -> float32 (3, S, S)."""
+        box = self.geometry(picture.height, picture.width)
+        return self._on_square(self._resize(picture, resample), box.top, box.left, **settings)
+
+    def _resize(self, picture: PIL.Image.Image, resample: Any) -> np.ndarray:
+        box = self.geometry(picture.height, picture.width)
+        return np.asarray(picture.resize((box.new_width, box.new_height), resample))  # (h, w, 3)
+
+    def _on_square(
+        self,
+        resized: np.ndarray,
+        top: int,
+        left: int,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        **_: Any,
+    ) -> np.ndarray:
+        """uint8 (h, w, 3) -> float32 (3, S, S)."""
+        pixels = resized.astype(np.float32).transpose(2, 0, 1)  # (h, w, 3) -> (3, h, w)
+        if do_rescale:
+            # Official: torchvision's ToTensor divides by 255; multiplying by 1 / 255 differs in the last bit.
+            pixels = pixels / np.float32(1.0 / rescale_factor)
+        if do_normalize:
+            mean, std = np.asarray(image_mean, dtype=np.float32), np.asarray(image_std, dtype=np.float32)
+            pixels = (pixels - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
+        square = np.zeros((3, self.side, self.side), dtype=np.float32)
+        square[:, top : top + resized.shape[0], left : left + resized.shape[1]] = pixels
+        return square
+
+    def _image_mask(self, box: Letterbox) -> np.ndarray:
+        mask = np.zeros((self.side, self.side), dtype=np.int64)
+        mask[box.top : box.top + box.new_height, box.left : box.left + box.new_width] = 1
+        return mask
+
+    def _patch_index(self, pixel_mask: np.ndarray) -> np.ndarray:
+        """(B, S, S) -> (B, P): indices of the patches that hold an image pixel, -1 where a row has fewer than P."""
+        batch, grid = len(pixel_mask), self.side // self.patch_size
+        patches = pixel_mask.reshape(batch, grid, self.patch_size, grid, self.patch_size)
+        kept = patches.any(axis=(2, 4)).reshape(batch, grid * grid)  # (B, N)
+        index = np.full((batch, int(kept.sum(axis=1).max(initial=0))), -1, dtype=np.int64)
+        for row, keep in enumerate(kept):
+            found = np.flatnonzero(keep)
+            index[row, : len(found)] = found
+        return index
+
+
+def image_list(images: Any) -> list[Any]:
+    """One image -> a list of it; a list, tuple or (B, H, W, C) stack of images -> a list of them."""
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _resize_map(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return torch.nn.functional.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+__all__ = ["HiVGImageProcessor", "HiVGImageProcessorKwargs", "Letterbox", "letterbox_geometry", "load_grounding_image"]

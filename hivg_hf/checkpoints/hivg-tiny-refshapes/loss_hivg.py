@@ -1,0 +1,199 @@
+"""The loss terms of HiVG, as pure functions: tensors in, one unweighted scalar out.
+
+Paper: L = L_box + L_contrastive (CLC) + L_token (RTCC); the official code adds a mask loss. The weights live in
+`HiVGConfig.loss_weights`. Every term is a mean over the samples it applies to, so a term never depends on the batch
+size, and none ever divides by zero: a term with nothing to apply to is 0.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
+import torch.nn.functional as F
+
+from .box_ops_hivg import box_coverage, box_cxcywh_to_xyxy, paired_iou_and_giou, rasterize_boxes
+
+# Target IoU above which the score head learns that its box is right: the threshold of the field's accuracy.
+SCORE_IOU_THRESHOLD = 0.5
+
+
+def box_l1_loss(pred_cxcywh: torch.Tensor, target_cxcywh: torch.Tensor) -> torch.Tensor:
+    """Sum of the four absolute differences, mean over the samples with a target. Official:
+    utils/loss_utils.py:188-235; the paper writes smooth L1, the code uses plain L1.
+
+    Args:
+        pred_cxcywh, target_cxcywh: (B, 4), in 0..1 of the padded square; a target row of NaN says "no target".
+    """
+    valid = has_target(target_cxcywh)
+    return _mean((pred_cxcywh - target_cxcywh.nan_to_num(0)).abs().sum(-1), valid)
+
+
+def box_giou_loss(pred_cxcywh: torch.Tensor, target_cxcywh: torch.Tensor) -> torch.Tensor:
+    """1 - GIoU, mean over the samples with a target. Official: utils/loss_utils.py:188-235
+
+    Args:
+        pred_cxcywh, target_cxcywh: (B, 4), in 0..1 of the padded square; a target row of NaN says "no target".
+    """
+    valid = has_target(target_cxcywh)
+    target_xyxy = box_cxcywh_to_xyxy(target_cxcywh.nan_to_num(0.5))
+    _, giou = paired_iou_and_giou(box_cxcywh_to_xyxy(pred_cxcywh), target_xyxy)
+    return _mean(1 - giou, valid)
+
+
+def focal_loss(logits: torch.Tensor, targets: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
+    """Sigmoid focal loss (Lin et al., 2017), mean over elements, then over samples. Targets may be soft.
+
+    Args:
+        logits: (B, N).
+        targets: (B, N), in 0..1.
+    """
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_target = probability * targets + (1 - probability) * (1 - targets)
+    alpha_target = alpha * targets + (1 - alpha) * (1 - targets)
+    return _mean((alpha_target * (1 - p_target) ** gamma * cross_entropy).mean(-1))
+
+
+def dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 - (2 intersection + 1) / (sum of both + 1), mean over samples.
+
+    Args:
+        logits: (B, N).
+        targets: (B, N), in 0..1.
+    """
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * targets).sum(-1)
+    total = probability.sum(-1) + targets.sum(-1)
+    return _mean(1 - (overlap + 1) / (total + 1))
+
+
+def contrastive_loss(
+    logits_per_text: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    duplicates: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Symmetric cross-entropy between the expressions and images of a batch. Paper: L_CLC.
+
+    Args:
+        logits_per_text: (B, B), row = expression, column = image; the pair of sample i is (i, i).
+        valid: (B,) bool, the samples whose expression names something in their image; the others are left out, as
+            rows and as negatives of the rest.
+        duplicates: (B, B) bool, pairs that are no negatives, because they share the image or the expression.
+    """
+    batch = logits_per_text.shape[0]
+    own = torch.eye(batch, dtype=torch.bool, device=logits_per_text.device)
+    if valid is None:
+        valid = torch.ones_like(own[0])
+    left_out = ~(valid[:, None] & valid[None, :])  # (B, B)
+    if duplicates is not None:
+        left_out = left_out | duplicates
+    logits_per_text = logits_per_text.masked_fill(left_out & ~own, float("-inf"))
+    labels = torch.arange(batch, device=logits_per_text.device)
+    per_text = F.cross_entropy(logits_per_text, labels, reduction="none")  # (B,)
+    per_image = F.cross_entropy(logits_per_text.t(), labels, reduction="none")  # (B,)
+    return _mean((per_text + per_image) / 2, valid)
+
+
+def score_loss(score_logits: torch.Tensor, pred_cxcywh: torch.Tensor, target_cxcywh: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of the score against "this box is right": IoU of at least 0.5 with the target, 0 where
+    there is no target. The box is detached: a score learns about boxes and never moves them.
+
+    Args:
+        score_logits: (B,).
+        pred_cxcywh, target_cxcywh: (B, 4), in 0..1 of the padded square; a target row of NaN says "no target".
+    """
+    iou, _ = paired_iou_and_giou(box_cxcywh_to_xyxy(pred_cxcywh.detach()), box_cxcywh_to_xyxy(target_cxcywh))
+    right = (iou >= SCORE_IOU_THRESHOLD).to(score_logits.dtype)  # NaN compares as False
+    return _mean(F.binary_cross_entropy_with_logits(score_logits, right, reduction="none"))
+
+
+def token_targets(
+    labels: torch.Tensor, mask_labels: torch.Tensor | None, grid: int, size: int, kind: str
+) -> torch.Tensor:
+    """What each patch should answer to "are you part of it?".
+
+    Args:
+        labels: (B, 4), cxcywh in 0..1 of the padded square; NaN rows give no positive patch.
+        mask_labels: (B, S, S) or None; None takes the rasterised box.
+        grid: patches along one side.
+        size: S, pixels along one side.
+        kind: `"coverage"`, the covered share of a patch; `"nearest"`, the patch's first pixel.
+            Official: utils/loss_utils.py:219
+
+    Returns:
+        (B, grid * grid), in 0..1.
+    """
+    if kind == "coverage" and mask_labels is None:
+        return box_coverage(labels, grid, grid).nan_to_num(0).flatten(1)
+    masks = mask_targets(labels, mask_labels, size)[:, None]  # (B, 1, S, S)
+    if kind == "coverage":
+        return F.adaptive_avg_pool2d(masks, grid).flatten(1)
+    return (F.interpolate(masks, size=(grid, grid), mode="nearest") > 0.5).to(labels.dtype).flatten(1)
+
+
+def mask_targets(labels: torch.Tensor, mask_labels: torch.Tensor | None, size: int) -> torch.Tensor:
+    """(B, S, S) masks in the dtype of the labels: the given ones, or the rasterised boxes."""
+    if mask_labels is None:
+        return rasterize_boxes(labels, size, size)
+    return mask_labels.to(labels.dtype)
+
+
+def same_pairs(image_ids: torch.Tensor | None, expression_ids: torch.Tensor) -> torch.Tensor:
+    """(B, B) bool: pairs of samples that share the image or the expression.
+
+    Args:
+        image_ids: (B,) or None, where nothing is known about the images.
+        expression_ids: (B,), equal for equal expressions.
+    """
+    same = expression_ids[:, None] == expression_ids[None, :]
+    if image_ids is not None:
+        same = same | (image_ids[:, None] == image_ids[None, :])
+    return same
+
+
+def hash_expressions(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) token ids -> (B,) int64, equal for equal expressions however they are padded.
+
+    A polynomial hash modulo 2**64: processes that padded to different lengths agree, which comparing rows would not.
+    """
+    powers = torch.ones(input_ids.shape[1], dtype=torch.int64, device=input_ids.device)
+    powers[1:] = 6364136223846793005
+    return ((input_ids + 1) * attention_mask * powers.cumprod(0)).sum(-1)
+
+
+def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, ...) -> (processes * B, ...), rows in rank order; gradients flow back to the process of each row."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    if not tensor.requires_grad:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+    return torch.cat(dist_functional.all_gather(tensor.contiguous()))
+
+
+def has_target(target_cxcywh: torch.Tensor) -> torch.Tensor:
+    """(B, 4) boxes -> (B,) bool, False where a row is NaN, which says that the expression names nothing."""
+    return ~target_cxcywh.isnan().any(-1)
+
+
+def _mean(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of the valid ones of (B,) values, 0 where there is none. No shape depends on the data."""
+    if valid is None:
+        return values.mean()
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
+
+
+__all__ = [
+    "box_giou_loss",
+    "box_l1_loss",
+    "contrastive_loss",
+    "dice_loss",
+    "focal_loss",
+    "gather_with_grad",
+    "has_target",
+    "hash_expressions",
+    "mask_targets",
+    "same_pairs",
+    "score_loss",
+    "token_targets",
+]

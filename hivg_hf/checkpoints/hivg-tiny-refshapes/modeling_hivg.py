@@ -1,0 +1,1186 @@
+"""HiVG: grounding a referring expression with CLIP, a cross-modal bridge and a small fusion encoder.
+
+Paper: "HiVG: Hierarchical Multimodal Fine-grained Modulation for Visual Grounding", ACM MM 2024, arXiv 2404.13400.
+
+    expression --> CLIP text tower -----------------+------------------------------+
+                     | text states (K layers)       | words                        |
+                     v                              |                              v
+    image --> CLIP vision tower, in layer l:        |      [REG, CLS, patches, words] --> fusion encoder
+                h += SelfAttn(LN1 h)                |              |                    |
+                h += MLP_x(CrossAttn(LN_x h, text)) |<- bridge     |                    +--> [REG]: box, score
+                h += MLP(LN2 h)                     |              |                    +--> patches x expression:
+                     | vision states (4 layers) ----+--------------+                         token and mask logits
+
+What differs from the official code by default, each with a config field that restores it: text padding is masked in
+the bridge, each text state is normalised before they are mixed, a sample never sees its neighbours' words, and
+patches wholly in the letterbox padding are not computed. Identities that give the same numbers for less work: the
+mask head is folded (see `MaskHead`), the last fusion layer is run for the tokens that are read, and nothing is
+computed that was not asked for.
+
+Shapes in comments: B samples, U expressions (U = B unless `text_index` is given), T text tokens, S pixels along one
+side, G patches along one side, N = G * G patches, P patches that are computed, V vision width, D text width, H width
+of the fusion encoder, K text states in the bridge.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPAttention,
+    CLIPEncoderLayer,
+    CLIPModel,
+    CLIPPreTrainedModel,
+    CLIPTextModel,
+    CLIPVisionEmbeddings,
+    CLIPVisionModel,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
+
+from .box_ops_hivg import box_coverage
+from .configuration_hivg import HiVGConfig
+from .image_loading_hivg import load_grounding_image
+from .loss_hivg import (
+    box_giou_loss,
+    box_l1_loss,
+    contrastive_loss,
+    dice_loss,
+    focal_loss,
+    gather_with_grad,
+    has_target,
+    hash_expressions,
+    mask_targets,
+    same_pairs,
+    score_loss,
+    token_targets,
+)
+
+if TYPE_CHECKING:
+    from .processing_hivg import HiVGProcessor
+
+
+# Logit of patches that were never computed: surely no part of the target, finite in half precision.
+PADDING_LOGIT = -10.0
+
+
+@dataclass
+class HiVGOutput(ModelOutput):
+    r"""Output of [`HiVGForVisualGrounding`]. What was not asked for is None.
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*, given with `labels`):
+            Weighted sum of `loss_dict`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*, given with `labels`):
+            The unweighted terms: `bbox`, `giou`, `contrastive`, `token_focal`, `token_dice`, `mask_focal`,
+            `mask_dice`, `score`, each where its weight is not 0.
+        pred_boxes (`torch.Tensor` of shape `(batch_size, 4)`):
+            Boxes as (cx, cy, w, h) in 0..1 of the padded square.
+        scores (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            Confidence in 0..1 that the box is right.
+        token_logits (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
+            Similarity of each patch of the full grid to the expression.
+        mask_logits (`torch.Tensor` of shape `(batch_size, 8 * grid, 8 * grid)`, *optional*):
+            Mask over the padded square.
+        logits_per_text (`torch.Tensor` of shape `(batch_size, batch_size)`):
+            CLIP's contrastive logits of expressions (rows) and images (columns).
+        logits_per_image (`torch.Tensor` of shape `(batch_size, batch_size)`):
+            The transpose.
+        vision_hidden_states, text_hidden_states, hidden_states (`tuple[torch.Tensor]`, *optional*):
+            States of the two towers and of the fusion encoder, the input first, with `output_hidden_states=True`.
+        vision_attentions, cross_attentions, attentions (`tuple[torch.Tensor]`, *optional*):
+            Attentions of the vision tower, the bridges and the fusion encoder, with `output_attentions=True` and
+            eager attention.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    pred_boxes: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    token_logits: torch.Tensor | None = None
+    mask_logits: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    vision_hidden_states: tuple[torch.Tensor, ...] | None = None
+    text_hidden_states: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    vision_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Small parts
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class XavierLinear(nn.Linear):
+    """A Linear that starts from Xavier-uniform weights, as the official fusion encoder (vl_transformer.py)."""
+
+
+class UnitEmbedding(nn.Embedding):
+    """An Embedding that starts from N(0, 1): [REG] and the fusion positions. Official: models/HiVG.py:748"""
+
+
+class AdaptiveTextWeight(nn.Embedding):
+    """One weight per text position and channel, "sample-agnostic" in the paper's words."""
+
+    def __init__(self, positions: int, width: int, init_std: float):
+        super().__init__(positions, width)
+        self.init_std = init_std
+
+
+class MaskUpsample(nn.ConvTranspose2d):
+    """One doubling of the mask head, as the weights keep it. It starts so that it preserves variance."""
+
+    def __init__(self, width: int):
+        super().__init__(width, width, kernel_size=2, stride=2, bias=False)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between. Official: bbox_embed, models/HiVG.py:994-1005"""
+
+    def __init__(self, widths: list[int]):
+        super().__init__()
+        self.layers = nn.ModuleList(XavierLinear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), CLIP's activation, written so that it costs less memory than transformers' three steps.
+
+    With gradients it is SiLU(1.702 x) / 1.702, which keeps one tensor for the backward pass where the product keeps
+    two; without, the intermediate result is overwritten. In the MLPs of a batch these are the largest tensors.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.silu(1.702 * x).mul_(1 / 1.702)
+        return torch.mul(x, 1.702).sigmoid_().mul_(x)
+
+
+class TokenMLP(nn.Module):
+    """Two Linear layers with QuickGELU between. Official: visu_token_mlp, models/HiVG.py:756-767"""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = XavierLinear(width, hidden)
+        self.fc2 = XavierLinear(hidden, width)
+        self.activation = QuickGELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def key_padding_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """(B, K) 1 = attend -> (B, 1, 1, K) bias for attention scores, the lowest number where a key is masked."""
+    if mask is None:
+        return None
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
+
+
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(module, queries, keys, values, bias, scale, dropout=0.0):
+    """Attention between two token sets through transformers' attention interface.
+
+    Flash kernels take padding as a suffix that queries and keys share. Here queries are image or fusion tokens and
+    keys are padded on their own, so these attentions fall back to sdpa; the towers' self-attention does not.
+    """
+    implementation = module.config._attn_implementation
+    if "flash" in (implementation or ""):
+        implementation = "sdpa"
+    interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    return interface(module, queries, keys, values, bias, scaling=scale, dropout=dropout if module.training else 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bridge
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class HiVGBridgeAttention(nn.Module):
+    """Image tokens (queries) attend to words (keys, values)."""
+
+    def __init__(self, vision_config, mixes_batch: bool):
+        super().__init__()
+        self.config = vision_config
+        self.mixes_batch = mixes_batch
+        self.is_causal = False
+        width = vision_config.hidden_size
+        self.num_heads = vision_config.num_attention_heads
+        self.head_dim = width // self.num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self, hidden_states: torch.Tensor, text: torch.Tensor, text_bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """hidden_states (B, 1 + P, V), text (B, T, V), text_bias (B, 1, 1, T) -> (B, 1 + P, V)."""
+        queries = split_heads(self.q_proj(hidden_states), self.num_heads)
+        keys = split_heads(self._mix(self.k_proj(text)), self.num_heads)
+        values = split_heads(self._mix(self.v_proj(text)), self.num_heads)
+        output, weights = attend(self, queries, keys, values, text_bias, self.head_dim**-0.5)
+        return self.out_proj(output.flatten(2)), weights  # (B, 1 + P, heads, head_dim) -> (B, 1 + P, V)
+
+    def _mix(self, x: torch.Tensor) -> torch.Tensor:
+        """Official: models/HiVG.py:444 permutes the text to (T, B, V), and line 162 reads it as (B, T, V): key s of
+        sample b is word `divmod(b * T + s, B)`. At B = 1 it is the identity."""
+        if not self.mixes_batch:
+            return x
+        return x.transpose(0, 1).reshape(x.shape)
+
+
+class HiVGBridge(nn.Module):
+    """The multi-layer adaptive cross-modal bridge of one vision layer (paper: MACA, on the poster MACB).
+
+    `f*_i = w_i * f_i + f_i` for each selected text state, joined on the channel and projected to the vision width;
+    then `h + MLP(CrossAttn(LN(h), text))`. Official: models/HiVG.py:384-393, 430-456
+    """
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__()
+        vision, text = config.clip_config.vision_config, config.clip_config.text_config
+        self.from_layers = config.bridge_text_source == "hidden_states"
+        if self.from_layers:
+            states = range(len(config.bridge_text_layers))
+            width, positions = text.hidden_size, text.max_position_embeddings
+            if config.bridge_text_norm:
+                self.text_norms = nn.ModuleList(nn.LayerNorm(width, eps=text.layer_norm_eps) for _ in states)
+            if config.bridge_adaptive_weights:
+                self.adaptive_weights = nn.ModuleList(
+                    AdaptiveTextWeight(positions, width, config.adaptive_weight_init) for _ in states
+                )
+            self.text_proj = nn.Linear(len(states) * width, vision.hidden_size)
+        self.norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+        self.attention = HiVGBridgeAttention(vision, config.bridge_mixes_batch)
+        self.mlp = CLIPMLP(vision)
+
+    def forward(
+        self, hidden_states: torch.Tensor, text_states: tuple[torch.Tensor, ...], text_bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """hidden_states (B, 1 + P, V), K text states (B, T, D), text_bias (B, 1, 1, T) -> (B, 1 + P, V)."""
+        text = self.mix_text(text_states)
+        attended, _ = self.attention(self.norm(hidden_states), text, text_bias)
+        return hidden_states + self.mlp(attended)
+
+    def mix_text(self, text_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """K text states (B, T, D) -> (B, T, V). One state that is projected already passes as it is."""
+        if not self.from_layers:
+            return text_states[0]
+        mixed = []
+        for i, state in enumerate(text_states):
+            if hasattr(self, "text_norms"):
+                state = self.text_norms[i](state)
+            if hasattr(self, "adaptive_weights"):
+                weight = self.adaptive_weights[i].weight[: state.shape[1]]  # (T, D)
+                state = state + weight * state
+            mixed.append(state)
+        return self.text_proj(torch.cat(mixed, dim=-1))  # (B, T, K * D) -> (B, T, V)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Vision tower
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's patch embedding that computes only the patches it is asked for, at any image size."""
+
+    def forward(self, pixel_values: torch.Tensor, patch_index: torch.Tensor | None = None) -> torch.Tensor:
+        """pixel_values (B, 3, S, S), patch_index (B, P) or None for all -> (B, 1 + P, V)."""
+        positions = self.patch_positions(pixel_values.shape[-1] // self.patch_size)  # (N, V)
+        weight = self.patch_embedding.weight
+        pixel_values = pixel_values.to(weight.dtype)
+        if patch_index is None:  # CLIP's own convolution, so that its rounding is CLIP's, too
+            embeddings = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2) + positions  # (B, N, V)
+        else:
+            index = patch_index.clamp(min=0)
+            patches = self.cut_patches(pixel_values)  # (B, N, 3 * p * p)
+            patches = patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))  # (B, P, 3 * p * p)
+            # A convolution whose stride is its kernel is a matrix product over cut patches.
+            embeddings = F.linear(patches, weight.flatten(1)) + positions[index]  # (B, P, V)
+        cls = (self.class_embedding + self.position_embedding.weight[0]).expand(len(embeddings), 1, -1)
+        return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
+
+    def cut_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> (B, N, 3 * p * p), rows first."""
+        p = self.patch_size
+        patches = pixel_values.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, 3, G, p, G, p)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def patch_positions(self, grid: int) -> torch.Tensor:
+        """(N, V) position embedding of a grid x grid image; another grid than CLIP's is interpolated.
+
+        Official: models/HiVG.py interpolates bicubic with antialias; CLIPVisionEmbeddings leaves antialias out.
+        """
+        table = self.position_embedding.weight[1:]  # (N of CLIP, V)
+        own = self.image_size // self.patch_size
+        if grid == own:
+            return table
+        table = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
+        table = F.interpolate(table.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+        return table[0].flatten(1).t().to(self.position_embedding.weight.dtype)  # (1, V, G, G) -> (N, V)
+
+
+class HiVGVisionEncoderLayer(CLIPEncoderLayer):
+    """CLIP's layer with a bridge between self-attention and MLP. Child names are CLIP's, so its weights fit."""
+
+    def __init__(self, config, bridge: HiVGBridge | None = None):
+        super().__init__(config)
+        if bridge is not None:
+            self.bridge = bridge
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        text_states: tuple[torch.Tensor, ...] | None = None,
+        text_bias: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        residual = hidden_states
+        hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+        hidden_states = residual + hidden_states
+        if hasattr(self, "bridge"):
+            hidden_states = self.bridge(hidden_states, text_states, text_bias)
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class HiVGVisionModel(CLIPVisionModel):
+    """CLIP's vision tower with bridges in `config.bridge_layers`."""
+
+    _no_split_modules = ["HiVGVisionEncoderLayer", "HiVGVisionEmbeddings"]
+    _can_record_outputs = {
+        "hidden_states": CLIPEncoderLayer,
+        "attentions": CLIPAttention,
+        "cross_attentions": HiVGBridgeAttention,
+    }
+
+    def __init__(self, config, hivg_config: HiVGConfig):
+        super().__init__(config)
+        self.embeddings = HiVGVisionEmbeddings(config)
+        for i in range(config.num_hidden_layers):
+            bridge = HiVGBridge(hivg_config) if i in hivg_config.bridge_layers else None
+            self.encoder.layers[i] = HiVGVisionEncoderLayer(config, bridge)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AdaptiveTextWeight):
+            init.normal_(module.weight, std=module.init_std)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        patch_index: torch.Tensor | None = None,
+        patch_mask: torch.Tensor | None = None,
+        text_states: tuple[torch.Tensor, ...] | None = None,
+        text_bias: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The image's tokens, steered by the expression.
+
+        Args:
+            pixel_values: (B, 3, S, S).
+            patch_index: (B, P) patches to compute, -1 = none; None computes all.
+            patch_mask: (B, P), 0 = a patch that no token may look at; None where there is none.
+            text_states: K tensors (B, T, D) for the bridges.
+            text_bias: (B, 1, 1, T) attention bias over the words.
+        """
+        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, patch_index))  # (B, 1 + P, V)
+        attention_mask = None
+        if patch_mask is not None:
+            attention_mask = create_bidirectional_mask(
+                self.config,
+                hidden_states,
+                F.pad(patch_mask, (1, 0), value=1),  # CLS is always there
+            )
+        for layer in self.encoder.layers:
+            hidden_states = layer(
+                hidden_states, attention_mask, text_states=text_states, text_bias=text_bias, **kwargs
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=self.post_layernorm(hidden_states[:, 0])
+        )
+
+
+class HiVGCLIPModel(CLIPModel):
+    """`CLIPModel` whose vision tower carries bridges. Every other state-dict key is CLIP's own."""
+
+    def __init__(self, config: CLIPConfig, hivg_config: HiVGConfig):
+        # CLIPModel.__init__ would build a plain vision tower first; what follows are its own lines with ours.
+        CLIPPreTrainedModel.__init__(self, config)
+        text_config, vision_config = config.text_config, config.vision_config
+        self.projection_dim = config.projection_dim
+        self.text_embed_dim = text_config.hidden_size
+        self.vision_embed_dim = vision_config.hidden_size
+        self.text_model = CLIPTextModel._from_config(text_config)
+        self.vision_model = HiVGVisionModel._from_config(vision_config, hivg_config=hivg_config)
+        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        for module in self.modules():  # both towers and the bridges
+            if isinstance(module, CLIPMLP) and module.config.hidden_act == "quick_gelu":
+                module.activation_fn = QuickGELU()
+        self.post_init()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Fusion encoder and heads
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class HiVGFusionAttention(nn.Module):
+    """Multi-head attention whose values may lack the positions of its keys. Official: models/vl_transformer.py"""
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.num_heads = config.fusion_heads
+        self.head_dim = config.hidden_size // config.fusion_heads
+        self.dropout = config.fusion_dropout
+        # One matrix for q, k and v, in this order, as torch.nn.MultiheadAttention keeps it.
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * config.hidden_size, config.hidden_size))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * config.hidden_size))
+        self.out_proj = XavierLinear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        key_bias: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """queries (B, Q, H), keys and values (B, L, H), key_bias (B, 1, 1, L) -> (B, Q, H)."""
+        q_weight, k_weight, v_weight = self.in_proj_weight.chunk(3)
+        q_bias, k_bias, v_bias = self.in_proj_bias.chunk(3)
+        output, weights = attend(
+            self,
+            split_heads(F.linear(queries, q_weight, q_bias), self.num_heads),
+            split_heads(F.linear(keys, k_weight, k_bias), self.num_heads),
+            split_heads(F.linear(values, v_weight, v_bias), self.num_heads),
+            key_bias,
+            self.head_dim**-0.5,
+            self.dropout,
+        )
+        return self.out_proj(output.flatten(2)), weights  # (B, Q, heads, head_dim) -> (B, Q, H)
+
+
+class HiVGFusionLayer(GradientCheckpointingLayer):
+    """One layer of the fusion encoder, pre-norm or post-norm."""
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__()
+        self.pre_norm = config.fusion_pre_norm
+        self.self_attn = HiVGFusionAttention(config)
+        self.fc1 = XavierLinear(config.hidden_size, config.fusion_ffn_dim)
+        self.fc2 = XavierLinear(config.fusion_ffn_dim, config.hidden_size)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.activation = ACT2FN[config.fusion_activation]
+        self.dropout = nn.Dropout(config.fusion_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        positions: torch.Tensor | None,
+        key_bias: torch.Tensor | None,
+        read: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One layer; with `read`, only for the tokens that are read afterwards.
+
+        Args:
+            hidden_states: (B, L, H).
+            positions: (B, L, H) for queries and keys; None where the tokens hold them already.
+            key_bias: (B, 1, 1, L).
+            read: (B, Q) indices of tokens, or None for all. Every token stays a key and a value.
+
+        Returns:
+            (B, Q, H), or (B, L, H).
+        """
+        states = self.norm1(hidden_states) if self.pre_norm else hidden_states
+        keys = states if positions is None else states + positions
+        queries = keys if read is None else take_tokens(keys, read)
+        residual = hidden_states if read is None else take_tokens(hidden_states, read)
+        attended, _ = self.self_attn(queries, keys, states, key_bias)
+        residual = residual + self.dropout(attended)
+        if self.pre_norm:
+            return residual + self._feed_forward(self.norm2(residual))
+        residual = self.norm1(residual)
+        return self.norm2(residual + self._feed_forward(residual))
+
+    def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(x)))))
+
+
+class HiVGPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what transformers asks about the model."""
+
+    config: HiVGConfig
+    base_model_prefix = "clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    _no_split_modules = ["HiVGVisionEncoderLayer", "HiVGVisionEmbeddings", "CLIPEncoderLayer", "HiVGFusionLayer"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Each case is a module that owns its parameters itself, so that loaded ones are never touched."""
+        if isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, HiVGFusionAttention):
+            init.xavier_uniform_(module.in_proj_weight)
+            init.zeros_(module.in_proj_bias)
+        elif isinstance(module, UnitEmbedding):
+            init.normal_(module.weight)
+        elif isinstance(module, MaskUpsample):
+            init.normal_(module.weight, std=module.in_channels**-0.5)
+        else:
+            super()._init_weights(module)
+
+
+class HiVGFusionEncoder(HiVGPreTrainedModel):
+    """The layers, and after pre-norm layers a last LayerNorm. Official: models/vl_transformer.py:18-147
+
+    A `PreTrainedModel`, like the two towers, so that its states and attentions are recorded in the same way.
+    """
+
+    base_model_prefix = "fusion"
+    _can_record_outputs = {"hidden_states": HiVGFusionLayer, "attentions": HiVGFusionAttention}
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(HiVGFusionLayer(config) for _ in range(config.fusion_layers))
+        self.norm = nn.LayerNorm(config.hidden_size) if config.fusion_pre_norm else nn.Identity()
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        positions: torch.Tensor | None,
+        key_bias: torch.Tensor | None,
+        read: torch.Tensor | None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """(B, L, H) -> (B, Q, H), the tokens named by `read` (B, Q); all where it is None."""
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, positions, key_bias)
+        hidden_states = self.layers[-1](hidden_states, positions, key_bias, read)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+
+
+class HiVGGroundingHead(nn.Module):
+    """Everything HiVG adds after CLIP: projections, [REG], fusion encoder, box, token, mask and score heads.
+
+    One module, so that PEFT can name it in `modules_to_save` beside `bridge`.
+    """
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__()
+        self.config = config
+        width, vision_width = config.hidden_size, config.clip_config.vision_config.hidden_size
+        tokens = 2 + config.grid_size**2 + config.max_text_length  # REG, CLS, patches, words
+        self.visual_levels_proj = XavierLinear(len(config.visual_feature_layers) * vision_width, width)
+        self.visual_proj = XavierLinear(width, width)
+        self.text_proj = XavierLinear(width, width)
+        if config.bridge_text_source == "projection" and config.bridge_layers:
+            self.bridge_text_proj = nn.Linear(width, vision_width)
+        self.reg_token = UnitEmbedding(1, width)
+        self.position_embedding = UnitEmbedding(tokens, width)
+        self.fusion = HiVGFusionEncoder(config)
+        self.box_head = MLP([width, width, width, 4])
+        self.token_norm = nn.LayerNorm(width)
+        self.token_mlp = TokenMLP(width, config.token_head_dim)
+        self.mask_convs = nn.ModuleList(MaskUpsample(width) for _ in range(3))
+        if config.score == "head":
+            self.score_head = XavierLinear(width, 1)
+
+    def fuse(
+        self,
+        vision_levels: torch.Tensor,
+        text: torch.Tensor,
+        patch_index: torch.Tensor | None,
+        patch_mask: torch.Tensor | None,
+        text_mask: torch.Tensor,
+        end_index: torch.Tensor | None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutput:
+        """Join image and words.
+
+        Args:
+            vision_levels: (B, 1 + P, levels * V), CLS first.
+            text: (B, T, H), CLIP's projected words.
+            patch_index: (B, P) place of each patch in the grid, or None where all are there in order.
+            patch_mask: (B, P), 0 = padding, or None.
+            text_mask: (B, T), 0 = padding.
+            end_index: (B,) place of the end token among the words where patches and expression are read too.
+            output_hidden_states, output_attentions: record them; then every token is read.
+
+        Returns:
+            `last_hidden_state` (B, Q, H): [REG]; with `end_index`, [REG, patches, end]; where states or attentions
+            are recorded, [REG, CLS, patches, words].
+        """
+        visual = self.visual_proj(self.visual_levels_proj(vision_levels))  # (B, 1 + P, H)
+        words = self.text_proj(text)  # (B, T, H)
+        batch, patches = visual.shape[0], visual.shape[1] - 1
+        reg = self.reg_token.weight.expand(batch, 1, -1)
+        tokens = torch.cat([reg, visual, words], dim=1)  # (B, 2 + P + T, H)
+
+        if patch_mask is None:
+            patch_mask = torch.ones(batch, patches, dtype=text_mask.dtype, device=text_mask.device)
+        always = torch.ones(batch, 2, dtype=text_mask.dtype, device=text_mask.device)
+        key_mask = torch.cat([always, patch_mask.to(text_mask.dtype), text_mask], dim=1)  # (B, 2 + P + T)
+
+        read = None
+        if not (output_hidden_states or output_attentions):
+            read = torch.zeros(batch, 1, dtype=torch.long, device=tokens.device)
+            if end_index is not None:
+                places = torch.arange(2, 2 + patches, device=tokens.device).expand(batch, -1)
+                read = torch.cat([read, places, 2 + patches + end_index[:, None]], dim=1)  # (B, 1 + P + 1)
+        positions = self._positions(patch_index, batch, words.shape[1])
+        if self.config.fusion_positions == "tokens":
+            tokens, positions = tokens + positions, None
+        return self.fusion(
+            tokens,
+            positions,
+            key_padding_bias(key_mask, tokens.dtype),
+            read,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+
+    def _positions(self, patch_index: torch.Tensor | None, batch: int, words: int) -> torch.Tensor:
+        """(B, 2 + P + T, H): the positions of [REG, CLS], of the patches that are there, and of the first words."""
+        table = self.position_embedding.weight
+        first_word = 2 + self.config.grid_size**2
+        word_positions = table[first_word : first_word + words].expand(batch, -1, -1)
+        if patch_index is None:
+            return torch.cat([table[:first_word].expand(batch, -1, -1), word_positions], dim=1)
+        patch_positions = table[2:first_word][patch_index.clamp(min=0)]  # (B, P, H)
+        return torch.cat([table[:2].expand(batch, -1, -1), patch_positions, word_positions], dim=1)
+
+    def boxes(self, reg: torch.Tensor) -> torch.Tensor:
+        """(B, H) -> (B, 4), cxcywh in 0..1 of the padded square."""
+        return self.box_head(reg).sigmoid()
+
+    def token_similarity(self, patches: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
+        """(B, P, H) and the normalised (B, H) -> (B, P). Not a cosine: the patch side is not normalised.
+        Official: models/HiVG.py:970-989"""
+        return torch.einsum("bph,bh->bp", self.token_mlp(self.token_norm(patches)), expression)
+
+    def mask_similarity(self, patches: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
+        """Mask logits of every patch: (B, P, H) and the normalised (B, H) -> (B, P, 8, 8).
+
+        The official head runs three bias-free transposed convolutions (kernel 2, stride 2) with nothing between, and
+        takes the dot product with the expression: a linear map of each patch. So the expression is folded through the
+        kernels, last to first (1 vector becomes 4, 16, 64), and one product with the patches remains. It is the same
+        mask at under a hundredth of the operations. Official: models/HiVG.py:970-989
+        """
+        first, second, third = (conv.weight for conv in self.mask_convs)  # each (H in, H out, 2, 2)
+        folded = torch.einsum("ioyx,bo->biyx", third, expression)
+        folded = torch.einsum("ioyx,bovu->biyvxu", second, folded).flatten(4).flatten(2, 3)  # (B, H, 4, 4)
+        folded = torch.einsum("ioyx,bovu->biyvxu", first, folded).flatten(4).flatten(2, 3)  # (B, H, 8, 8)
+        return torch.einsum("bph,bhyx->bpyx", patches, folded)
+
+
+def take_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(B, L, H) tokens at (B, Q) places -> (B, Q, H)."""
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: int) -> torch.Tensor:
+    """Values of computed patches back on the full grid: (B, P, C) -> (B, N, C), `PADDING_LOGIT` elsewhere."""
+    batch, _, channels = values.shape
+    full = values.new_full((batch, patches + 1, channels), PADDING_LOGIT)  # the last place takes what is no patch
+    place = torch.where(patch_index < 0, patches, patch_index)[:, :, None].expand(-1, -1, channels)
+    return full.scatter(1, place, values)[:, :patches]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The model
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class HiVGForVisualGrounding(HiVGPreTrainedModel):
+    """One image and one referring expression in, one box (and a mask) out.
+
+    `self.clip` is a `CLIPModel` with bridges in its vision tower; `self.grounding_head` is everything else.
+
+    Args:
+        config ([`HiVGConfig`]): the model's shape.
+    """
+
+    # Without this, Trainer would pass the number of label elements and expect a summed loss.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__(config)
+        self.clip = HiVGCLIPModel._from_config(config.clip_config, hivg_config=config)
+        self.grounding_head = HiVGGroundingHead(config)
+        self.post_init()
+        # Installed now, not on first use: dynamo cannot trace the lock that installs them, so the first call of a
+        # compiled model would break its graph.
+        for part in (self.clip.text_model, self.clip.vision_model, self.grounding_head.fusion):
+            maybe_install_capturing_hooks(part)
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_clip(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **config_overrides
+    ) -> "HiVGForVisualGrounding":
+        """A new model around a pre-trained CLIP, with fresh bridges and heads.
+
+        Args:
+            pretrained_model_name_or_path: a folder or Hub id of a transformers CLIP; or, where `hivg_hf` is
+                installed, an official debiased CLIP file (`.pth` or `.safetensors`).
+            config_overrides: fields of [`HiVGConfig`]; and `revision`, `token`, `cache_dir`, `local_files_only`,
+                `dtype`, `attn_implementation`, which go to `from_pretrained`.
+
+        Raises:
+            ValueError: where the checkpoint is no CLIP, or lacks CLIP weights.
+        """
+        loading = ("revision", "token", "cache_dir", "local_files_only", "dtype", "attn_implementation")
+        kwargs = {name: config_overrides.pop(name) for name in loading if name in config_overrides}
+        path = str(pretrained_model_name_or_path)
+        if path.endswith((".pth", ".pt", ".bin", ".safetensors")):
+            return cls._from_official_clip(path, config_overrides)
+        hub = {name: kwargs[name] for name in loading[:4] if name in kwargs}
+        stored, _ = CLIPConfig.get_config_dict(path, **hub)
+        if stored.get("model_type") != "clip":
+            raise ValueError(
+                f"`{path}` holds a `{stored.get('model_type')}` model; `from_clip` needs a CLIP (`clip`)."
+            )
+        config = HiVGConfig(clip_config=CLIPConfig.from_dict(stored), **config_overrides)
+        model, report = cls.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
+        model._check_clip_loaded(path, report)
+        model.copy_visual_projection()
+        return model
+
+    @classmethod
+    def _from_official_clip(cls, path: str, config_overrides: dict) -> "HiVGForVisualGrounding":
+        try:
+            from hivg_hf.conversion import load_official_clip
+        except ImportError as error:
+            raise ValueError(f"Reading the official file `{path}` needs `pip install hivg_hf`.") from error
+        return load_official_clip(path, **config_overrides)
+
+    def _check_clip_loaded(self, path: str, report: dict) -> None:
+        missing = [key for key in report["missing_keys"] if key.startswith("clip.") and ".bridge." not in key]
+        unexpected = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
+        if missing or unexpected or report["mismatched_keys"]:
+            raise ValueError(
+                f"The CLIP in `{path}` does not fit its own config: missing {missing[:5]}, "
+                f"unexpected {unexpected[:5]}, other shapes {list(report['mismatched_keys'])[:5]}."
+            )
+
+    @torch.no_grad()
+    def copy_visual_projection(self) -> None:
+        """Start the multi-level projection as one copy of CLIP's visual projection for each level, not divided by
+        their number. Official: models/HiVG.py:751-754"""
+        weight = self.clip.visual_projection.weight
+        levels = len(self.config.visual_feature_layers)
+        self.grounding_head.visual_levels_proj.weight.copy_(weight.repeat(1, levels))
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        mask_labels: torch.Tensor | None = None,
+        output_masks: bool = False,
+        output_token_logits: bool = False,
+        patch_index: torch.Tensor | None = None,
+        text_index: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> HiVGOutput:
+        r"""Ground each expression in its image.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(expressions, T)`): tokens of the expressions.
+            attention_mask (`torch.Tensor` of shape `(expressions, T)`): 1 = token, 0 = padding.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): normalised letterboxed images.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`): 1 = image, 0 = padding. Default: all image.
+            labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
+                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named.
+            mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
+                Target masks. Without them the rasterised box is the target.
+            output_masks (`bool`): give `mask_logits`.
+            output_token_logits (`bool`): give `token_logits`.
+            patch_index (`torch.LongTensor` of shape `(batch_size, P)`, *optional*):
+                Patches to compute, -1 = none; only with `config.skip_padded_patches`. Without it all are computed and
+                those in the padding are masked: the same result for more work.
+            text_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Row of `input_ids` for each image, where an expression repeats. Default: row i for image i.
+            image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Equal for equal images: such pairs are no negatives with `config.contrastive_ignore_duplicates`.
+            output_hidden_states, output_attentions (`bool`): record the states and attentions.
+
+        Returns:
+            [`HiVGOutput`].
+
+        Raises:
+            ValueError: where shapes do not fit the config.
+        """
+        config = self.config
+        weights = config.loss_weights if labels is not None else {}
+        need_tokens = bool(output_token_logits or weights.get("token_focal") or weights.get("token_dice"))
+        need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
+        self._check_inputs(input_ids, pixel_values, patch_index)
+
+        # 1. Words.
+        ids, mask = self._prepare_text(input_ids, attention_mask)
+        text = self.clip.text_model(
+            ids, output_hidden_states=True if output_hidden_states else list(config.bridge_text_layers)
+        )
+        words = self.clip.text_projection(text.last_hidden_state)  # (U, T, H)
+        bridge_states, bridge_mask = self._bridge_text(text.hidden_states, words, mask)
+        if text_index is not None:
+            words, mask, ids = words[text_index], mask[text_index], ids[text_index]
+            bridge_states = tuple(state[text_index] for state in bridge_states)
+            bridge_mask = bridge_mask[text_index] if bridge_mask is not None else None
+        end_index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(-1)  # (B,) last token that is there
+
+        # 2. Image, steered by the words.
+        patch_mask = self._patch_mask(pixel_values, pixel_mask, patch_index)
+        vision = self.clip.vision_model(
+            pixel_values,
+            patch_index=patch_index,
+            patch_mask=patch_mask if config.skip_padded_patches else None,
+            text_states=bridge_states,
+            text_bias=key_padding_bias(bridge_mask, words.dtype),
+            output_hidden_states=True if output_hidden_states else list(config.visual_feature_layers),
+            output_attentions=output_attentions,
+        )
+        levels = torch.cat([vision.hidden_states[i] for i in config.visual_feature_layers], dim=-1)
+
+        # 3. Both together. Padding that every row shares is cut: masked keys change nothing.
+        length = input_ids.shape[1]
+        fusion_mask = mask if config.bridge_mask_padding else (ids != config.text_pad_id).to(mask.dtype)
+        fused = self.grounding_head.fuse(
+            levels,
+            words[:, :length],
+            patch_index,
+            patch_mask,
+            fusion_mask[:, :length],
+            end_index if need_tokens or need_masks else None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+
+        # 4. Answers.
+        outputs = self._read_heads(
+            fused.last_hidden_state, end_index, patch_index, patch_mask, need_tokens, need_masks, length
+        )
+        outputs.update(self._contrastive_logits(vision.pooler_output, words, end_index))
+        loss, loss_dict = None, None
+        if labels is not None:
+            expressions = hash_expressions(ids, mask)
+            loss, loss_dict = self._losses(outputs, labels.float(), mask_labels, image_ids, expressions)
+        return HiVGOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            pred_boxes=outputs["pred_boxes"],
+            scores=self._scores(outputs, patch_mask, patch_index),
+            token_logits=outputs["token_logits"] if output_token_logits else None,
+            mask_logits=outputs["mask_logits"] if output_masks else None,
+            logits_per_text=outputs["logits_per_text"],
+            logits_per_image=outputs["logits_per_text"].t(),
+            vision_hidden_states=vision.hidden_states if output_hidden_states else None,
+            text_hidden_states=text.hidden_states if output_hidden_states else None,
+            hidden_states=fused.hidden_states if output_hidden_states else None,
+            vision_attentions=vision.attentions if output_attentions else None,
+            cross_attentions=vision.get("cross_attentions") if output_attentions else None,
+            attentions=fused.attentions if output_attentions else None,
+        )
+
+    def _check_inputs(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, patch_index) -> None:
+        size, length = self.config.image_size, self.config.max_text_length
+        if pixel_values is None or input_ids is None:
+            raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
+        if tuple(pixel_values.shape[-2:]) != (size, size):
+            raise ValueError(
+                f"`pixel_values` must be {size} x {size} pixels for this model. Got {tuple(pixel_values.shape[-2:])}; "
+                "use the processor saved with the model."
+            )
+        if input_ids.shape[1] > length:
+            raise ValueError(
+                f"An expression may have at most {length} tokens with begin and end. Got {input_ids.shape[1]}; use "
+                "the processor saved with the model, which cuts and says what was cut."
+            )
+        if patch_index is not None and not self.config.skip_padded_patches:
+            raise ValueError(
+                "`patch_index` was given, but this model computes every patch (`skip_padded_patches=False`); use the "
+                "processor saved with the model."
+            )
+
+    def _prepare_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(U, T) -> ids and mask (U, T); for a bridge that looks at padding (U, all positions), restored as the
+        official tokenizer pads, so that no padding choice of the caller changes a prediction."""
+        if self.config.bridge_mask_padding:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+            return input_ids, mask
+        pad_id = self.config.text_pad_id
+        mask = (input_ids != pad_id) if attention_mask is None else attention_mask.bool()
+        missing = self.config.max_text_length - input_ids.shape[1]
+        ids = F.pad(torch.where(mask, input_ids, pad_id), (0, missing), value=pad_id)
+        return ids, F.pad(mask.to(input_ids.dtype), (0, missing), value=0)
+
+    def _bridge_text(
+        self, hidden_states: tuple[torch.Tensor, ...], words: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """K text states (U, T, D) for the bridges, and their mask (U, T) or None where padding is looked at."""
+        if not self.config.bridge_layers:
+            return (), None
+        if self.config.bridge_text_source == "projection":
+            states = (self.grounding_head.bridge_text_proj(words),)  # (U, T, H) -> (U, T, V)
+        else:
+            states = tuple(hidden_states[i] for i in self.config.bridge_text_layers)
+        return states, mask if self.config.bridge_mask_padding else None
+
+    def _patch_mask(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, patch_index: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(B, P) or (B, N) int64, 0 = padding; None where every patch is image."""
+        if patch_index is not None:
+            return (patch_index >= 0).long()
+        if pixel_mask is None:
+            return None
+        grid = self.config.grid_size
+        if self.config.skip_padded_patches:  # a patch with any image in it counts
+            return F.max_pool2d(pixel_mask[:, None].float(), self.config.patch_size).flatten(1).long()
+        # Official: models/HiVG.py:891-903 resizes the integer padding mask (bilinear, antialias) and rounds.
+        padding = 1 - pixel_mask[:, None].float()
+        padding = F.interpolate(padding, size=(grid, grid), mode="bilinear", antialias=True, align_corners=False)
+        return 1 - padding.round().flatten(1).long()
+
+    def _read_heads(
+        self,
+        fused: torch.Tensor,
+        end_index: torch.Tensor,
+        patch_index: torch.Tensor | None,
+        patch_mask: torch.Tensor | None,
+        need_tokens: bool,
+        need_masks: bool,
+        length: int,
+    ) -> dict[str, torch.Tensor | None]:
+        """(B, Q, H) fused tokens -> boxes, score logits, and what was asked for of token and mask logits."""
+        head, grid = self.grounding_head, self.config.grid_size
+        reg = fused[:, 0]
+        outputs = {"pred_boxes": head.boxes(reg), "token_logits": None, "mask_logits": None, "score_logits": None}
+        if self.config.score == "head":
+            outputs["score_logits"] = head.score_head(reg)[:, 0]
+        if not (need_tokens or need_masks):
+            return outputs
+        computed = grid**2 if patch_index is None else patch_index.shape[1]
+        if fused.shape[1] == 2 + computed:  # [REG, patches, end]
+            patches, end = fused[:, 1:-1], fused[:, -1]
+        else:  # [REG, CLS, patches, words]
+            patches, words = fused[:, 2 : 2 + computed], fused[:, -length:]
+            end = take_tokens(words, end_index[:, None])[:, 0]
+        expression = F.normalize(end, dim=-1)  # (B, H)
+        if need_tokens:
+            similarity = head.token_similarity(patches, expression)[:, :, None]  # (B, P, 1)
+            outputs["token_logits"] = self._on_grid(similarity, patch_index, patch_mask)[:, :, 0]
+        if need_masks:
+            cells = head.mask_similarity(patches, expression).flatten(2)  # (B, P, 64)
+            cells = self._on_grid(cells, patch_index, patch_mask)  # (B, N, 64)
+            cells = cells.unflatten(2, (8, 8)).unflatten(1, (grid, grid))  # (B, G, G, 8, 8)
+            outputs["mask_logits"] = cells.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)  # (B, 8 G, 8 G)
+        return outputs
+
+    def _on_grid(
+        self, values: torch.Tensor, patch_index: torch.Tensor | None, patch_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, P, C) -> (B, N, C), a constant in the padding where padded patches are skipped, computed or not."""
+        if not self.config.skip_padded_patches:
+            return values
+        if patch_index is not None:
+            return scatter_patches(values, patch_index, self.config.grid_size**2)
+        if patch_mask is None:
+            return values
+        return torch.where(patch_mask[:, :, None] > 0, values, PADDING_LOGIT)
+
+    def _contrastive_logits(
+        self, pooled: torch.Tensor, words: torch.Tensor, end_index: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """CLIP's logits of the batch. Official: models/HiVG.py:961-967
+
+        Args:
+            pooled: (B, V), CLS after CLIP's last LayerNorm.
+            words: (B, T, H), CLIP's projected words; the one at `end_index` (B,) stands for the expression.
+        """
+        image = F.normalize(self.clip.visual_projection(pooled), dim=-1)  # (B, H)
+        text = F.normalize(take_tokens(words, end_index[:, None])[:, 0], dim=-1)  # (B, H)
+        scale = self.clip.logit_scale.exp()
+        return {"logits_per_text": scale * text @ image.t(), "text_embeds": text, "image_embeds": image}
+
+    def _scores(
+        self,
+        outputs: dict[str, torch.Tensor | None],
+        patch_mask: torch.Tensor | None,
+        patch_index: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """(B,) confidence in 0..1, or None where what it needs was not computed."""
+        if self.config.score == "head":
+            return outputs["score_logits"].sigmoid()
+        if outputs["token_logits"] is None:
+            return None
+        grid = self.config.grid_size
+        similarity = outputs["token_logits"]  # (B, N)
+        inside = box_coverage(outputs["pred_boxes"], grid, grid).flatten(1)  # (B, N)
+        there = torch.ones_like(inside)
+        if patch_mask is not None and patch_index is None:
+            there = patch_mask.to(inside.dtype)
+        elif patch_index is not None:
+            computed = torch.ones_like(patch_index, dtype=inside.dtype)[:, :, None]  # (B, P, 1)
+            there = (scatter_patches(computed, patch_index, grid**2)[:, :, 0] > 0).to(inside.dtype)
+        inside, outside = inside * there, (1 - inside) * there
+        difference = _weighted_mean(similarity, inside) - _weighted_mean(similarity, outside)
+        return (self.config.score_similarity_scale * difference + self.config.score_similarity_bias).sigmoid()
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def _losses(
+        self,
+        outputs: dict[str, torch.Tensor | None],
+        labels: torch.Tensor,
+        mask_labels: torch.Tensor | None,
+        image_ids: torch.Tensor | None,
+        expression_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum and the unweighted terms, in float32; a term whose weight is 0 is not computed."""
+        config = self.config
+        boxes, grid, size = outputs["pred_boxes"].float(), config.grid_size, config.image_size
+        terms = {
+            "bbox": lambda: box_l1_loss(boxes, labels),
+            "giou": lambda: box_giou_loss(boxes, labels),
+            "contrastive": lambda: self._contrastive_term(outputs, labels, image_ids, expression_ids),
+            "score": lambda: score_loss(outputs["score_logits"].float(), boxes, labels),
+        }
+        if outputs["token_logits"] is not None:
+            tokens = outputs["token_logits"].float()
+            targets = token_targets(labels, mask_labels, grid, size, config.token_target)
+            terms["token_focal"] = lambda: focal_loss(tokens, targets)
+            terms["token_dice"] = lambda: dice_loss(tokens, targets)
+        if outputs["mask_logits"] is not None:
+            masks = outputs["mask_logits"].float()[:, None]  # (B, 1, 8 G, 8 G)
+            masks = F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False).flatten(1)
+            pixels = mask_targets(labels, mask_labels, size).flatten(1)  # (B, S * S)
+            terms["mask_focal"] = lambda: focal_loss(masks, pixels)
+            terms["mask_dice"] = lambda: dice_loss(masks, pixels)
+        loss_dict = {name: terms[name]() for name, weight in config.loss_weights.items() if weight}
+        loss = sum((config.loss_weights[name] * term for name, term in loss_dict.items()), start=boxes.new_zeros(()))
+        return loss, loss_dict
+
+    def _contrastive_term(
+        self,
+        outputs: dict[str, torch.Tensor | None],
+        labels: torch.Tensor,
+        image_ids: torch.Tensor | None,
+        expression_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        valid, logits = has_target(labels), outputs["logits_per_text"]
+        if self.config.contrastive_gather:
+            # Each process computes the loss of the whole batch. The gathering hands every process the gradients of
+            # all, and DDP takes their mean, so each weight gets the gradient of one process with the whole batch.
+            text, image = gather_with_grad(outputs["text_embeds"]), gather_with_grad(outputs["image_embeds"])
+            logits = self.clip.logit_scale.exp() * text @ image.t()
+            valid, expression_ids = gather_with_grad(valid), gather_with_grad(expression_ids)
+            image_ids = gather_with_grad(image_ids) if image_ids is not None else None
+        duplicates = same_pairs(image_ids, expression_ids) if self.config.contrastive_ignore_duplicates else None
+        return contrastive_loss(logits.float(), valid, duplicates)
+
+    # -- convenience --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def ground(
+        self, image, text: str | list[str], processor: "HiVGProcessor", output_masks: bool = False
+    ) -> dict | list[dict]:
+        """Ground expressions in one image, without a pipeline.
+
+        Args:
+            image: path, URL, PIL image or array.
+            text: one expression, or a list.
+            processor: the [`HiVGProcessor`] saved with the model.
+            output_masks: also give masks.
+
+        Returns:
+            For one expression `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score", "mask"?}`, boxes in
+            pixels of the original image; for a list, a list of them.
+        """
+        expressions = [text] if isinstance(text, str) else list(text)
+        image = load_grounding_image(image)
+        inputs = processor(images=[image] * len(expressions), text=expressions, return_tensors="pt").to(self.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        was_training = self.training
+        self.eval()
+        try:
+            outputs = self(**inputs, output_masks=output_masks, output_token_logits=self.config.score == "similarity")
+        finally:
+            self.train(was_training)
+        found = processor.post_process_grounding(outputs, [(image.height, image.width)] * len(expressions))
+        results = []
+        for expression, result in zip(expressions, found, strict=True):
+            corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"].tolist(), strict=True))
+            score = None if result["score"] is None else float(result["score"])
+            results.append({"expression": expression, "box": corners, "score": score})
+            if output_masks:
+                results[-1]["mask"] = result["mask"]
+        return results[0] if isinstance(text, str) else results
+
+
+def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(B, N) -> (B,)"""
+    return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)
+
+
+__all__ = ["HiVGForVisualGrounding", "HiVGOutput", "HiVGPreTrainedModel"]

@@ -1,0 +1,265 @@
+"""`pipeline("visual-grounding", model)`: images and expressions in, one box each out, in pixels of the original image.
+
+One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, so that a
+second expression needs a second pass. Pairs are batched whatever image they belong to, those with alike numbers of
+patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and the
+workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its expressions,
+and an expression that repeats within a batch is encoded once.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .image_loading_hivg import load_grounding_image
+from .pipeline_streams_hivg import (
+    GroundingResults,
+    ItemDataset,
+    PendingItem,
+    ResultStream,
+    is_item,
+    is_one_image,
+    make_item,
+    pair_up,
+    preparing_loader,
+    take_batch,
+)
+
+ERROR_CHOICES = ("raise", "return")
+# Batches' worth of pairs among which those of alike shape are chosen, so that little padding is computed.
+LOOKAHEAD = 4
+# Expressions of one image that share a pass where nobody named a batch size.
+EXPRESSIONS_PER_PASS = 16
+
+
+class VisualGroundingPipeline(Pipeline):
+    """Find what expressions name.
+
+    ```python
+    >>> pipe = pipeline("visual-grounding", model)
+    >>> pipe("street.jpg", "the man in blue")
+    {'expression': 'the man in blue', 'box': {'xmin': 12.4, ...}, 'score': 0.93}
+    ```
+
+    See `__call__` for lists and streams. Options, at construction or per call: `batch_size` (pairs of an image and an
+    expression per pass; 1 unless told, and for one image up to 16 expressions), `num_workers` (processes that open
+    images), and those of `_sanitize_parameters`.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = False
+    _load_video_processor = False  # None would probe for one, and ask for trust
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # `pipeline(..., dtype=...)` hands the dtype to the tokenizer too, which could then not be saved as JSON.
+        getattr(self.tokenizer, "init_kwargs", {}).pop("dtype", None)
+
+    def _sanitize_parameters(
+        self,
+        mask: bool | None = None,
+        heatmap: bool | None = None,
+        threshold: float | None = None,
+        timeout: float | None = None,
+        long_text: str | None = None,
+        on_error: str | None = None,
+        **unknown: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Sort the options by the step that reads them.
+
+        Args:
+            mask: add `"mask"`, a bool array (height, width) over the original image.
+            heatmap: add `"heatmap"`, the similarity of each place to the expression, float32 (height, width) in 0..1.
+            threshold: add `"found"`, whether the score reaches this value.
+            timeout: seconds to wait for an image at a URL.
+            long_text: `"warn"` or `"error"`, for an expression the model cannot read to its end.
+            on_error: `"raise"`, or `"return"`: an image or expression that cannot be used gives `{"error": sentence}`
+                in its place, and the rest goes on.
+        """
+        if unknown:
+            raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.")
+        if on_error not in (None, *ERROR_CHOICES):
+            raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
+        preprocess = {"timeout": timeout, "long_text": long_text}
+        forward = {"mask": mask, "heatmap": heatmap}
+        postprocess = {"threshold": threshold, "on_error": on_error}
+        given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
+        return next(given), next(given), next(given)
+
+    def __call__(self, inputs: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        """Ground expressions.
+
+        Args:
+            inputs: an image (path, URL, PIL image, bytes, array) or a list of them; or, without `text`, one or a list
+                of `{"image": ..., "text": expression or list}`; or a `datasets` dataset, a torch dataset, a generator
+                or another iterable of images (with `text`) or of such dicts (`"expression"` is read where there is no
+                `"text"`).
+            text: for one image, an expression or a list of them; for a list of images, one expression for all, an
+                expression per image, or a list of expressions per image; for a stream, what to ask of every image.
+
+        Returns:
+            `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score"}` and what the options add: boxes are
+            floats in pixels of the image as a viewer shows it, `score` is in 0..1 or None where the model has none. A
+            string gives one dict, a list of expressions a list. A list of images gives a list, a stream an iterator.
+
+        Raises:
+            ValueError: an input cannot be used; the message names it.
+        """
+        if inputs is None:
+            raise ValueError("Give an image and an expression, as in pipe('street.jpg', 'the man in blue').")
+        if is_one_image(inputs) or is_item(inputs):
+            item = make_item(inputs, text)
+            if not isinstance(item["text"], str) and self._batch_size is None:
+                kwargs.setdefault("batch_size", max(1, min(len(item["text"]), EXPRESSIONS_PER_PASS)))
+            return super().__call__([item], **kwargs)[0]
+        if isinstance(inputs, (list, tuple)) or (hasattr(inputs, "ndim") and hasattr(inputs, "shape")):
+            items = pair_up(list(inputs), text)
+            return super().__call__(items, **kwargs) if items else []
+        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+            return super().__call__(ItemDataset(inputs, text), **kwargs)
+        if isinstance(inputs, Iterable):
+            return super().__call__((make_item(entry, text) for entry in inputs), **kwargs)
+        raise TypeError(f"An image must be a path, a URL, a PIL image or an array, not {type(inputs).__name__}.")
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> "ResultStream":
+        """What the base class calls for lists, datasets and generators of items."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        loader = preparing_loader(inputs, self.preprocess, preprocess_params, num_workers)
+        results = self._results(loader, batch_size, forward_params, postprocess_params)
+        return ResultStream(results, len(inputs) if hasattr(inputs, "__len__") else None)
+
+    def _results(
+        self,
+        loader: Iterable[Any],
+        batch_size: int,
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Pairs of several items share a pass; items come out whole and in order."""
+        postprocess_params = dict(postprocess_params)
+        on_error = postprocess_params.pop("on_error", "raise")
+        waiting: deque[PendingItem] = deque()
+        pairs: list[tuple[PendingItem, int]] = []
+
+        def run(batch: list[tuple[PendingItem, int]]) -> None:
+            outputs = self.forward(self._collate(batch), **forward_params)
+            for (pending, place), result in zip(batch, self.postprocess(outputs, **postprocess_params)):
+                pending.results[place] = {"expression": pending.features["expressions"][place], **result}
+                pending.left -= 1
+
+        for features in loader:
+            if "error" in features and on_error == "raise":
+                raise features["error"]
+            waiting.append(PendingItem(features))
+            pairs.extend((waiting[-1], place) for place in range(waiting[-1].left))
+            while batch := take_batch(pairs, batch_size, batch_size * LOOKAHEAD):
+                run(batch)
+            while waiting and not waiting[0].left:
+                yield waiting.popleft().answer()
+        while pairs:
+            run(take_batch(pairs, batch_size, 0))
+        yield from (pending.answer() for pending in waiting)
+
+    def preprocess(
+        self, inputs: dict[str, Any], timeout: float | None = None, long_text: str = "warn"
+    ) -> dict[str, Any]:
+        """One item `{"image", "text"}` -> tensors of one image (3, S, S) and the token ids of its E expressions."""
+        image = load_grounding_image(inputs["image"], timeout=timeout)
+        several = not isinstance(inputs["text"], str)
+        expressions = list(inputs["text"]) if several else [inputs["text"]]
+        features = {name: value[0] for name, value in self.processor(images=image).items()}
+        tokens = self.processor(text=expressions, long_text=long_text)
+        lengths = tokens["attention_mask"].sum(-1).tolist()
+        return {
+            **features,
+            "token_ids": [tuple(ids[:length].tolist()) for ids, length in zip(tokens["input_ids"], lengths)],
+            "expressions": expressions,
+            "several": several,
+            "target_size": (image.height, image.width),
+        }
+
+    def _collate(self, batch: "list[tuple[PendingItem, int]]") -> dict[str, Any]:
+        """Pairs -> model inputs; rows of token ids are unique, `text_index` says which row a pair reads."""
+        features = [pending.features for pending, _ in batch]
+        token_ids = [pending.features["token_ids"][place] for pending, place in batch]
+        unique = list(dict.fromkeys(token_ids))
+        rows = {ids: row for row, ids in enumerate(unique)}
+        lengths = torch.tensor([len(ids) for ids in unique])
+        model_inputs = {
+            "input_ids": _pad_rows([torch.tensor(ids) for ids in unique], self.processor.tokenizer.pad_token_id or 0),
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),  # (U, T)
+            "pixel_values": torch.stack([item["pixel_values"] for item in features]),
+            "pixel_mask": torch.stack([item["pixel_mask"] for item in features]),
+            "target_sizes": [item["target_size"] for item in features],
+        }
+        if "patch_index" in features[0]:
+            model_inputs["patch_index"] = _pad_rows([item["patch_index"] for item in features], -1)
+        if len(unique) < len(batch):
+            model_inputs["text_index"] = torch.tensor([rows[ids] for ids in token_ids])
+        return model_inputs
+
+    def _forward(self, model_inputs: dict[str, Any], mask: bool = False, heatmap: bool = False) -> dict[str, Any]:
+        target_sizes = model_inputs.pop("target_sizes")
+        model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.model.dtype)
+        needs_tokens = heatmap or self.model.config.score == "similarity"
+        outputs = self.model(**model_inputs, output_masks=mask, output_token_logits=needs_tokens)
+        wanted = {
+            "pred_boxes": outputs.pred_boxes,
+            "scores": outputs.scores,
+            "mask_logits": outputs.mask_logits if mask else None,
+            "token_logits": outputs.token_logits if heatmap else None,
+        }
+        return {**{name: value for name, value in wanted.items() if value is not None}, "target_sizes": target_sizes}
+
+    def postprocess(self, outputs: dict[str, Any], threshold: float | None = None) -> list[dict[str, Any]]:
+        """Model outputs of a batch -> one plain dict per pair."""
+        found = self.processor.post_process_grounding(outputs, outputs["target_sizes"])
+        heatmaps = None
+        if "token_logits" in outputs:
+            heatmaps = self.processor.post_process_heatmaps(outputs, outputs["target_sizes"])
+        results = []
+        for row, entry in enumerate(found):
+            score = None if entry["score"] is None else float(entry["score"])
+            box = dict(zip(("xmin", "ymin", "xmax", "ymax"), entry["box"].tolist(), strict=True))
+            result: dict[str, Any] = {"box": box, "score": score}
+            if threshold is not None:
+                result["found"] = _required_score(score) >= threshold
+            if entry["mask"] is not None:
+                result["mask"] = entry["mask"].numpy()
+            if heatmaps is not None:
+                result["heatmap"] = heatmaps[row].numpy()
+            results.append(result)
+        return results
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save model, code and processor; the base class would leave `processor_config.json` out."""
+        remote = type(self.model.config).__module__.startswith("transformers_modules")
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+        if not remote:  # the base class set it; on a live config it would make transformers ask for trust
+            vars(self.model.config).pop("custom_pipelines", None)
+
+
+def _pad_rows(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def _required_score(score: float | None) -> float:
+    if score is None:
+        raise ValueError("This model gives no score, so that no threshold can be applied; leave threshold out.")
+    return score
+
+
+__all__ = ["GroundingResults", "VisualGroundingPipeline"]

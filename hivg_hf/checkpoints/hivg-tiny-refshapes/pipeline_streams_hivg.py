@@ -1,0 +1,210 @@
+"""What a grounding pipeline is asked, as a stream of items, and its answers, as a stream of results.
+
+An item is `{"image": one image, "text": an expression or a list of them}`.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+# What a user's file or expression can cause; anything else is a fault of ours and is raised as it is.
+INPUT_ERRORS = (ValueError, TypeError, OSError)
+
+
+class GroundingResults(list):
+    """The results of several expressions: a list of plain dicts that can also be handed to supervision."""
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` with boxes, scores, masks (where every result has one) and the expressions.
+
+        Needs the package supervision, which nothing else here uses.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            # Not an import statement: transformers would demand the package of everybody who loads this file.
+            supervision = importlib.import_module("supervision")
+        except ModuleNotFoundError:
+            raise ImportError("to_supervision needs the package supervision: pip install supervision") from None
+        if not self:
+            return supervision.Detections.empty()
+        corners = [[result["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")] for result in self]
+        scores = [result["score"] for result in self]
+        expressions = np.array([result["expression"] for result in self])
+        return supervision.Detections(
+            xyxy=np.array(corners, dtype=np.float32),
+            confidence=None if None in scores else np.array(scores, dtype=np.float32),
+            mask=np.stack([result["mask"] for result in self]) if all("mask" in result for result in self) else None,
+            class_id=np.arange(len(self)),
+            data={"class_name": expressions, "expression": expressions},
+        )
+
+
+class ResultStream:
+    """Iterator over results; `len()` works where the input has a length, so that tqdm can show an end."""
+
+    def __init__(self, results: Iterator[Any], length: int | None):
+        self._results = results
+        self._length = length
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._results
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("This stream of results has no known length.")
+        return self._length
+
+
+class PendingItem:
+    """An item whose expressions are not all answered yet."""
+
+    def __init__(self, features: dict[str, Any]):
+        self.features = features
+        self.left = 0 if "error" in features else len(features["expressions"])
+        self.results: list[Any] = [None] * self.left
+
+    @property
+    def patches(self) -> int:
+        """Patches that the model computes for this image; 0 where it computes all of them."""
+        return len(self.features.get("patch_index", ()))
+
+    def answer(self) -> Any:
+        if "error" in self.features:
+            return {"error": str(self.features["error"])}
+        return GroundingResults(self.results) if self.features["several"] else self.results[0]
+
+
+def take_batch(pairs: list[tuple[PendingItem, int]], batch_size: int, patience: int) -> list[tuple[PendingItem, int]]:
+    """Remove and return the oldest pair and those whose number of patches is nearest to its own.
+
+    While they differ, nothing is taken until there are `patience` pairs to choose from: a batch computes as many
+    patches for each image as for its largest. The oldest pair is always taken, so that none waits for long.
+
+    Args:
+        pairs: what is to do, oldest first.
+        batch_size: how many to take; fewer only with a patience of 0.
+        patience: length of `pairs` from which on they may differ.
+    """
+    if not pairs or (patience and len(pairs) < batch_size):
+        return []
+    patches = pairs[0][0].patches
+    order = sorted(range(len(pairs)), key=lambda place: abs(pairs[place][0].patches - patches))[:batch_size]
+    if len(pairs) < patience and pairs[order[-1]][0].patches != patches:
+        return []
+    taken = set(order)
+    batch = [pairs[place] for place in order]
+    pairs[:] = [pair for place, pair in enumerate(pairs) if place not in taken]
+    return batch
+
+
+class ItemDataset(Dataset):
+    """A dataset of images or rows, read one at a time."""
+
+    def __init__(self, rows: Any, text: Any):
+        self.rows = rows
+        self.text = text
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return make_item(self.rows[index], self.text)
+
+
+def preparing_loader(
+    items: Any, preprocess: Callable[..., dict[str, Any]], params: dict[str, Any], num_workers: int
+) -> DataLoader:
+    """Items, preprocessed one by one and in order, in worker processes where asked for.
+
+    An input that cannot be used becomes `{"error": exception}`: raised in a worker process it would arrive as a page
+    of text.
+    """
+    if hasattr(items, "__len__"):
+        return DataLoader(_Prepared(items, preprocess, params), None, num_workers=num_workers, collate_fn=_unchanged)
+    # Several workers would each read the whole stream.
+    stream = _PreparedStream(items, preprocess, params)
+    return DataLoader(stream, None, num_workers=min(num_workers, 1), collate_fn=_unchanged)
+
+
+class _Prepared(Dataset):
+    def __init__(self, items: Any, preprocess: Any, params: dict[str, Any]):
+        self.items = items
+        self.preprocess = preprocess
+        self.params = params
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _prepare(lambda: self.items[index], self.preprocess, self.params)
+
+
+class _PreparedStream(IterableDataset):
+    def __init__(self, items: Iterable[Any], preprocess: Any, params: dict[str, Any]):
+        self.items = items
+        self.preprocess = preprocess
+        self.params = params
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for item in self.items:
+            yield _prepare(lambda item=item: item, self.preprocess, self.params)
+
+
+def _prepare(read: Any, preprocess: Any, params: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return preprocess(read(), **params)
+    except INPUT_ERRORS as error:
+        return {"error": error}
+
+
+def is_one_image(value: Any) -> bool:
+    if isinstance(value, (str, bytes, PIL.Image.Image)) or hasattr(value, "__fspath__"):
+        return True
+    if isinstance(value, dict):
+        return "image" not in value and ("bytes" in value or "path" in value)
+    return isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim < 4
+
+
+def is_item(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def make_item(entry: Any, text: Any = None) -> dict[str, Any]:
+    """An image with `text`, or a row that holds both -> `{"image", "text"}`."""
+    if is_item(entry) and not is_one_image(entry):
+        row_text = text if text is not None else entry.get("text", entry.get("expression"))
+        entry, text = entry.get("image"), row_text
+        if entry is None:
+            raise ValueError("An input given as a dict must have an 'image'.")
+    if text is None:
+        raise ValueError("There is no expression for an image: pass text=..., or dicts with 'image' and 'text'.")
+    return {"image": entry, "text": text}
+
+
+def pair_up(images: list[Any], text: Any) -> list[dict[str, Any]]:
+    if text is None or isinstance(text, str):
+        return [make_item(image, text) for image in images]
+    texts = list(text)
+    if len(texts) != len(images):
+        raise ValueError(
+            f"Got {len(images)} images and {len(texts)} expressions: give one expression for all images, one per "
+            "image, or, to ask several of each image, a list of expressions per image."
+        )
+    return [make_item(image, expression) for image, expression in zip(images, texts)]
+
+
+def _unchanged(features: Any) -> Any:
+    return features
+
+
+__all__ = ["GroundingResults", "ResultStream"]

@@ -1,0 +1,286 @@
+"""HiVGProcessor: images, expressions, boxes and masks in; model outputs back to pixels of the original images."""
+
+import html
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.processing_utils import ProcessorMixin
+
+from .image_loading_hivg import load_grounding_image
+from .image_processing_hivg import HiVGImageProcessor, image_list
+
+NORMALIZATION_CONSTANTS = {
+    "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+}
+LONG_TEXT_CHOICES = ("warn", "error")
+
+
+class ExpressionCutWarning(UserWarning):
+    """An expression was longer than the model can read; the message names the words that were cut."""
+
+
+def clean_expression(expression: str) -> str:
+    """HTML entities resolved twice, white space collapsed and stripped, lower case.
+
+    # Official: the CLIP tokenizer also repairs wrongly decoded characters ("cafÃ©") by ftfy first; for text that was
+    # decoded properly that step changes nothing, and ftfy is not required here.
+    """
+    text = html.unescape(html.unescape(expression))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+class HiVGProcessor(ProcessorMixin):
+    """Image processor and CLIP tokenizer as one.
+
+    `processor(images, text, boxes=None, masks=None)` returns `pixel_values (B, 3, S, S)`, `pixel_mask (B, S, S)`,
+    `patch_index (B, P)` (see `HiVGImageProcessor`), `input_ids` and `attention_mask (B, T)` with T the longest
+    expression of the call, and, when asked for, `labels (B, 4)` and `mask_labels (B, S, S)`.
+    """
+
+    def __init__(self, image_processor: HiVGImageProcessor, tokenizer: Any):
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def for_config(cls, config: Any, tokenizer: Any) -> "HiVGProcessor":
+        """The processor that a `HiVGConfig` needs; expressions are limited to what its text tower can read."""
+        mean, std = NORMALIZATION_CONSTANTS[config.image_normalization]
+        image_processor = HiVGImageProcessor(
+            size={"height": config.image_size, "width": config.image_size},
+            patch_size=config.clip_config.vision_config.patch_size,
+            pad_align=config.pad_align,
+            skip_padded_patches=config.skip_padded_patches,
+            image_mean=mean,
+            image_std=std,
+        )
+        positions = config.clip_config.text_config.max_position_embeddings
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        return cls(image_processor, tokenizer)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "pixel_mask", "patch_index"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        boxes: Any = None,
+        masks: Any = None,
+        return_tensors: str | None = "pt",
+        long_text: str = "warn",
+    ) -> BatchFeature:
+        """Model inputs for one image and one expression, or for lists of equal length.
+
+        Args:
+            images: anything `load_grounding_image` opens, or a list of it.
+            text: an expression per image.
+            boxes: per image a box as `xyxy` pixels of the original image, or None where the expression names nothing
+                (its row of `labels` is NaN). For one image the box itself will do.
+            masks: per image a mask of the original image (height, width), or None, for which the box as a mask is
+                taken. When every mask is None there is no `mask_labels`. For one image the mask itself will do.
+            return_tensors: `"pt"` or `"np"`.
+            long_text: what to do with an expression that the text tower cannot read to its end: `"warn"` cuts it,
+                keeps the end token and names the words that were cut; `"error"` raises.
+
+        Raises:
+            ValueError: lengths differ, an expression is blank or too long, a box or mask does not fit its image.
+        """
+        if images is None and text is None:
+            raise ValueError("HiVGProcessor needs images, text, or both.")
+        if images is None and (boxes is not None or masks is not None):
+            raise ValueError("Boxes and masks can only be given together with their images.")
+        features: dict[str, Any] = {}
+        if text is not None:
+            features.update(self._text_features(text, long_text))
+        if images is not None:
+            pictures = [load_grounding_image(image) for image in image_list(images)]
+            boxes, masks = _box_list(boxes), _mask_list(masks)
+            if text is not None and len(pictures) != len(features["input_ids"]):
+                raise ValueError(
+                    f"Got {len(pictures)} images and {len(features['input_ids'])} expressions: "
+                    "give one expression per image, repeating an image that has several."
+                )
+            features.update(self.image_processor(pictures, return_tensors="pt"))
+            features.update(self._target_features([(p.height, p.width) for p in pictures], boxes, masks))
+        if return_tensors == "np":
+            features = {name: value.numpy() for name, value in features.items()}
+        return BatchFeature(features)
+
+    def _text_features(self, text: str | Sequence[str], long_text: str) -> dict[str, torch.Tensor]:
+        expressions = checked_expressions(text)
+        if long_text not in LONG_TEXT_CHOICES:
+            raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {long_text!r}.")
+        limit = self.tokenizer.model_max_length
+        full = self.tokenizer(expressions, return_offsets_mapping=True)
+        for expression, ids, offsets in zip(expressions, full["input_ids"], full["offset_mapping"]):
+            if len(ids) > limit:
+                # limit - 1 tokens stay in front of the end token.
+                self._report_long_text(expression, expression[offsets[limit - 1][0] :], len(ids), long_text)
+        # A tokenizer cuts before it adds the end token, which therefore stays last.
+        cut = self.tokenizer(expressions, truncation=True, max_length=limit, padding="longest", return_tensors="pt")
+        return {"input_ids": cut["input_ids"], "attention_mask": cut["attention_mask"]}
+
+    def _report_long_text(self, expression: str, lost: str, length: int, long_text: str) -> None:
+        message = (
+            f"The expression '{_shortened(expression)}' has {length} tokens, and the model reads "
+            f"{self.tokenizer.model_max_length}"
+        )
+        if long_text == "error":
+            raise ValueError(f"{message}: shorten it, or pass long_text='warn' to cut '{_shortened(lost, 400)}'.")
+        warnings.warn(f"{message}: cut '{_shortened(lost, 400)}'.", ExpressionCutWarning, stacklevel=4)
+
+    def _target_features(self, sizes: list[tuple[int, int]], boxes: Any, masks: Any) -> dict[str, torch.Tensor]:
+        features: dict[str, torch.Tensor] = {}
+        if boxes is not None:
+            rows = checked_boxes(boxes, sizes)
+            features["labels"] = self.image_processor.boxes_to_square(rows, sizes)
+        if masks is not None:
+            if len(masks) != len(sizes):
+                raise ValueError(
+                    f"Got {len(sizes)} images and {len(masks)} masks, where one mask per image is needed."
+                )
+            if any(mask is not None for mask in masks):
+                features["mask_labels"] = torch.stack(
+                    [self._mask_label(row, mask, size, features) for row, (mask, size) in enumerate(zip(masks, sizes))]
+                )
+        return features
+
+    def _mask_label(
+        self, row: int, mask: Any, size: tuple[int, int], features: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """bool (S, S): the mask itself, or, where there is none, the box as a mask."""
+        if mask is None:
+            if "labels" not in features:
+                raise ValueError(f"Image {row} has neither a mask nor a box, while other images have masks.")
+            return box_mask(features["labels"][row], self.image_processor.side)
+        if tuple(mask.shape) != size:
+            raise ValueError(f"Mask {row} is {tuple(mask.shape)} and its image {size} (height, width).")
+        return self.image_processor.mask_to_square(mask)
+
+    def post_process_grounding(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+    ) -> list[dict[str, Any]]:
+        """Model outputs -> per sample `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
+
+        Args:
+            outputs: a `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
+                `mask_logits (B, h, w)`.
+            target_sizes: (height, width) of each original image.
+
+        Returns:
+            Boxes are float32 `xyxy` pixels of the original image, clipped to it.
+        """
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        pred_boxes, scores, mask_logits = (_output(outputs, name) for name in ("pred_boxes", "scores", "mask_logits"))
+        if len(sizes) != len(pred_boxes):
+            raise ValueError(f"Got {len(pred_boxes)} predictions and {len(sizes)} target_sizes.")
+        boxes = self.image_processor.boxes_to_image(pred_boxes, sizes)
+        results = []
+        for row, (height, width) in enumerate(sizes):
+            limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
+            mask = None if mask_logits is None else self.image_processor.map_to_image(mask_logits[row], sizes[row]) > 0
+            score = None if scores is None else scores[row].detach().cpu().float()
+            results.append({"box": boxes[row].clamp(min=torch.zeros(4), max=limit), "score": score, "mask": mask})
+        return results
+
+    def post_process_heatmaps(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Similarity of each patch to the expression, 0..1, over the original images: float32 (height, width) each.
+
+        Needs `token_logits (B, N)`, which the model returns with `output_token_logits=True`.
+        """
+        token_logits = _output(outputs, "token_logits")
+        if token_logits is None:
+            raise ValueError("There are no token_logits: call the model with output_token_logits=True.")
+        grid = math.isqrt(token_logits.shape[-1])
+        maps = token_logits.float().sigmoid().reshape(-1, grid, grid)  # (B, N) -> (B, G, G)
+        return [self.image_processor.map_to_image(values, size) for values, size in zip(maps, target_sizes)]
+
+
+def checked_expressions(text: str | Sequence[str]) -> list[str]:
+    """Cleaned expressions as a list.
+
+    Raises:
+        TypeError: an expression is no string.
+        ValueError: there is none, or one of them is blank.
+    """
+    expressions = [text] if isinstance(text, str) else list(text)
+    if not expressions:
+        raise ValueError("The list of expressions is empty: give at least one, for example 'the red mug'.")
+    cleaned = []
+    for place, expression in enumerate(expressions):
+        if not isinstance(expression, str):
+            raise TypeError(f"Expression {place} must be a string, not {type(expression).__name__}.")
+        cleaned.append(clean_expression(expression))
+        if not cleaned[-1]:
+            raise ValueError(
+                f"Expression {place} is blank ({expression!r}): say what to look for, as in 'the red mug'."
+            )
+    return cleaned
+
+
+def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Boxes (or None) per image -> float64 (B, 4), NaN where there is none.
+
+    Raises:
+        ValueError: the number differs, or a box is not finite, has no area, or lies outside its image.
+    """
+    if len(boxes) != len(sizes):
+        raise ValueError(f"Got {len(sizes)} images and {len(boxes)} boxes: give one box (or None) per image.")
+    rows = torch.full((len(sizes), 4), math.nan, dtype=torch.float64)
+    for row, (box, (height, width)) in enumerate(zip(boxes, sizes)):
+        if box is None:
+            continue
+        values = torch.as_tensor(box, dtype=torch.float64)
+        if values.shape != (4,):
+            raise ValueError(f"Box {row} must be four numbers (x1, y1, x2, y2), got shape {tuple(values.shape)}.")
+        if values.isnan().all():
+            continue
+        x1, y1, x2, y2 = values.tolist()
+        if not (math.isfinite(x1 + y1 + x2 + y2) and x1 < x2 and y1 < y2):
+            raise ValueError(
+                f"Box {row} must be finite with x1 < x2 and y1 < y2 (xyxy pixels), got {values.tolist()}."
+            )
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
+        rows[row] = values
+    return rows
+
+
+def box_mask(box_cxcywh: torch.Tensor, size: int) -> torch.Tensor:
+    """`cxcywh` in 0..1 (4,) -> bool (size, size): pixels whose centre lies in the box; all False for a NaN box."""
+    centres = (torch.arange(size) + 0.5) / size
+    half = box_cxcywh[2:] / 2
+    inside_x = (centres - box_cxcywh[0]).abs() <= half[0]
+    inside_y = (centres - box_cxcywh[1]).abs() <= half[1]
+    return inside_y[:, None] & inside_x[None, :]
+
+
+def _box_list(boxes: Any) -> Any:
+    """A single box, four numbers -> a list of it; a list of boxes as it is."""
+    is_single = boxes is not None and len(boxes) == 4 and all(isinstance(value, (int, float)) for value in boxes)
+    return [boxes] if is_single else boxes
+
+
+def _mask_list(masks: Any) -> Any:
+    """A single mask, an array (height, width) -> a list of it; a list of masks as it is."""
+    return [masks] if getattr(masks, "ndim", 0) == 2 else masks
+
+
+def _output(outputs: Any, name: str) -> Any:
+    return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+__all__ = ["ExpressionCutWarning", "HiVGProcessor", "clean_expression"]
