@@ -151,10 +151,11 @@ class AssistedGrounding(nn.Module):
             "reg_to_end": (layers[1], end * 0, is_end),
             "reg_to_target": (layers[-1], end * 0, wanted),
         }
-        return {
-            name: guided_attention(layer, *seen[layer], query, tokens, named)
-            for name, (layer, query, tokens) in asked.items()
-        }
+        terms = {}
+        for name, (layer, query, tokens) in asked.items():
+            hidden_states, positions, key_bias = seen[layer]
+            terms[name] = guided_attention(layer, hidden_states, positions, key_bias, query, tokens, named)
+        return terms
 
 
 def guided_attention(

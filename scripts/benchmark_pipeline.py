@@ -1,6 +1,6 @@
 """Speed and memory of the pipeline: batch sizes side by side, precisions side by side, and a long stream.
 
-    python scripts/benchmark_pipeline.py --out benchmarks/results/pipeline.json
+    python scripts/benchmark_pipeline.py --out benchmarks/results/pipeline/2026-11-20-cpu.json
 
 Rounds of all settings alternate, so that a disturbance of the machine meets all of them; medians are reported, of wall
 time and of the processor time of this process, which other programs on the machine disturb less.
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images-per-round", type=int, default=96)
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile; takes minutes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pipeline.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pipeline/2026-11-20-cpu.json"))
     options = parser.parse_args(arguments)
     scenes = refshapes_dataset("val", seed=SEED, size=SCENES, masks=False)
     rows = [{"image": row["image"], "text": row["expression"]} for row in scenes]
