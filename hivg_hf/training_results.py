@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from .evaluation import EvaluationSettings, evaluate_model, write_evaluation
+from .import_utils import is_package_available
 from .model_card import CardFacts, write_card
 from .recipe import Recipe
 from .training_setup import RowCache
@@ -32,7 +33,8 @@ def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowC
         evaluation = evaluate_model(model, processor, dataset, settings)
         evaluation.describe(model, recipe.name, spec["source"], spec["split"], options)
         if PartialState().is_main_process:
-            write_evaluation(folder / "evaluation" / name, evaluation, dataset)
+            plots = is_package_available("matplotlib")  # hours of training do not end for want of a picture
+            write_evaluation(folder / "evaluation" / name, evaluation, dataset, plots=plots)
         results[name] = evaluation.results
     return results
 

@@ -65,7 +65,8 @@ def train(
     say(f"Run: {folder.resolve()}")
     results = StagedTraining(plan, folder).run()
     say(f"Model: {(folder / results['model']).resolve()}")
-    say(f"Curves: {(folder / 'training-curves.png').resolve()}")
+    if (folder / "training-curves.png").is_file():  # not drawn where matplotlib is not installed
+        say(f"Curves: {(folder / 'training-curves.png').resolve()}")
     say(f"Results: {(folder / 'results.json').resolve()}")
 
 
