@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hivg_hf.data.collator import GroundingCollator
-from hivg_hf.data.refshapes_language import ATTRIBUTES
 from hivg_hf.modeling.loss_hivg import box_giou_loss, box_l1_loss, dice_loss, focal_loss, token_targets
 from hivg_hf.modeling.modeling_hivg import PADDING_LOGIT, HiVGForVisualGrounding
-from hivg_hf.pretraining_rows import CLASSES, MIN_COVERED, NO_CLASS, patch_targets
+from hivg_hf.pretraining import AttributeHeads, with_defaults
+from hivg_hf.pretraining_rows import MIN_COVERED, NO_CLASS, patch_targets
 
 LOSS_WEIGHTS = {
     "mark_focal": 20.0,
@@ -68,17 +68,14 @@ class AssistedGrounding(nn.Module):
         super().__init__()
         if len(model.grounding_head.fusion.layers) < 3:
             raise ValueError("assisted grounding guides three layers; this fusion encoder has fewer.")
-        unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
-        if unknown:
-            raise ValueError(f"unknown assisting losses {sorted(unknown)}; expected some of {list(LOSS_WEIGHTS)}.")
         self.model, self.config = model, model.config
-        self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self.loss_weights = with_defaults(loss_weights, LOSS_WEIGHTS, "assisting")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(towers or not name.startswith("clip.") or ".bridge." in name)
         width = model.config.clip_config.vision_config.hidden_size
         self.norm = nn.LayerNorm(width)
         self.mark = nn.Linear(width, 1)
-        self.attributes = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in CLASSES.items()})
+        self.attributes = AttributeHeads(width)
 
     def forward(self, patch_classes: torch.Tensor | None = None, **batch: torch.Tensor) -> Any:
         """`loss` and unweighted `loss_dict` of a batch of `AssistedCollator`; without labels, the model's output."""
@@ -128,14 +125,10 @@ class AssistedGrounding(nn.Module):
         return outputs, seen
 
     def _attributes_term(self, vision: torch.Tensor, classes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the attributes of each patch's object, their sum; mean over patches with an object."""
+        """Sum of the attributes' cross-entropies; `vision` (B, P, V), `classes` (B, N, 4), `index` (B, P)."""
         classes = classes.gather(1, index.clamp(min=0)[:, :, None].expand(-1, -1, classes.shape[-1]))  # (B, P, 4)
         found = (classes[:, :, 0] != NO_CLASS) & (index >= 0)
-        total = sum(
-            F.cross_entropy(self.attributes[name](vision[found]), classes[found][:, number], reduction="sum")
-            for number, name in enumerate(ATTRIBUTES)
-        )
-        return total / found.sum().clamp(min=1)
+        return sum(self.attributes(vision[found], classes[found]).values())
 
     def _guides(
         self, seen: Mapping[nn.Module, Any], target: torch.Tensor, text_mask: torch.Tensor

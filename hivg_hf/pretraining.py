@@ -57,11 +57,8 @@ class PretrainingModel(nn.Module):
 
     def __init__(self, model: HiVGForVisualGrounding, loss_weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
-        if unknown:
-            raise ValueError(f"unknown pre-training losses {sorted(unknown)}; expected some of {list(LOSS_WEIGHTS)}.")
         self.model, self.config = model, model.config
-        self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self.loss_weights = with_defaults(loss_weights, LOSS_WEIGHTS, "pre-training")
         for name, parameter in model.named_parameters():
             in_clip = name.startswith("clip.") and ".bridge." not in name
             parameter.requires_grad_(in_clip or name.startswith(FUSION_INPUTS))
@@ -71,10 +68,10 @@ class PretrainingModel(nn.Module):
                 nn.init.zeros_(layer.bridge.mlp.fc2.bias)
         width = self.config.clip_config.vision_config.hidden_size
         joint = self.config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in CLASSES.items()})
-        self.heads["object"] = nn.Linear(width, 1)
-        self.heads["box"] = nn.Linear(width, 4)
-        self.heads["place"] = nn.Linear(joint, 4)
+        self.attributes = AttributeHeads(width)
+        self.heads = nn.ModuleDict(
+            {"object": nn.Linear(width, 1), "box": nn.Linear(width, 4), "place": nn.Linear(joint, 4)}
+        )
 
     def forward(
         self,
@@ -208,16 +205,43 @@ class PretrainingModel(nn.Module):
         logits = self.heads["object"](patches)[:, :, 0]
         terms = {"object": F.binary_cross_entropy_with_logits(logits[there], object_there[there].to(logits.dtype))}
         found = patches[object_there]  # (patches with an object, V)
-        for number, name in enumerate(ATTRIBUTES):
-            # reduction sum over a clamped count: 0, not NaN, where no patch has an object
-            loss = F.cross_entropy(self.heads[name](found), classes[object_there][:, number], reduction="sum")
-            terms[name] = loss / max(len(found), 1)
+        terms |= self.attributes(found, classes[object_there])
         offsets = boxes[object_there]  # (patches with an object, 4)
         places = offsets + centers[object_there]
         for name, states, targets in (("box", found, offsets), ("place", visual[object_there], places)):
             distance = (self.heads[name](states) - targets).abs().sum(-1)
             terms[name] = distance.sum() / max(len(found), 1) / self.config.grid_size
         return terms
+
+
+class AttributeHeads(nn.Module):
+    """A linear head for each attribute, which keep what a patch shows readable from its state.
+
+    Args:
+        width: V, of the patches' states.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in CLASSES.items()})
+
+    def forward(self, found: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cross-entropy by attribute, mean over the patches with an object: (F, V) states and (F, 4) classes."""
+        # reduction sum over a clamped count: 0, not NaN, where no patch has an object
+        return {
+            name: F.cross_entropy(self.heads[name](found), classes[:, number], reduction="sum") / max(len(found), 1)
+            for number, name in enumerate(ATTRIBUTES)
+        }
+
+
+def with_defaults(
+    loss_weights: Mapping[str, float] | None, defaults: Mapping[str, float], kind: str
+) -> dict[str, float]:
+    """Weights of all losses of a kind, from those that differ; a name that is no such loss is refused."""
+    unknown = set(loss_weights or {}) - set(defaults)
+    if unknown:
+        raise ValueError(f"unknown {kind} losses {sorted(unknown)}; expected some of {list(defaults)}.")
+    return {**defaults, **(loss_weights or {})}
 
 
 def plain_clip(model: HiVGForVisualGrounding) -> CLIPModel:

@@ -38,7 +38,8 @@ class PretrainingCollator:
         image_processor = self.processor.image_processor
         squares, targets, phrases, captions = [], [], [], []
         for row in rows:
-            check_objects(row)
+            if not row.get("objects"):
+                raise ValueError("pre-training needs rows with objects: load refshapes with objects=True.")
             image = open_row_image(row)
             _, _, top, left = image_processor.geometry(image.height, image.width)
             squares.append(image_processor.place(image_processor.resize_image(image), top, left))
@@ -69,11 +70,7 @@ def patch_targets(row: Mapping[str, Any], image_processor: Any) -> tuple[np.ndar
 
     Returns:
         classes (N, 4), offsets (N, 4), patches of the first object (N,) and of the one that the expression names (N,).
-
-    Raises:
-        ValueError: The row has no objects.
     """
-    check_objects(row)
     objects, patch = row["objects"], image_processor.patch_size
     grid = image_processor.size["height"] // patch
     height, width, top, left = image_processor.geometry(row["height"], row["width"])
@@ -98,12 +95,6 @@ def patch_targets(row: Mapping[str, Any], image_processor: Any) -> tuple[np.ndar
     middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     offsets = np.concatenate([middle[owner] - centers, size[owner]], axis=1).astype(np.float32)
     return classes, offsets, has_object & (owner == 0), has_object & (owner == named)
-
-
-def check_objects(row: Mapping[str, Any]) -> None:
-    """Refuse a row that does not tell its objects."""
-    if not row.get("objects"):
-        raise ValueError("pre-training needs rows with objects: load refshapes with objects=True.")
 
 
 def _describe(item: Mapping[str, Any]) -> str:
