@@ -28,6 +28,7 @@ def main(
     slow_rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the groups that take minutes.")] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Measure torch.compile too.")] = False,
     accelerator: Annotated[bool, typer.Option(help="Measure a CUDA device, where there is one.")] = True,
+    update: Annotated[bool, typer.Option("--update", help="Keep the groups of --out that are not named.")] = False,
     readme: Annotated[Path | None, typer.Option(help="File whose benchmark part is written anew.")] = None,
     only_report: Annotated[
         bool, typer.Option("--only-report", help="Measure nothing; report the file --out.")
@@ -44,7 +45,8 @@ def main(
             if out:
                 report.save_results(so_far, out)
 
-        results = run_benchmark(groups or list(GROUPS), rounds, slow_rounds, compiled, keep)
+        held = report.load_results(out) if update and out and out.is_file() else None
+        results = run_benchmark(groups or list(GROUPS), rounds, slow_rounds, compiled, keep, held)
         if accelerator and torch.cuda.is_available():
             results["accelerator"] = measure_accelerator()
             keep(results)

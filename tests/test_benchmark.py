@@ -155,6 +155,20 @@ def _other() -> Case:
     return Case("another", lambda: layer(torch.ones(1, 8)), parameters=72, note="tiny")
 
 
+def test_one_group_can_be_measured_anew(monkeypatch, official_config):
+    heads = {name: (lambda compiled: mask_head_group("mask head", official_config, 1), False) for name in ("a", "b")}
+    monkeypatch.setattr(run, "GROUPS", heads)
+    both = run.run_benchmark(["a", "b"], rounds=2)
+    after = run.run_benchmark(["b"], rounds=3, before=both)
+    assert after["groups"]["a"] == both["groups"]["a"]
+    assert [after["groups"][name]["rounds"] for name in ("a", "b")] == [2, 3]
+    assert both["groups"]["b"]["rounds"] == 2
+    assert after["groups"]["b"]["load"] >= 0
+    other = {**both, "machine": {**both["machine"], "torch": "1.0"}}
+    with pytest.raises(ValueError, match=r"The results to update were measured on .*: measure all groups anew"):
+        run.run_benchmark(["b"], before=other)
+
+
 def test_unknown_groups_are_refused():
     with pytest.raises(ValueError, match="Unknown groups"):
         run.run_benchmark(["base-1", "nothing"])

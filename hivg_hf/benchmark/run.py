@@ -1,7 +1,7 @@
 """One run of the benchmark: groups after each other, and everything measured as one results dict.
 
 Results hold `format`, `date`, `machine`, and per group `rounds`, `cases` (operations, parameters, memory, seconds),
-`comparisons` and `differences`. `report.py` reads them.
+`comparisons`, `differences`, and when it was measured on how busy a machine. `report.py` reads them.
 """
 
 import datetime
@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def run_benchmark(
     slow_rounds: int | None = None,
     compiled: bool = False,
     keep: Callable[[dict[str, Any]], object] = lambda results: None,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure some groups, one after the other.
 
@@ -70,29 +71,37 @@ def run_benchmark(
         slow_rounds: rounds of the slow groups; default the same number.
         compiled: also measure `torch.compile`.
         keep: called with the results so far after each group, so that a stopped run leaves what it measured.
+        before: results whose other groups are taken over.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or `before` from another machine or other libraries.
     """
     unknown = [name for name in names if name not in GROUPS]
     if unknown:
         raise ValueError(f"Unknown groups {unknown}; the benchmark has {list(GROUPS)}.")
-    results: dict[str, Any] = {
-        "format": FORMAT,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": describe_machine(),
-        "groups": {},
-    }
+    machine = describe_machine()
+    if before is not None and before["machine"] != machine:
+        raise ValueError(
+            f"The results to update were measured on {before['machine']}, this is {machine}: measure all groups anew."
+        )
+    groups = dict(before["groups"]) if before is not None else {}
+    results: dict[str, Any] = {"format": FORMAT, "date": _now(), "machine": machine, "groups": groups}
     for name in names:
         build, slow = GROUPS[name]
         torch.manual_seed(0)
         group = build(compiled)
-        results["groups"][name] = measure_group(group, (slow_rounds or rounds) if slow else rounds)
+        measured = measure_group(group, (slow_rounds or rounds) if slow else rounds)
+        # the rounds alone keep one processor busy: a load above that is somebody else's
+        groups[name] = {**measured, "date": _now(), "load": round(os.getloadavg()[0], 2)}
         logger.info("measured %s", group.name)
         keep(results)
         del group
         gc.collect()
     return results
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def measure_group(group: Group, rounds: int) -> dict[str, Any]:
