@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images-per-round", type=int, default=96)
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile; takes minutes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pipeline/2026-11-20-cpu.json"))
+    today = datetime.now(timezone.utc).date().isoformat()
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/pipeline/{today}-cpu.json"))
     options = parser.parse_args(arguments)
     scenes = refshapes_dataset("val", seed=SEED, size=SCENES, masks=False)
     rows = [{"image": row["image"], "text": row["expression"]} for row in scenes]
