@@ -36,9 +36,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"Nothing was written for {target}; write to the path that atomic_path yields.")
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 @contextmanager
@@ -65,8 +65,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         # mkdir, not the workplace itself: mkdtemp makes folders that only their owner may read.
         temporary.mkdir()
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _flush(path)
+        flush_folder(temporary)
         if target.exists():
             os.rename(target, previous)
         try:
@@ -76,10 +75,16 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
                 os.rename(previous, target)
             raise
         shutil.rmtree(previous, ignore_errors=True)
-    _flush(target.parent)
+    flush(target.parent)
 
 
-def _flush(path: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """`flush` everything in a folder, then the folder."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def flush(path: Path) -> None:
     """Make the disk hold what was written to a file, or the names in a folder."""
     if path.is_symlink() or (path.is_dir() and os.name == "nt"):  # Windows cannot open a folder to flush it
         return
