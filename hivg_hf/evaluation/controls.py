@@ -59,17 +59,38 @@ def bridges_off(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def constant_bridge_text(
-    model: torch.nn.Module, processor: Any, expression: str = CONSTANT_EXPRESSION
+    model: torch.nn.Module, processor: Any, expression: str = CONSTANT_EXPRESSION, learning: bool = False
 ) -> Iterator[None]:
     """Every bridge reads `expression`, whatever was asked.
+
+    Args:
+        model: called itself, not a part of it, inside the `with` block.
+        processor: of the model.
+        expression: what the bridges read.
+        learning: the text tower may change inside the block, so the expression is read anew at every call of the
+            model; no gradient flows back through that reading.
 
     Raises:
         ValueError: the model has no bridge.
     """
     bridges = find_bridges(model)
     constant = _bridge_inputs(model, bridges, processor, expression)
+    reading = False
+
+    def read_anew(module: torch.nn.Module, args: tuple) -> None:
+        nonlocal reading
+        if reading:
+            return
+        reading, was_training = True, module.training
+        try:
+            constant.update(_bridge_inputs(model, bridges, processor, expression))
+        finally:
+            reading = False
+            module.train(was_training)
 
     def replace(bridge: torch.nn.Module, args: tuple) -> tuple:
+        if reading:
+            return args
         states, bias = constant[id(bridge)]
         rows = len(args[0])
         # (1, T, D) -> (B, T, D); (1, 1, 1, T) -> (B, 1, 1, T)
@@ -77,6 +98,8 @@ def constant_bridge_text(
         return args[0], states, None if bias is None else bias.expand(rows, -1, -1, -1)
 
     with ExitStack() as stack:
+        if learning:
+            stack.enter_context(model.register_forward_pre_hook(read_anew))
         for bridge in bridges:
             stack.enter_context(bridge.register_forward_pre_hook(replace))
         yield

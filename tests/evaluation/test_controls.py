@@ -62,6 +62,23 @@ def test_with_constant_text_the_image_tower_no_longer_hears_the_expression(loud_
     torch.testing.assert_close(constant[0], usual[0])  # the constant is what was asked: nothing changes
 
 
+@pytest.mark.parametrize("learning", [True, False])
+def test_constant_text_follows_a_text_tower_that_learns(loud_model, tiny_processor, inputs, learning):
+    model = copy.deepcopy(loud_model)
+    with constant_bridge_text(model, tiny_processor, "star", learning=learning):
+        before = states(model, inputs)
+        with torch.no_grad():
+            for parameter in model.clip.text_model.encoder.layers.parameters():
+                parameter.mul_(0.5)
+        model.train()
+        under_training = states(model, inputs)
+        assert model.training
+    with constant_bridge_text(model, tiny_processor, "star"):
+        fresh = states(model, inputs)
+    assert not torch.allclose(before, fresh, atol=1e-3)
+    torch.testing.assert_close(under_training, fresh if learning else before)
+
+
 def test_constant_text_serves_batches_with_padded_expressions(loud_model, tiny_processor, inputs):
     with constant_bridge_text(loud_model, tiny_processor, "star"):
         together = states(loud_model, inputs)
