@@ -85,11 +85,11 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
             if axes is losses:
                 label = phase["name"] + (" (rejected)" if phase["kept"] == "before" else "")
                 axes.text(start, 1.02, f" {label}", transform=axes.get_xaxis_transform(), fontsize=8)
-    if terms.lines:
+    if terms.get_legend_handles_labels()[1]:
         terms.set_yscale("log")
         terms.legend(fontsize=7, ncols=4)
     accuracy.set_ylim(0, 1)
-    if accuracy.lines:
+    if accuracy.get_legend_handles_labels()[1]:
         accuracy.legend(fontsize=8)
     accuracy.set_xlabel("optimizer steps")
     with atomic_path(path) as temporary:
