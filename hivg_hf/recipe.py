@@ -25,10 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from .hilora import HiLoraConfig, HiLoraStage
-from .strict_mapping import build_strictly, expand_variables
+from .strict_mapping import build_strictly, expand_variables, read_yaml
 
 
 @dataclass(frozen=True)
@@ -247,16 +245,7 @@ def load_recipe(path: str | Path) -> Recipe:
         FileNotFoundError: If it is not there.
         ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No recipe at {path}; the repository's own are in recipes/.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold a mapping with the keys of a recipe. Got {type(content).__name__}.")
-    return parse_recipe({"name": path.stem, **content})
+    return parse_recipe({"name": Path(path).stem, **read_yaml(path, "recipe")})
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:

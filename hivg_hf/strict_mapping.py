@@ -1,4 +1,4 @@
-"""From a mapping, as YAML gives it, to nested dataclasses: every key known, every type right, or a sentence."""
+"""From a YAML file to nested dataclasses: every key known, every type right, or a sentence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,34 @@ import os
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+def read_yaml(path: str | Path, kind: str) -> Mapping[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages: "recipe" or "study".
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is no YAML or no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No {kind} at {path}; the repository's own are in recipes/.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a mapping with the keys of a {kind}. Got {type(content).__name__}.")
+    return content
 
 
 def build_strictly(kind: type, content: Any, where: str) -> Any:
@@ -30,7 +56,7 @@ def build_strictly(kind: type, content: Any, where: str) -> Any:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    if hasattr(hint, "__dataclass_fields__"):
+    if is_dataclass(hint):
         return build_strictly(hint, value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -54,10 +80,14 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if is_dataclass(hint):
+        return isinstance(value, Mapping)
     return isinstance(value, get_origin(hint) or hint)
 
 
 def _describe(hint: Any) -> str:
+    if is_dataclass(hint):
+        return "a mapping"
     names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "a mapping"}
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join("empty" if choice is type(None) else _describe(choice) for choice in get_args(hint))

@@ -13,7 +13,7 @@ from .evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from .import_utils import is_package_available
 from .model_card import CardFacts, write_card
 from .recipe import Recipe
-from .training_setup import RowCache
+from .training_setup import RowCache, row_options
 
 
 def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowCache) -> dict[str, Any]:
@@ -29,9 +29,8 @@ def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowC
     results = {}
     for name, spec in specs.items():
         dataset = rows.load(spec)
-        options = {key: value for key, value in spec.items() if key not in ("source", "split")}
         evaluation = evaluate_model(model, processor, dataset, settings)
-        evaluation.describe(model, recipe.name, spec["source"], spec["split"], options)
+        evaluation.describe(model, recipe.name, spec["source"], spec["split"], row_options(spec))
         if PartialState().is_main_process:
             plots = is_package_available("matplotlib")  # hours of training do not end for want of a picture
             write_evaluation(folder / "evaluation" / name, evaluation, dataset, plots=plots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ def load_tokenizer(recipe: ModelRecipe) -> Any:
     return AutoTokenizer.from_pretrained(source)
 
 
+def row_options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description of rows, `{source, split, **options}`, says beside source and split."""
+    return {name: value for name, value in spec.items() if name not in ("source", "split")}
+
+
 class RowCache:
     """Datasets by their description, each loaded once however many phases use it."""
 
@@ -85,19 +90,13 @@ class RowCache:
         """Rows of the schema for `{source, split, **options}`."""
         key = repr(sorted(spec.items(), key=lambda item: item[0]))
         if key not in self._loaded:
-            options = {name: value for name, value in spec.items() if name not in ("source", "split")}
-            rows = load_grounding_dataset(spec["source"], spec["split"], **options)
+            rows = load_grounding_dataset(spec["source"], spec["split"], **row_options(spec))
             refuse_several_targets(rows)
             self._loaded[key] = rows
         return self._loaded[key]
 
     def training_rows(self, recipe: Recipe, phase: PhaseRecipe) -> Any:
         """Rows that a phase trains on."""
-        if phase.train == "pretrain" and phase.data is None:
-            from . import pretraining
-
-            if hasattr(pretraining, "pretraining_dataset"):
-                return pretraining.pretraining_dataset(**phase.options)
         return self.load(phase.data or recipe.data.train)
 
 

@@ -2,6 +2,7 @@
 
 python scripts/study.py recipes/refshapes-study.yaml             # goes on where it was; Ctrl-C loses one cell
 python scripts/study.py recipes/refshapes-study.yaml --cells 10  # at most ten cells now
+python scripts/study.py recipes/refshapes-study.yaml --jobs 2    # two runs at a time
 python scripts/study.py recipes/refshapes-study.yaml --report    # the document alone
 """
 
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the results; benchmarks/results/NAME by default")
     parser.add_argument("--document", type=Path, help="docs/NAME.md by default")
     parser.add_argument("--cells", type=int, help="stop after so many cells")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each has its share of the cores")
+    parser.add_argument("--threads", type=int, help="threads of each run instead of its share of the cores")
     parser.add_argument("--report", action="store_true", help="only write the document")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -29,7 +32,8 @@ def main() -> None:
     study = load_study(arguments.study)
     results = arguments.results or Path("benchmarks/results") / study.name
     if not arguments.report:
-        run_study(study, arguments.out or Path("runs") / study.name, results, arguments.cells)
+        out = arguments.out or Path("runs") / study.name
+        run_study(study, out, results, arguments.cells, arguments.jobs, arguments.threads)
     print(write_report(study, results, arguments.document or Path("docs") / f"{study.name}.md"))
 
 

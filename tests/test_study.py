@@ -1,5 +1,6 @@
 """A study: what it runs, how it goes on after a stop, and a document made from its results alone."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from hivg_hf.study import load_study, run_study, write_report
+from hivg_hf.study import load_study, run_study, schedule, write_report
 from hivg_hf.study.plan import Cell
 from hivg_hf.study.run import ControlledTraining
 
@@ -28,6 +29,10 @@ def content(base):
         },
         "seeds": [1, 2],
         "defaults": {"batch_size": 8, "learning_rate": 1e-3, "keep": "last"},
+        "start": {
+            "data": {"train": {**rows, "split": "train", "seed": 7, "size": 16}},
+            "phases": [{"name": "start", "train": "heads", "steps": 1}],
+        },
         "warmup": [{"name": "warmup", "train": "heads", "steps": 1}],
         "methods": {
             "heads": {"label": "heads only"},
@@ -59,11 +64,24 @@ def study_file(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(study_file):
-    """Folders of the runs and of the results of the first seed's grid and one cell of the second's."""
+    """Folders of the runs and of the results of the first seed's grid and one cell of the second's.
+
+    The second call starts processes, two at a time; the others stay in this one, which saves their start.
+    """
     study, out, results = load_study(study_file), study_file.parent / "runs", study_file.parent / "results"
-    first = run_study(study, out, results, max_cells=2)
-    second = run_study(study, out, results, max_cells=3)
-    return out, results, first, second
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_in_a_process", _in_this_process)
+        first = run_study(study, out, results, max_cells=2)
+    second = run_study(study, out, results, max_cells=2, jobs=2, threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_in_a_process", _in_this_process)
+        third = run_study(study, out, results, max_cells=1)
+    return out, results, first, [*second, *third]
+
+
+def _in_this_process(step, threads):
+    function, *arguments = step.call
+    function(*arguments)
 
 
 def test_whole_grids_come_before_single_factors(study_file):
@@ -87,6 +105,24 @@ def test_a_stopped_study_goes_on_where_it_was(finished):
     assert len(list(results.glob("*.json"))) == 5
 
 
+def test_seeds_of_a_bridge_share_its_start(study_file, finished):
+    out, _, _, _ = finished
+    study = load_study(study_file)
+    recipe = study.start_recipe("constant", "base")
+    assert (recipe.data.train["seed"], recipe.model.checkpoint) == (7, "base")
+    for seed in ("1", "2"):
+        warmup = json.loads((out / "warmup" / "bridge" / seed / "recipe.json").read_text())
+        assert Path(warmup["model"]["checkpoint"]).parent == out / "start" / "bridge"
+
+
+def test_a_failed_process_ends_the_study_and_leaves_the_rest_to_the_next_run(study_file, finished, tmp_path):
+    study = load_study(study_file)
+    broken = dataclasses.replace(study, base=str(tmp_path / "nothing"))
+    with pytest.raises(RuntimeError, match=r"A process of the start of bridge failed .*: the same command goes on"):
+        run_study(broken, tmp_path / "runs", tmp_path / "results")
+    assert not list((tmp_path / "results").glob("*"))
+
+
 def test_a_result_tells_figures_control_and_cost(finished):
     _, results, _, _ = finished
     stages, heads = (json.loads((results / f"bridge-{name}-1.json").read_text()) for name in ("stages", "heads"))
@@ -94,6 +130,7 @@ def test_a_result_tells_figures_control_and_cost(finished):
     assert heads["steps"] == {"warmup": 1, "method": 0}
     assert stages["trainable_parameters"] > heads["trainable_parameters"] > 0
     assert stages["peak_memory_mib"] > 10
+    assert json.loads((results / "constant-heads-1.json").read_text())["threads"] == 1
     assert stages["seconds"]["warmup"] == heads["seconds"]["warmup"] > 0
     assert stages["seconds"]["method"] > heads["seconds"]["method"] == 0
     assert {"first", "second"} <= set(stages["tests"]["val"]["controls"]["other-expression"]["figures"]["acc@0.5"])
@@ -145,7 +182,7 @@ def test_the_repository_s_study_can_be_read():
 
 def test_bad_studies_are_refused_in_a_sentence(tmp_path, tiny_checkpoint):
     path = tmp_path / "study.yaml"
-    with pytest.raises(FileNotFoundError, match=r"No study at .*study\.yaml; the repository's own is"):
+    with pytest.raises(FileNotFoundError, match=r"No study at .*study\.yaml; the repository's own are in recipes/"):
         load_study(path)
     path.write_text(yaml.safe_dump({**content(tiny_checkpoint), "singles": [["heads", "bridges"]]}))
     with pytest.raises(ValueError, match=r"no cell \(heads, bridges\): methods are heads, stages; bridges are"):

@@ -1,4 +1,4 @@
-"""Two plots of an evaluation: accuracy by length of the expression, and how IoU is distributed."""
+"""Two plots of an evaluation: accuracy by length of the expression, and how IoU is distributed; and how plots look."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
         result: what `compute_grounding_metrics` returned.
     """
     table = result["breakdowns"].get("expression_length", {})
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     names = list(table)
     values = np.array([100 * table[name]["acc@0.5"] for name in names])
     bars = axes.bar(names, values, color=_BLUE, width=0.6)
@@ -35,7 +35,7 @@ def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
     axes.set_xlabel("words in the expression")
     axes.set_ylabel(f"Acc@0.5 (%), protocol {result['protocol']}")
     axes.set_ylim(0, 100)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.5) -> None:
@@ -48,7 +48,7 @@ def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.
     """
     measured = ious[~np.isnan(ious)]
     counts, edges = np.histogram(measured, bins=np.linspace(0, 1, 21))
-    figure, axes = _new_figure()
+    figure, axes = new_figure()
     right = edges[:-1] >= threshold - 1e-9
     shares = 100 * counts / max(len(measured), 1)
     axes.bar(edges[:-1], shares, width=0.05, align="edge", color=np.where(right, _BLUE, _GREY), edgecolor="white")
@@ -58,17 +58,19 @@ def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.
     axes.set_xlabel(f"IoU with the target (blue: right at {threshold})")
     axes.set_ylabel(f"share of {len(measured):,} expressions (%)")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _new_figure() -> tuple[Any, Any]:
+def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
+    """A matplotlib figure with one set of axes; sides in inches."""
     # The figure alone, without pyplot: no window system is asked for and no global state is touched.
-    figure = require_package("matplotlib.figure", extra="plots").Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = require_package("matplotlib.figure", extra="plots").Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a PNG file, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)

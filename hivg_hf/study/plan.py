@@ -1,8 +1,9 @@
 """What a study runs: a YAML file read into cells, and each cell into recipes.
 
-base         the model whose CLIP every cell starts from, made once by a recipe of its own
-  warm-up    per bridge and seed: bridge and heads on the frozen CLIP, the same for every method
-    cell     per method: the phases that follow; the method without phases is the warm-up itself
+base           the model whose CLIP every cell starts from, made once by a recipe of its own
+  start        per bridge, where the study has one: what bridge and heads learn before the domain shifts
+    warm-up    per bridge and seed: bridge and heads on the frozen CLIP, the same for every method
+      cell     per method: the phases that follow; the method without phases is the warm-up itself
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..recipe import Recipe, parse_recipe
-from ..strict_mapping import build_strictly
+from ..strict_mapping import build_strictly, read_yaml
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,21 @@ class Bridge:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What every bridge learns once, before seeds part.
+
+    Args:
+        data: `train` and `validation` as in a recipe.
+        phases: As in a recipe.
+        seed: Of the data's order and of what is new in the model.
+    """
+
+    data: dict[str, Any]
+    phases: list[dict[str, Any]]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A question that two cells answer: `first` minus `second`, seed by seed.
 
@@ -70,6 +84,7 @@ class Study:
         name: Of its folder and its document.
         base: Folder or Hub id of the model to start from, or a recipe (a mapping) that makes it.
         data: `train`, `validation` and `tests` as in a recipe; every test is measured beside its control.
+        start: What comes between the base and every warm-up, or None.
         warmup: Phases of the warm-up.
         methods: By name.
         bridges: By name.
@@ -91,6 +106,7 @@ class Study:
     bridges: dict[str, Any]
     grid: dict[Literal["methods", "bridges"], list[str]]
     seeds: list[int]
+    start: Start | None = None
     singles: list[list[str]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
@@ -100,9 +116,8 @@ class Study:
     findings: str = ""
 
     def __post_init__(self) -> None:
-        pairs = [(method, bridge) for method in self.grid["methods"] for bridge in self.grid["bridges"]]
         compared = [cell for comparison in self.comparisons for cell in (comparison.first, comparison.second)]
-        for method, bridge in [*pairs, *self.singles, *compared]:
+        for method, bridge in [*self.pairs(), *compared]:
             if method not in self.methods or bridge not in self.bridges:
                 raise ValueError(
                     f"The study has no cell ({method}, {bridge}): methods are {', '.join(self.methods)}; bridges are "
@@ -111,8 +126,13 @@ class Study:
 
     def pairs(self) -> list[tuple[str, str]]:
         """(method, bridge) of every cell, the grid bridge by bridge, then the singles."""
-        grid = [(method, bridge) for bridge in self.grid["bridges"] for method in self.grid["methods"]]
-        return [*grid, *((method, bridge) for method, bridge in self.singles)]
+        return [*self._grid_pairs(), *self._single_pairs()]
+
+    def _grid_pairs(self) -> list[tuple[str, str]]:
+        return [(method, bridge) for bridge in self.grid["bridges"] for method in self.grid["methods"]]
+
+    def _single_pairs(self) -> list[tuple[str, str]]:
+        return [(method, bridge) for method, bridge in self.singles]
 
     def method(self, name: str) -> Method:
         """A method by name."""
@@ -124,26 +144,49 @@ class Study:
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, seed by seed, so that a study stopped early has whole grids; the grid before the singles."""
-        grid = len(self.grid["bridges"]) * len(self.grid["methods"])
-        for pairs in (self.pairs()[:grid], self.pairs()[grid:]):
+        for pairs in (self._grid_pairs(), self._single_pairs()):
             for seed in self.seeds:
                 yield from (Cell(method, bridge, seed) for method, bridge in pairs)
 
-    def warmup_recipe(self, cell: Cell, base: str) -> Recipe:
-        """The recipe of a cell's warm-up, which all methods with its bridge and seed share."""
+    def start_recipe(self, bridge: str, base: str) -> Recipe:
+        """The recipe of a bridge's start, which all its cells share.
+
+        Raises:
+            ValueError: The study has no start.
+        """
+        if self.start is None:
+            raise ValueError(f"The study {self.name} has no `start`: its warm-ups begin at the base.")
+        model = {"checkpoint": base, "config": self.bridge(bridge).config}
+        name = f"{self.name}-start-{bridge}"
+        return self._recipe(name, self.start.seed, model, self.start.data, self.start.phases, {})
+
+    def warmup_recipe(self, cell: Cell, start: str) -> Recipe:
+        """The recipe of a cell's warm-up, which all methods with its bridge and seed share.
+
+        Args:
+            cell: Any cell with that bridge and seed.
+            start: Folder or Hub id of the bridge's start, or of the base where the study has no start.
+        """
         name = f"{self.name}-warmup-{cell.bridge}-{cell.seed}"
-        model = {"checkpoint": base, "config": self.bridge(cell.bridge).config}
-        return self._recipe(name, cell.seed, model, self.warmup, {})
+        model = {"checkpoint": start, "config": self.bridge(cell.bridge).config}
+        return self._recipe(name, cell.seed, model, self.data, self.warmup, {})
 
     def recipe(self, cell: Cell, warmup: str) -> Recipe:
         """The recipe of a cell, from the model of its warm-up."""
         method = self.method(cell.method)
-        return self._recipe(f"{self.name}-{cell}", cell.seed, {"checkpoint": warmup}, method.phases, method.hilora)
+        model = {"checkpoint": warmup}
+        return self._recipe(f"{self.name}-{cell}", cell.seed, model, self.data, method.phases, method.hilora)
 
     def _recipe(
-        self, name: str, seed: int, model: dict[str, Any], phases: list[dict[str, Any]], hilora: dict[str, Any]
+        self,
+        name: str,
+        seed: int,
+        model: dict[str, Any],
+        data: dict[str, Any],
+        phases: list[dict[str, Any]],
+        hilora: dict[str, Any],
     ) -> Recipe:
-        data = {key: value for key, value in self.data.items() if key != "tests"}
+        data = {key: value for key, value in data.items() if key != "tests"}
         content = {"name": name, "seed": seed, "model": model, "data": data, "phases": phases}
         return parse_recipe({**content, "hilora": hilora, "defaults": self.defaults, "workers": self.workers})
 
@@ -167,14 +210,7 @@ def load_study(path: str | Path) -> Study:
         FileNotFoundError: It is not there.
         ValueError: It is no YAML, or holds unknown keys, wrong types, or cells of unknown methods and bridges.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No study at {path}; the repository's own is recipes/refshapes-study.yaml.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    study = build_strictly(Study, content, str(path))
+    study = build_strictly(Study, read_yaml(path, "study"), str(path))
     for name in study.methods:
         study.method(name)
     for name in study.bridges:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ..atomic import atomic_path
 from ..card_tables import markdown_table
+from ..evaluation.plots import new_figure, save_figure
 from ..import_utils import require_package
 from .plan import Study
 from .run import STUDY_FORMAT
@@ -73,13 +74,9 @@ def accuracy_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: s
     """Per cell: Acc@0.5 over seeds with interval, each seed's, mean IoU, and the control of another expression."""
     header = ["method", "bridge", "Acc@0.5", "95 % over seeds", "each seed", "mean IoU", "asked for another object"]
     lines = []
-    for method, bridge in study.pairs():
-        seeds = runs.get((method, bridge), {})
-        if not seeds:
-            continue
-        tests = [run["tests"][test] for _, run in sorted(seeds.items())]
+    for method, bridge, seeds in _cells_run(study, runs):
+        tests = [run["tests"][test] for run in seeds]
         accuracies = [one["figures"]["acc@0.5"] for one in tests]
-        control = [one["controls"]["other-expression"]["figures"]["acc@0.5"]["second"] for one in tests]
         lines.append(
             [
                 study.method(method).label,
@@ -88,7 +85,7 @@ def accuracy_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: s
                 _interval(accuracies),
                 " / ".join(_percent(value) for value in accuracies),
                 f"{np.mean([one['figures']['mean_iou'] for one in tests]):.3f}",
-                _percent(np.mean(control)),
+                _percent(_control(tests)),
             ]
         )
     return markdown_table(header, lines, words=2)
@@ -112,13 +109,11 @@ def comparison_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test:
 
 
 def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
-    """Per cell: steps, most parameters trained at a time, minutes and memory, means over seeds."""
-    header = ["method", "bridge", "steps (warm-up + method)", "trained parameters", "minutes", "peak memory, MiB"]
+    """Per cell: steps, most parameters trained at a time, minutes, threads and memory, means over seeds."""
+    header = ["method", "bridge", "steps (warm-up + method)", "trained parameters", "minutes", "threads"]
+    header.append("peak memory, MiB")
     lines = []
-    for method, bridge in study.pairs():
-        seeds = list(runs.get((method, bridge), {}).values())
-        if not seeds:
-            continue
+    for method, bridge, seeds in _cells_run(study, runs):
         steps = seeds[0]["steps"]
         lines.append(
             [
@@ -127,6 +122,7 @@ def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
                 f"{steps['warmup']} + {steps['method']}",
                 f"{seeds[0]['trainable_parameters']:,}",
                 _minutes(seeds),
+                "/".join(sorted({str(run["threads"]) for run in seeds})),
                 f"{np.mean([run['peak_memory_mib'] for run in seeds]):,.0f}",
             ]
         )
@@ -138,9 +134,7 @@ def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, A
     control as a line."""
     colors = ("#4575b4", "#fdae61", "#9a9a9a", "#66a61e", "#762a83", "#d73027")
     methods, bridges = study.grid["methods"], study.grid["bridges"]
-    figure = require_package("matplotlib.figure", extra="plots").Figure(figsize=(8.0, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = new_figure(8.0, 4.2)
     width = 0.8 / len(bridges)
     for number, bridge in enumerate(bridges):
         for place, method in enumerate(methods):
@@ -149,17 +143,28 @@ def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, A
                 continue
             x = place + (number - (len(bridges) - 1) / 2) * width
             values = [100 * one["figures"]["acc@0.5"] for one in tests]
-            control = [100 * one["controls"]["other-expression"]["figures"]["acc@0.5"]["second"] for one in tests]
             axes.bar(x, np.mean(values), width=0.92 * width, color=colors[number % len(colors)])
             axes.plot([x] * len(values), values, ".", color="black", markersize=4)
-            axes.hlines(np.mean(control), x - 0.46 * width, x + 0.46 * width, color="black", linestyle=":")
+            axes.hlines(100 * _control(tests), x - 0.46 * width, x + 0.46 * width, color="black", linestyle=":")
     patch = require_package("matplotlib.patches", extra="plots").Patch
     handles = [patch(color=colors[i % len(colors)], label=study.bridge(name).label) for i, name in enumerate(bridges)]
     axes.legend(handles=handles, frameon=False)
     axes.set_xticks(range(len(methods)), [study.method(name).label for name in methods], rotation=15)
     axes.set_ylabel("Acc@0.5 (%); dots: seeds, dotted: asked for another object")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
+
+
+def _cells_run(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> Iterator[tuple[str, str, list[Any]]]:
+    """(method, bridge, its runs by seed) of every cell of which a seed was run, in the study's order."""
+    for method, bridge in study.pairs():
+        seeds = runs.get((method, bridge), {})
+        if seeds:
+            yield method, bridge, [run for _, run in sorted(seeds.items())]
+
+
+def _control(tests: Sequence[Mapping[str, Any]]) -> float:
+    """Mean accuracy of the answers to another object's expression, against the box of the one asked for."""
+    return float(np.mean([one["controls"]["other-expression"]["figures"]["acc@0.5"]["second"] for one in tests]))
 
 
 def _progress(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:

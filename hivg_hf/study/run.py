@@ -1,12 +1,13 @@
-"""Run a study: base, warm-ups, cells, each in a folder and a process of its own, resumable after a kill.
+"""What a study's processes do: base, starts, warm-ups and cells, each in a folder, resumable after a kill.
 
     OUT/
       base/                       the recipe of the base, where the study makes it
+      start/BRIDGE/               one run each, where the study has a start
       warmup/BRIDGE/SEED/         one run each; its results are the cells of the method without phases
       cells/BRIDGE/METHOD/SEED/
     RESULTS/BRIDGE-METHOD-SEED.json    what a cell gave: the document is made from these alone
 
-Base, warm-ups and cells have processes of their own, so that the peak of a process's memory is the cell's.
+`schedule.py` says which runs when. Each of these functions makes what it needs and is not there.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..data import load_grounding_dataset
 from ..evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
@@ -29,9 +31,10 @@ from ..evaluation.records import describe_versions
 from ..modeling.modeling_hivg import HiVGForVisualGrounding
 from ..modeling.processing_hivg import HiVGProcessor
 from ..recipe import Recipe, parse_recipe
-from ..run_folder import RECIPE_FILE
+from ..run_folder import RECIPE_FILE, claim_folder
 from ..staged_training import StagedTraining
 from ..training_report import write_json
+from ..training_setup import row_options
 from .plan import Cell, Study
 
 logger = logging.getLogger(__name__)
@@ -40,57 +43,10 @@ STUDY_FORMAT = 1
 RESULTS_FILE = "results.json"  # a run that is done, see StagedTraining
 
 
-def run_study(study: Study, out: Path, results: Path, max_cells: int | None = None) -> list[Path]:
-    """Run every cell that has no results file yet.
-
-    Args:
-        study: What to run.
-        out: Folder of the runs; may be deleted afterwards.
-        results: Folder of the results files.
-        max_cells: Stop after so many cells.
-
-    Returns:
-        The results files that were written.
-
-    Raises:
-        RuntimeError: A cell's process failed; its own message came before.
-    """
-    written: list[Path] = []
-    for cell in study.cells():
-        path = results / f"{cell}.json"
-        if path.is_file():
-            continue
-        if max_cells is not None and len(written) >= max_cells:
-            break
-        if isinstance(study.base, dict) and not (out / "base" / RESULTS_FILE).is_file():
-            _in_a_process(_base, study, out)
-        if not (_warmup_folder(cell, out) / RESULTS_FILE).is_file():
-            _in_a_process(_warm_up, study, cell, out)
-        _in_a_process(_run_cell, study, cell, out, path)
-        written.append(path)
-    return written
-
-
-def _in_a_process(step: Callable[..., Any], *arguments: Any) -> None:
-    process = get_context("spawn").Process(target=_logged, args=(step, arguments))
-    process.start()
-    process.join()
-    if process.exitcode:
-        where = " ".join(str(argument) for argument in arguments if isinstance(argument, Cell)) or "the base"
-        raise RuntimeError(
-            f"A process of {where} failed (its message is above): the same command goes on once that is mended."
-        )
-
-
-def _logged(step: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("hivg_hf").setLevel(logging.INFO)
-    step(*arguments)
-
-
-def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
+def run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
+    """Train and measure a cell and write its results file to `path`."""
     method, bridge = study.method(cell.method), study.bridge(cell.bridge)
-    warmup_results, warmup = _warm_up(study, cell, out)
+    warmup_results, warmup = make_warmup(study, cell, out)
     results, trained = warmup_results, warmup
     if method.phases:
         folder = out / "cells" / cell.bridge / cell.method / str(cell.seed)
@@ -112,6 +68,7 @@ def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
             "warmup": warmup_results["study_seconds"],
             "method": results["study_seconds"] if method.phases else 0,
         },
+        "threads": torch.get_num_threads(),
         "peak_memory_mib": _peak_memory(),
         "validation": {"start": phases[0]["accuracy_before"]},
         "tests": _measure(study, trained, bridge.constant_text),
@@ -120,21 +77,35 @@ def _run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
     write_json(path, content)
 
 
-def _base(study: Study, out: Path) -> str:
-    """The model that every warm-up starts from, made where the study says how and it is not there."""
+def make_base(study: Study, out: Path) -> str:
+    """The model that every start begins with, made where the study says how and it is not there."""
     if isinstance(study.base, str):
         return study.base
     _, folder = _train(parse_recipe(study.base), out / "base", False, "base")
     return str(folder)
 
 
-def _warm_up(study: Study, cell: Cell, out: Path) -> tuple[dict[str, Any], Path]:
+def make_start(study: Study, cell: Cell, out: Path) -> str:
+    """The model that a cell's warm-up begins with, made if it is not there; the base where the study has no start."""
+    base = make_base(study, out)
+    if study.start is None:
+        return base
+    recipe, constant_text = study.start_recipe(cell.bridge, base), study.bridge(cell.bridge).constant_text
+    _, folder = _train(recipe, start_folder(cell, out), constant_text, f"start of {cell.bridge}")
+    return str(folder)
+
+
+def make_warmup(study: Study, cell: Cell, out: Path) -> tuple[dict[str, Any], Path]:
     """Results and model of a cell's warm-up, made if they are not there."""
-    recipe = study.warmup_recipe(cell, _base(study, out))
-    return _train(recipe, _warmup_folder(cell, out), study.bridge(cell.bridge).constant_text, f"warm-up of {cell}")
+    recipe = study.warmup_recipe(cell, make_start(study, cell, out))
+    return _train(recipe, warmup_folder(cell, out), study.bridge(cell.bridge).constant_text, f"warm-up of {cell}")
 
 
-def _warmup_folder(cell: Cell, out: Path) -> Path:
+def start_folder(cell: Cell, out: Path) -> Path:
+    return out / "start" / cell.bridge
+
+
+def warmup_folder(cell: Cell, out: Path) -> Path:
     return out / "warmup" / cell.bridge / str(cell.seed)
 
 
@@ -142,7 +113,11 @@ def _train(recipe: Recipe, folder: Path, constant_text: bool, name: str) -> tupl
     """Run a recipe in a folder; its results.json, with how long it took, and the final model."""
     timing, resumed = folder / "study-seconds.json", (folder / RECIPE_FILE).is_file()
     began = time.perf_counter()
-    results = ControlledTraining(recipe, folder, constant_text).run()
+    if (folder / RESULTS_FILE).is_file():
+        claim_folder(folder, recipe)  # no lock: several cells may read what they share at the same time
+        results = json.loads((folder / RESULTS_FILE).read_text())
+    else:
+        results = ControlledTraining(recipe, folder, constant_text).run()
     if not timing.is_file():
         # nobody knows how long the parts of a run took that were killed
         write_json(timing, {"seconds": None if resumed else round(time.perf_counter() - began, 1)})
@@ -172,7 +147,7 @@ class ControlledTraining(StagedTraining):
     def _load_start(self, number: int, new_stage: bool = True) -> tuple[Any, HiVGProcessor]:
         model, processor = super()._load_start(number, new_stage)
         if self.constant_text:
-            self._control.enter_context(constant_bridge_text(model, processor))
+            self._control.enter_context(constant_bridge_text(model, processor, learning=True))
         return model, processor
 
 
@@ -186,19 +161,15 @@ def _measure(study: Study, folder: Path, constant_text: bool) -> dict[str, Any]:
     measured = {}
     with apply_control("constant-text" if constant_text else None, model, processor):
         for name, spec in study.data["tests"].items():
-            rows, foils = (_rows(spec, **extra) for extra in ({}, {"foils": True}))
+            options = row_options(spec)
+            rows, foils = (
+                load_grounding_dataset(spec["source"], spec["split"], **options, **extra)
+                for extra in ({}, {"foils": True})
+            )
             evaluation = evaluate_model(model, processor, rows, settings, foils)
-            evaluation.describe(model, folder.name, spec["source"], spec["split"], _options(spec))
+            evaluation.describe(model, folder.name, spec["source"], spec["split"], options)
             measured[name] = evaluation.results
     return measured
-
-
-def _rows(spec: Mapping[str, Any], **extra: Any) -> Any:
-    return load_grounding_dataset(spec["source"], spec["split"], **_options(spec), **extra)
-
-
-def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spec.items() if name not in ("source", "split")}
 
 
 def _trainable(phase: Mapping[str, Any]) -> int:
