@@ -95,6 +95,7 @@ class Study:
         workers: Data loading processes.
         comparisons: Pairs of cells whose difference is reported.
         not_run: What the study leaves out, a sentence each, for the document.
+        title: Of the document; the name by default.
         introduction, findings: Text of the document, before the tables and after them.
     """
 
@@ -112,6 +113,7 @@ class Study:
     workers: int = 0
     comparisons: list[Comparison] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
+    title: str = ""
     introduction: str = ""
     findings: str = ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def write_report(study: Study, results: Path, document: Path) -> Path:
         ValueError: A results file is of another study or of a newer format.
     """
     runs = read_runs(study, results)
-    parts = [f"# {study.name}", study.introduction.strip(), _progress(study, runs)]
+    parts = [f"# {study.title or study.name}", study.introduction.strip(), _progress(study, runs)]
     for test in study.data["tests"]:
         picture = document.parent / "images" / f"{study.name}-{test}.png"
         plot_accuracies(picture, study, runs, test)
@@ -130,11 +131,11 @@ def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
 
 
 def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> None:
-    """Bars of the mean accuracy by method, one colour for each bridge of the grid, a dot for each seed, and the
-    control as a line."""
+    """Bars of the mean accuracy by method, a colour for each bridge of the grid, a dot for each seed, the control as
+    a line."""
     colors = ("#4575b4", "#fdae61", "#9a9a9a", "#66a61e", "#762a83", "#d73027")
     methods, bridges = study.grid["methods"], study.grid["bridges"]
-    figure, axes = new_figure(8.0, 4.2)
+    figure, axes = new_figure(9.0, 4.8)
     width = 0.8 / len(bridges)
     for number, bridge in enumerate(bridges):
         for place, method in enumerate(methods):
@@ -147,10 +148,14 @@ def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, A
             axes.plot([x] * len(values), values, ".", color="black", markersize=4)
             axes.hlines(100 * _control(tests), x - 0.46 * width, x + 0.46 * width, color="black", linestyle=":")
     patch = require_package("matplotlib.patches", extra="plots").Patch
+    line = require_package("matplotlib.lines", extra="plots").Line2D
     handles = [patch(color=colors[i % len(colors)], label=study.bridge(name).label) for i, name in enumerate(bridges)]
-    axes.legend(handles=handles, frameon=False)
-    axes.set_xticks(range(len(methods)), [study.method(name).label for name in methods], rotation=15)
-    axes.set_ylabel("Acc@0.5 (%); dots: seeds, dotted: asked for another object")
+    handles.append(line([], [], color="black", marker=".", linestyle="", label="a seed"))
+    handles.append(line([], [], color="black", linestyle=":", label="asked for another object"))
+    figure.legend(handles=handles, frameon=False, ncols=len(handles), loc="outside upper center", fontsize=9)
+    labels = [textwrap.fill(study.method(name).label, 16) for name in methods]
+    axes.set_xticks(range(len(methods)), labels)
+    axes.set_ylabel("Acc@0.5 (%)")
     save_figure(figure, path)
 
 
