@@ -180,6 +180,13 @@ def test_the_repository_s_study_can_be_read():
             assert sum(phase.steps for phase in recipe.phases) == warmup.phases[0].steps
 
 
+def test_the_repository_s_document_is_what_its_results_give(tmp_path):
+    study = load_study(REPOSITORY / "recipes" / "refshapes-study.yaml")
+    results = REPOSITORY / "benchmarks" / "results" / study.name
+    document = write_report(study, results, tmp_path / f"{study.name}.md")
+    assert document.read_text() == (REPOSITORY / "docs" / f"{study.name}.md").read_text()
+
+
 def test_bad_studies_are_refused_in_a_sentence(tmp_path, tiny_checkpoint):
     path = tmp_path / "study.yaml"
     with pytest.raises(FileNotFoundError, match=r"No study at .*study\.yaml; the repository's own are in recipes/"):
