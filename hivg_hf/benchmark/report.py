@@ -150,7 +150,7 @@ def readme_block(results: Results) -> str:
     parts.append(
         "*Straightforward* is the official computation as its code is written: adapters beside the weights, eager "
         "attention, every output; *official* is the same computation in this package. *New model* leaves out padded "
-        "patches and reads text at its true length. The interval of two rounds is no more than their range. Measured "
+        "patches and reads text at its true length. Measured "
         f"by `python scripts/benchmark.py` on {results['date'][:10]}; all figures are in `benchmarks/results`."
     )
     return "\n\n".join(parts)
