@@ -56,7 +56,7 @@ def build_strictly(kind: type, content: Any, where: str) -> Any:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return build_strictly(hint, value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

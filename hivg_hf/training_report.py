@@ -70,10 +70,11 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
     series = _series(phases, starts)
     for name in sorted(series):
         steps, values = zip(*series[name])
+        marker = "." if len(steps) < _FEW_POINTS else ""  # a phase that was logged once has no line
         if name == "loss":
-            losses.plot(steps, values, color="black", linewidth=1.2)
+            losses.plot(steps, values, color="black", linewidth=1.2, marker=marker)
         elif name.startswith("loss_"):
-            terms.plot(steps, values, linewidth=1.0, label=name.removeprefix("loss_"))
+            terms.plot(steps, values, linewidth=1.0, marker=marker, label=name.removeprefix("loss_"))
         else:
             style = "o-" if name == "eval_accuracy" else ".--"
             accuracy.plot(steps, values, style, markersize=4, linewidth=1.0, label=_LABELS[name])
@@ -97,6 +98,7 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
     return path
 
 
+_FEW_POINTS = 60
 _LABELS = {"eval_accuracy": "accuracy at IoU 0.5", "eval_mean_iou": "mean IoU"}
 
 

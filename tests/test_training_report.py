@@ -1,5 +1,6 @@
 """What a run says: a readable log, and curves that survive whatever a phase has measured."""
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from hivg_hf.training_report import describe_log, write_curves
@@ -26,3 +27,15 @@ def test_curves_of_phases_with_and_without_evaluation(tmp_path):
     with Image.open(path) as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
     assert (31, 119, 180) in colours  # a line was drawn in matplotlib's first colour
+
+
+def test_a_phase_that_was_logged_once_is_seen(tmp_path, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **options: drawn.append(self) or save(self, *args, **options)
+    )
+    entry = {"step": 50, "loss": 3.0, "loss_bbox": 0.5}
+    phase = {"name": "stage_1", "kept": "after", "steps": 70, "accuracy_before": None, "log": [entry]}
+    write_curves(tmp_path / "curves.png", [phase, {**phase, "name": "stage_2"}])
+    losses, terms, _ = drawn[0].axes
+    assert losses.lines[0].get_marker() == terms.lines[0].get_marker() == "."

@@ -162,10 +162,8 @@ def _measure(study: Study, folder: Path, constant_text: bool) -> dict[str, Any]:
     with apply_control("constant-text" if constant_text else None, model, processor):
         for name, spec in study.data["tests"].items():
             options = row_options(spec)
-            rows, foils = (
-                load_grounding_dataset(spec["source"], spec["split"], **options, **extra)
-                for extra in ({}, {"foils": True})
-            )
+            rows = load_grounding_dataset(spec["source"], spec["split"], **options)
+            foils = load_grounding_dataset(spec["source"], spec["split"], **{**options, "foils": True})
             evaluation = evaluate_model(model, processor, rows, settings, foils)
             evaluation.describe(model, folder.name, spec["source"], spec["split"], options)
             measured[name] = evaluation.results

@@ -82,7 +82,8 @@ def _steps(study: Study, cells: Sequence[Cell], out: Path, results: Path) -> lis
     """Every process that cells need, each once, what is needed before what needs it."""
     steps: dict[Path, Step] = {}
     for cell in cells:
-        path, chain = results / f"{cell}.json", []
+        path = results / f"{cell}.json"
+        chain: list[tuple[str, Path, tuple[Any, ...]]] = []
         if isinstance(study.base, dict):
             chain.append(("the base", out / "base" / RESULTS_FILE, (make_base, study, out)))
         if study.start is not None:
