@@ -62,10 +62,12 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
     if not is_package_available("matplotlib"):
         logger.warning("matplotlib is not installed, so no curves are drawn; pip install 'hivg_hf[plots]'")
         return None
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     losses, terms, accuracy = figure.subplots(3, 1, sharex=True)
+    terms.set_prop_cycle(color=colormaps["tab20"].colors)  # assisted phases have 14 terms
     starts = _phase_starts(phases)
     series = _series(phases, starts)
     for name in sorted(series):
@@ -88,7 +90,7 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
                 axes.text(start, 1.02, f" {label}", transform=axes.get_xaxis_transform(), fontsize=8)
     if terms.get_legend_handles_labels()[1]:
         terms.set_yscale("log")
-        terms.legend(fontsize=7, ncols=4)
+        terms.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     accuracy.set_ylim(0, 1)
     if accuracy.get_legend_handles_labels()[1]:
         accuracy.legend(fontsize=8)
