@@ -67,7 +67,7 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
 
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     losses, terms, accuracy = figure.subplots(3, 1, sharex=True)
-    terms.set_prop_cycle(color=colormaps["tab20"].colors)  # assisted phases have 14 terms
+    terms.set_prop_cycle(color=[colormaps["tab20"](i) for i in range(20)])  # assisted phases have 14 terms
     starts = _phase_starts(phases)
     series = _series(phases, starts)
     for name in sorted(series):
