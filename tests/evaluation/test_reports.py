@@ -88,7 +88,7 @@ def test_plots_show_the_figures(folder, evaluation, monkeypatch):
     for name in ("accuracy_by_length.png", "iou_histogram.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure.axes[0]))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure.axes[0]))
     table = {"1-5": {"n": 8, "acc@0.5": 0.25, "interval": [0.1, 0.4]}, "6-7": {"n": 2, "acc@0.5": 1.0}}
     plots.plot_accuracy_by_length("x.png", {"protocol": "pixel", "breakdowns": {"expression_length": table}})
     assert [bar.get_height() for bar in drawn[0].patches] == [25.0, 100.0]
