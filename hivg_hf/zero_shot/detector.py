@@ -73,7 +73,8 @@ class TextDetector:
         known = inspect.signature(process).parameters  # each model's own takes some of them
         found = process(outputs, **{name: value for name, value in options.items() if name in known})[0]
         detections = []
-        for score, box, text in zip(found["scores"], found["boxes"], found["text_labels"], strict=True):
+        # Not strict: without a detection, Grounding DINO's processor decodes no tokens to one empty label.
+        for score, box, text in zip(found["scores"], found["boxes"], found["text_labels"], strict=False):
             label = nearest_label(text, labels)
             inside = clip_box(box.tolist(), picture.size)
             if label is not None and inside is not None:

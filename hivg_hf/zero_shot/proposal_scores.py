@@ -14,7 +14,6 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFilter
 import torch
-import torch.nn.functional as F
 
 from .clip_towers import ZeroShotClip, square_boxes
 
@@ -134,18 +133,27 @@ def _map_contrasts(
     """(E, K): mean of each map over a box's patches, by how much of a patch it covers, minus the mean of the rest."""
     squares = encoder.squares([picture])
     maps = directions @ encoder.patches(squares)[0].T  # (E, N)
-    boxes = square_boxes(boxes_xyxy, encoder.image_processor, (picture.height, picture.width)) * encoder.grid
-    edges = np.arange(encoder.grid)
-
-    def covered(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """(K,) edges in patches -> (K, grid) share of each row or column of patches that lies between them."""
-        return np.clip(np.minimum(high[:, None], edges + 1) - np.maximum(low[:, None], edges), 0, None)
-
-    inside = covered(boxes[:, 1], boxes[:, 3])[:, :, None] * covered(boxes[:, 0], boxes[:, 2])[:, None, :]
-    weights = torch.from_numpy(inside.reshape(len(boxes), -1)).to(maps) * squares.patch_mask  # (K, N)
-    rest = (1 - weights) * squares.patch_mask
-    means = [maps @ F.normalize(part, p=1.0, dim=-1).T for part in (weights, rest)]  # (E, K) each
+    whole = [[0.0, 0.0, picture.width, picture.height]]
+    boxes = square_boxes([*whole, *boxes_xyxy], encoder.image_processor, (picture.height, picture.width))
+    covered = torch.from_numpy(patch_coverage(boxes, encoder.grid)).to(maps)  # (1 + K, N)
+    total, inside = covered[:1], covered[1:]
+    outside = total - inside
+    # A box around everything has no outside: it stands out from nothing.
+    outside = torch.where(outside.sum(-1, keepdim=True) > 1e-3, outside, total)
+    means = [maps @ (part / part.sum(-1, keepdim=True)).T for part in (inside, outside)]  # (E, K) each
     return means[0] - means[1]
+
+
+def patch_coverage(boxes: np.ndarray, grid: int) -> np.ndarray:
+    """(K, 4) xyxy in 0..1 of the square -> (K, N): the share of each patch that a box covers."""
+    edges = np.arange(grid)
+
+    def along(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        covered = np.minimum(high[:, None] * grid, edges + 1) - np.maximum(low[:, None] * grid, edges)
+        return np.clip(covered, 0, None)  # (K, grid)
+
+    rows, columns = along(boxes[:, 1], boxes[:, 3]), along(boxes[:, 0], boxes[:, 2])
+    return (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), grid * grid)
 
 
 def _whole_pixels(picture: PIL.Image.Image, box: Sequence[float]) -> tuple[int, int, int, int]:

@@ -49,7 +49,7 @@ def grounding_dino():
             **{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
             **{"intermediate_size": 16, "vocab_size": len(vocabulary), "max_position_embeddings": 64},
         },
-        **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
+        **{"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
         **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 20, "max_text_len": 32},
     )
     with torch.random.fork_rng(devices=[]):
@@ -66,11 +66,13 @@ def owlv2(tiny_tokenizer):
 
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Owlv2Config(
-        text_config={**tower, "vocab_size": len(tiny_tokenizer), "max_position_embeddings": 16},
+        text_config={**tower, "vocab_size": len(tiny_tokenizer), "max_position_embeddings": 77},
         vision_config={**tower, "image_size": 32, "patch_size": 8},
         projection_dim=16,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Owlv2ForObjectDetection(config)
-    return TextDetector(model, Owlv2Processor(Owlv2ImageProcessorPil(size={"height": 32, "width": 32}), tiny_tokenizer))
+    return TextDetector(
+        model, Owlv2Processor(Owlv2ImageProcessorPil(size={"height": 32, "width": 32}), tiny_tokenizer)
+    )

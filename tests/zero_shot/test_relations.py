@@ -165,5 +165,7 @@ def says(noun, item):
     """Whether every word of a noun phrase fits an object of RefShapes."""
     attributes = {item.size, item.filling, item.color, item.shape}
     singular = {"crosses": "cross", **{f"{shape}s": shape for shape in SHAPES if shape != "cross"}}
-    words = [singular.get(word, word) for word in noun.split() if word not in ("and", "object", "objects", "that", "is")]
+    words = [
+        singular.get(word, word) for word in noun.split() if word not in ("and", "object", "objects", "that", "is")
+    ]
     return float(all(word in attributes or word in ("a", "an") for word in words))
