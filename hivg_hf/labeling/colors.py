@@ -42,7 +42,7 @@ def name_color(
     """
     x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
     inside = _counts(picture.crop(_whole(picture, (x1, y1, x2, y2))), palette)
-    wide, high = FRAME * (x2 - x1), FRAME * (y2 - y1)
+    wide, high = max(FRAME * (x2 - x1), 2.0), max(FRAME * (y2 - y1), 2.0)
     outer = _whole(picture, (x1 - wide, y1 - high, x2 + wide, y2 + high))
     around = _frame_counts(picture, outer, (x1, y1, x2, y2), palette)
     extra = np.clip(inside - around, 0.0, None)

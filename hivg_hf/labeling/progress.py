@@ -13,9 +13,9 @@ from typing import IO, Any
 class FoundObjects:
     """The file `objects.jsonl` of a label folder.
 
-    A line is `{"image", "size_bytes", "settings", "width", "height", "objects": [...]}` or, for a picture that could not
-    be used, `{"image", "settings", "error"}`, which is tried again. A last line that a killed process left unfinished
-    is cut off.
+    A line is `{"image", "size_bytes", "settings", "width", "height", "objects": [...]}` or, for a picture that could
+    not be used, `{"image", "settings", "error"}`, which is tried again. A last line that a killed process left
+    unfinished is cut off.
 
     Args:
         path: the file.

@@ -1,6 +1,7 @@
 """From a folder of pictures to rows that train: the teacher finds, templates describe, files are written."""
 
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ import PIL.Image
 
 from ..modeling.image_loading_hivg import load_grounding_image
 from ..modeling.pipeline_streams_hivg import INPUT_ERRORS
+from ..zero_shot.proposal_scores import crop_box
 from .colors import name_color
 from .exports import write_coco, write_label_studio, write_table
 from .progress import FoundObjects
@@ -144,15 +146,20 @@ def _find(
 
 
 def _objects(picture: PIL.Image.Image, detections: Iterable[Any], captioner: Captioner | None) -> list[dict[str, Any]]:
-    items = [SceneObject(one.label.strip().lower(), one.box, one.score) for one in detections]
+    items = [SceneObject(_bare(one.label), one.box, one.score) for one in detections]
     found = []
     for item in distinct(items)[:MOST_OBJECTS]:
         values = {**asdict(item), "color": name_color(picture, item.box)}
         del values["is_doubtful"]  # by the threshold, which may change
         if captioner is not None:
-            values["caption"] = captioner(picture.crop(tuple(round(edge) for edge in item.box))).strip()
+            values["caption"] = " ".join(captioner(crop_box(picture, item.box)).split())
         found.append(values)
     return found
+
+
+def _bare(label: str) -> str:
+    """A label as templates need it: lower case, one line, without an article."""
+    return re.sub(r"^(?:the|a|an) (?=.)", "", " ".join(label.lower().split()))
 
 
 def _rows(

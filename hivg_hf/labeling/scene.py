@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Scene:
         """Objects from a side on; None where two neighbors are too close to tell."""
         origin = objects[0]
         ordered = sorted(objects, key=lambda item: -self.offset(item, origin, side))
-        clear = all(self.offset(one, other, side) >= MARGIN for one, other in zip(ordered, ordered[1:], strict=False))
+        clear = all(self.offset(one, other, side) >= MARGIN for one, other in pairwise(ordered))
         return ordered if clear else None
 
 

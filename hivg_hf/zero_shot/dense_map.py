@@ -1,7 +1,7 @@
 """CLIP's vision tower, run so that its patches say what they show.
 
-A patch's state after ordinary attention has gathered what the picture is about; text compares badly with it. Three ways
-to attend in the last blocks, all with CLIP's own weights:
+A patch's state after ordinary attention has gathered what the picture is about; text compares badly with it. Three
+ways to attend in the last blocks, all with CLIP's own weights:
 
 - "ordinary": CLIP as it is. Its patch features are exactly CLIP's; the baseline, and what the tests hold on to.
 - "value": a patch attends to itself alone, so that only values pass (MaskCLIP, Zhou et al., ECCV 2022), in the last

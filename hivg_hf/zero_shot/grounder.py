@@ -35,8 +35,8 @@ class ZeroShotGrounder:
     {'expression': 'the man in blue', 'box': {'xmin': 12.4, ...}, 'score': 0.41}
     ```
 
-    Without proposals the box comes from the dense map. With proposals (a source of them here, or `boxes` per call) CLIP
-    chooses among them, and relations in the expression are resolved.
+    Without proposals the box comes from the dense map. With proposals (a source of them here, or `boxes` per call)
+    CLIP chooses among them, and relations in the expression are resolved.
 
     Args:
         encoder: the CLIP.
@@ -44,8 +44,8 @@ class ZeroShotGrounder:
         scoring: how CLIP looks at a proposal, one of `proposal_scores.SCORINGS`.
         relations: read "left of", "the second ... from the left", ... over proposals; False: CLIP reads the whole
             expression for every proposal.
-        temperature: of the match of a proposal with a noun phrase, exp((logit - best logit) / temperature). Higher: more
-            proposals count as "a dog" beside the most doglike, which ranks such as "the second dog" need.
+        temperature: of the match of a proposal with a noun phrase, exp((logit - best logit) / temperature). Higher:
+            more proposals count as "a dog" beside the most doglike, which ranks such as "the second dog" need.
         box_method, box_criterion: how a box comes from a map, see `map_boxes.box_from_map`.
 
     Raises:

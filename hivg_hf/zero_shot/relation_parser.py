@@ -112,7 +112,8 @@ _AXIS_OF_SIDE_PHRASE = re.compile(
     rf"^(?P<noun>.+?) {_FILLER}(?:"
     rf"(?:on|to|at|in|from)(?: the)?(?: (?:very|far|extreme|most))? {_SIDE}(?:most)?(?: side| corner| edge)?"
     rf"|(?:the )?(?:far|farthest|furthest) (?P<far>left|right)"
-    rf"|(?:the )?(?P<superlative>leftmost|rightmost|topmost|highest|lowest|bottommost|largest|biggest|smallest|tallest)"
+    r"|(?:the )?(?P<superlative>leftmost|rightmost|topmost|highest|lowest|bottommost"
+    r"|largest|biggest|smallest|tallest)"
     rf"|(?:in|at)(?: the)? (?P<center>middle|center|centre)"
     rf")$"
 )

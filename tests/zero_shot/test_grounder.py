@@ -150,10 +150,9 @@ def test_unknown_options_are_refused(encoder, options, message):
 def test_a_saved_clip_is_opened_by_folder(clip, tiny_tokenizer, picture, tmp_path):
     clip.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    grounder = ZeroShotGrounder.from_pretrained(
-        str(tmp_path), clip_options={"attention": "ordinary", "background": ()}
-    )
-    expected = ZeroShotGrounder(ZeroShotClip(clip, tiny_tokenizer, attention="ordinary", background=()))
+    options = {"attention": "ordinary", "background": ()}
+    grounder = ZeroShotGrounder.from_pretrained(str(tmp_path), clip_options=options)
+    expected = ZeroShotGrounder(ZeroShotClip(clip, tiny_tokenizer, **options))
     answers = [one(picture, "red star") for one in (grounder, expected)]
     assert corners(answers[0]) == corners(answers[1])
     assert answers[0]["score"] == pytest.approx(answers[1]["score"], abs=1e-5)

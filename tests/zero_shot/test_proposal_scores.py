@@ -85,5 +85,5 @@ def test_blur_keeps_the_box_and_changes_the_rest(picture):
 
 
 def test_an_unknown_scoring_is_refused(encoder, picture):
-    with pytest.raises(ValueError, match="Expected scoring to be one of .*, got 'gaze'"):
+    with pytest.raises(ValueError, match=r"Expected scoring to be one of .*, got 'gaze'"):
         score_proposals(encoder, picture, BOXES, ["x"], "gaze")
