@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from ..grounding_files import find_images, is_url
+from hivg_hf.grounding_files import find_images, is_url
+
 from . import EXIT_STATUS_ON_ERROR, run_verb
 
 EXIT_STATUS_SOME_FAILED = 1
@@ -66,10 +67,12 @@ def label(
         str, typer.Option(help="Path of OUT below Label Studio's LOCAL_FILES_DOCUMENT_ROOT, for its pictures.")
     ] = "",
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, ... Default: cpu.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
+    ] = None,
 ) -> None:
     """Label pictures: a teacher finds objects, and templates describe what they single out."""
-    from ..labeling import DEFAULT_TEMPLATES, label_pictures, load_teacher
+    from hivg_hf.labeling import DEFAULT_TEMPLATES, label_pictures, load_teacher
 
     words = read_nouns(nouns)
     own = read_lines(templates) if templates is not None else []

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from ..atomic import atomic_path
+from hivg_hf.atomic import atomic_path
 
 # The columns of hivg_hf.data.schema.FEATURES that a table needs, in order; `split` is left out, so that a reader's
 # `holdout` may divide the images. `score` and `template` go beyond the schema, and readers pass over them.
@@ -26,7 +26,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if path.suffix == ".parquet":
             from datasets import Dataset, Features, Value
 
-            from ..data.schema import FEATURES
+            from hivg_hf.data.schema import FEATURES
 
             types = {**FEATURES, "image": Value("string"), "score": Value("float32"), "template": Value("string")}
             features = Features({name: types[name] for name in COLUMNS})

@@ -11,9 +11,10 @@ from typing import Any
 
 import PIL.Image
 
-from ..modeling.image_loading_hivg import load_grounding_image
-from ..modeling.pipeline_streams_hivg import INPUT_ERRORS
-from ..zero_shot.proposal_scores import crop_box
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.pipeline_streams_hivg import INPUT_ERRORS
+from hivg_hf.zero_shot.proposal_scores import crop_box
+
 from .colors import name_color
 from .exports import write_coco, write_label_studio, write_table
 from .progress import FoundObjects

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 
-from ..zero_shot.clip_towers import ZeroShotClip
-from ..zero_shot.detector import Detection, TextDetector, clip_box
-from ..zero_shot.grounder import ZeroShotGrounder
-from ..zero_shot.map_boxes import level_boxes
-from ..zero_shot.proposal_scores import score_proposals
-from ..zero_shot.proposals import ProposalSource
+from hivg_hf.zero_shot.clip_towers import ZeroShotClip
+from hivg_hf.zero_shot.detector import Detection, TextDetector, best_device, clip_box
+from hivg_hf.zero_shot.grounder import ZeroShotGrounder
+from hivg_hf.zero_shot.map_boxes import level_boxes
+from hivg_hf.zero_shot.proposal_scores import score_proposals
+from hivg_hf.zero_shot.proposals import ProposalSource
 
 CLIP_PROPOSALS = 40  # of the maps of all nouns, the largest
 
@@ -101,8 +101,9 @@ class ClipTeacher:
         found = []
         for box, column in zip(boxes, shares.T, strict=True):
             best = int(column.argmax())
+            x1, y1, x2, y2 = (float(edge) for edge in box)
             if best < len(self.nouns) and column[best] >= threshold:
-                found.append(Detection(self.nouns[best], tuple(map(float, box)), float(column[best])))
+                found.append(Detection(self.nouns[best], (x1, y1, x2, y2), float(column[best])))
         return sorted(found, key=lambda detection: -detection.score)
 
     def _blobs(self, picture: PIL.Image.Image, nouns: Sequence[str]) -> np.ndarray:
@@ -138,7 +139,7 @@ class FlorenceTeacher:
     ) -> "FlorenceTeacher":
         from transformers import Florence2ForConditionalGeneration
 
-        florence = Florence2ForConditionalGeneration.from_pretrained(model).to(device or "cpu")
+        florence = Florence2ForConditionalGeneration.from_pretrained(model).to(device or best_device())
         return cls(florence, AutoProcessor.from_pretrained(model), nouns, model)
 
     def __call__(self, picture: PIL.Image.Image, threshold: float) -> list[Detection]:

@@ -85,7 +85,7 @@ def write_expressions(
         Expressions by object, each proved to fit no other object of the scene.
     """
     rng = np.random.default_rng(list(seed))
-    written = []
+    written: list[Expression] = []
     for target, item in enumerate(scene.objects):
         if item.is_doubtful:
             continue

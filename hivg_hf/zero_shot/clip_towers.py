@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from ..modeling.image_processing_hivg import HiVGImageProcessor
-from ..modeling.processing_hivg import ExpressionCutWarning
+from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
+from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
+
 from .dense_map import changed_blocks, dense_states, image_states, padding_bias
+from .detector import best_device
 
 DEFAULT_TEMPLATES = ("a photo of {}.",)
 # What a picture holds beside the object; its mean is subtracted, as CLIP is about as fond of some patches whatever is
@@ -82,8 +84,10 @@ class ZeroShotClip:
         self._directions: dict[str, torch.Tensor] = {}
 
     @classmethod
-    def from_pretrained(cls, model: str, device: str | None = None, **options: Any) -> "ZeroShotClip":
-        """Open a CLIP of transformers by folder or Hub id.
+    def from_pretrained(
+        cls, model: str, device: str | None = None, dtype: torch.dtype = torch.float32, **options: Any
+    ) -> "ZeroShotClip":
+        """Open a CLIP of transformers by folder or Hub id; `options` are the constructor's.
 
         Raises:
             ValueError: it is another kind of model.
@@ -94,7 +98,7 @@ class ZeroShotClip:
                 f"'{model}' is a {config.model_type} model; zero-shot grounding needs a plain CLIP, for example "
                 "openai/clip-vit-base-patch16."
             )
-        clip = CLIPModel.from_pretrained(model).to(device or "cpu")
+        clip = CLIPModel.from_pretrained(model, dtype=dtype).to(device or best_device())
         try:
             image_processor = AutoImageProcessor.from_pretrained(model)
         except (OSError, ValueError):  # a folder without preprocessor_config.json: CLIP's own constants

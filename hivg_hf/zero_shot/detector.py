@@ -37,8 +37,8 @@ class TextDetector:
 
     @classmethod
     def from_pretrained(cls, model: str, device: str | None = None) -> "TextDetector":
-        """Open a detector by folder or Hub id."""
-        detector = AutoModelForZeroShotObjectDetection.from_pretrained(model).to(device or "cpu")
+        """Open a detector by folder or Hub id, on the first accelerator by default."""
+        detector = AutoModelForZeroShotObjectDetection.from_pretrained(model).to(device or best_device())
         return cls(detector, AutoProcessor.from_pretrained(model))
 
     @torch.no_grad()
@@ -80,6 +80,12 @@ class TextDetector:
             if label is not None and inside is not None:
                 detections.append(Detection(label, inside, float(score)))
         return sorted(detections, key=lambda detection: -detection.score)
+
+
+def best_device() -> torch.device:
+    """The first accelerator, or the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def nearest_label(text: str, labels: Sequence[str]) -> str | None:

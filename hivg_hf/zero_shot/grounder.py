@@ -1,13 +1,14 @@
 """Zero-shot grounding: a plain CLIP answers expressions with boxes, without any training."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from ..modeling.image_loading_hivg import load_grounding_image
-from ..modeling.pipeline_streams_hivg import (
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.pipeline_streams_hivg import (
     INPUT_ERRORS,
     GroundingResults,
     ResultStream,
@@ -16,6 +17,7 @@ from ..modeling.pipeline_streams_hivg import (
     make_item,
     pair_up,
 )
+
 from .clip_towers import ZeroShotClip
 from .map_boxes import CRITERIA, METHODS, box_from_map
 from .proposal_scores import SCORINGS, score_proposals
@@ -111,6 +113,8 @@ class ZeroShotGrounder:
             TypeError: an option is unknown.
             ValueError: an input cannot be used.
         """
+        if ignored.pop("mask", False):
+            raise ValueError("A plain CLIP finds boxes and no masks: omit mask.")
         unknown = sorted(set(ignored) - {"batch_size", "num_workers"})
         if unknown:
             raise TypeError(f"Zero-shot grounding has no option {', '.join(map(repr, unknown))}.")
@@ -124,12 +128,14 @@ class ZeroShotGrounder:
         if isinstance(inputs, (list, tuple)):
             return [self._answer(item, on_error, None, **options) for item in pair_up(list(inputs), text)]
         length = len(inputs) if hasattr(inputs, "__len__") else None
-        items = (make_item(entry, text) for entry in _entries(inputs))
-        return ResultStream((self._answer(item, on_error, None, **options) for item in items), length)
+        answers = (self._answer(read, on_error, None, text, **options) for read in _readers(inputs))
+        return ResultStream(answers, length)
 
-    def _answer(self, item: dict[str, Any], on_error: str, boxes: Any, **options: Any) -> Any:
-        several = not isinstance(item["text"], str)
+    def _answer(self, item: Any, on_error: str, boxes: Any, text: Any = None, **options: Any) -> Any:
+        """Answer an item, or what a function without arguments reads: reading may fail too."""
         try:
+            item = make_item(item(), text) if callable(item) else item
+            several = not isinstance(item["text"], str)
             picture = load_grounding_image(item["image"])
             results = self.ground(picture, list(item["text"]) if several else [item["text"]], boxes, **options)
         except INPUT_ERRORS as error:
@@ -223,10 +229,11 @@ def checked_boxes(boxes: Any, size: tuple[int, int]) -> np.ndarray:
     return cut
 
 
-def _entries(inputs: Any) -> Iterator[Any]:
+def _readers(inputs: Any) -> Iterator[Callable[[], Any]]:
+    """A function per entry of a dataset or stream, which reads it."""
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        yield from (inputs[index] for index in range(len(inputs)))
+        yield from (partial(inputs.__getitem__, index) for index in range(len(inputs)))
     elif isinstance(inputs, Iterable):
-        yield from inputs
+        yield from (partial(lambda entry: entry, entry) for entry in inputs)
     else:
         raise TypeError(f"An image must be a path, a URL, a PIL image or an array, not {type(inputs).__name__}.")

@@ -82,7 +82,8 @@ def axis_positions(axis: str, boxes: np.ndarray) -> np.ndarray:
     if axis == "center":
         return -np.hypot(center_x - center_x.mean(), center_y - center_y.mean())
     if axis in CORNERS:  # both sides, in one unit
-        return sum(axis_positions(side, boxes) for side in axis.split())
+        first, second = axis.split()
+        return axis_positions(first, boxes) + axis_positions(second, boxes)
     height = boxes[:, 3] - boxes[:, 1]
     return {
         **{"left": -center_x, "right": center_x, "top": -center_y, "bottom": center_y},

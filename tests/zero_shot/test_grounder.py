@@ -65,7 +65,9 @@ def test_what_cannot_be_used_is_returned_or_raised(grounder, picture, tmp_path):
     assert "Expected an expression that names an object" in answers[1]["error"]
     with pytest.raises(ValueError, match="Expected an expression that names an object"):
         grounder(picture, " ")
-    with pytest.raises(TypeError, match="no option 'mask'"):
+    with pytest.raises(TypeError, match="no option 'masks'"):
+        grounder(picture, "star", masks=True)
+    with pytest.raises(ValueError, match="finds boxes and no masks"):
         grounder(picture, "star", mask=True)
 
 
