@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from hivg_hf.metrics.overlaps import paired_iou
+
 MARGIN = 0.04  # of the picture's side: centers nearer than this lie neither left nor right of each other
 LARGER = 1.3  # an area that many times another one is clearly larger
 SAME_OBJECT = 0.6  # IoU from which two boxes of one label are one object, or of any labels
@@ -67,15 +69,6 @@ def contains(outer: SceneObject, inner: SceneObject) -> bool:
     return bool(np.prod(np.maximum(shared, 0)) >= 0.9 * inner.area and outer.area >= LARGER * inner.area)
 
 
-def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two xyxy boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared)
-
-
 def distinct(objects: Sequence[SceneObject]) -> list[SceneObject]:
     """Without repetitions: of boxes that are one object, the one with the highest score, best first.
 
@@ -83,6 +76,7 @@ def distinct(objects: Sequence[SceneObject]) -> list[SceneObject]:
     """
     kept: list[SceneObject] = []
     for item in sorted(objects, key=lambda item: -item.score):
-        if all(iou(item.box, other.box) < SAME_OBJECT for other in kept):
+        others = np.array([other.box for other in kept]).reshape(-1, 4)
+        if (paired_iou(np.tile(item.box, (len(kept), 1)), others) < SAME_OBJECT).all():
             kept.append(item)
     return kept
