@@ -114,7 +114,7 @@ class ClipTeacher:
 
 
 class FlorenceTeacher:
-    """Florence-2: finds nouns (`<OPEN_VOCABULARY_DETECTION>`), or describes the regions it sees in its own words.
+    """Florence-2: finds nouns (`<CAPTION_TO_PHRASE_GROUNDING>`, one noun at a time), or describes what it sees itself.
 
     It generates text with places and no score; the score is the geometric mean of its tokens' probabilities, one for
     all boxes of an answer.
@@ -146,7 +146,7 @@ class FlorenceTeacher:
         if self.nouns is None:
             found = self._answer(picture, "<DENSE_REGION_CAPTION>", None)
         else:
-            found = [one for noun in self.nouns for one in self._answer(picture, "<OPEN_VOCABULARY_DETECTION>", noun)]
+            found = [one for noun in self.nouns for one in self._answer(picture, "<CAPTION_TO_PHRASE_GROUNDING>", noun)]
         return sorted((one for one in found if one.score >= threshold), key=lambda one: -one.score)
 
     @torch.no_grad()
@@ -158,9 +158,8 @@ class FlorenceTeacher:
         score = float(chances[torch.isfinite(chances)].mean().exp())
         text = self.processor.batch_decode(outputs.sequences, skip_special_tokens=False)[0]
         parsed = self.processor.post_process_generation(text=text, task=task, image_size=picture.size)[task]
-        labels = parsed.get("bboxes_labels", parsed.get("labels", []))
         found = []
-        for box, label in zip(parsed.get("bboxes", []), labels, strict=False):
+        for box, label in zip(parsed["bboxes"], parsed["labels"], strict=True):
             inside = clip_box(box, picture.size)
             words = (noun or str(label)).strip()
             if inside is not None and words:

@@ -3,11 +3,11 @@
 import PIL.Image
 import PIL.ImageDraw
 import pytest
-from helpers.zero_shot_models import clip, encoder, grounding_dino, owlv2
+from helpers.zero_shot_models import clip, encoder, florence2, grounding_dino, owlv2
 
 from hivg_hf.zero_shot.detector import Detection
 
-__all__ = ["clip", "encoder", "grounding_dino", "owlv2"]
+__all__ = ["clip", "encoder", "florence2", "grounding_dino", "owlv2"]
 
 
 class KnowingTeacher:
