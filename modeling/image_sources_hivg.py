@@ -106,7 +106,7 @@ def base64_bytes(text: str) -> bytes | None:
         return None
     if not head.startswith(FIRST_BYTES) and head[4:8] != b"ftyp":
         return None
-    return _decode_base64(text, "The text that begins as a base64 picture does")
+    return _decode_base64(text, "A text that begins as a base64 picture")
 
 
 URL_SAFE = str.maketrans("-_", "+/")

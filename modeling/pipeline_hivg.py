@@ -89,7 +89,9 @@ class VisualGroundingPipeline(Pipeline):
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
         return next(given), next(given), next(given)
 
-    def __call__(self, inputs: Any = None, text: Any = None, *, image: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Any = None, text: Any = None, *, image: Any = None, images: Any = None, **kwargs: Any
+    ) -> Any:
         """Ground expressions.
 
         Args:
@@ -99,7 +101,7 @@ class VisualGroundingPipeline(Pipeline):
                 there is no `"text"`).
             text: for one image, an expression or a list of them; for a list of images, one expression for all, an
                 expression per image, or a list of expressions per image; for a stream, what to ask of every image.
-            image: another name for `inputs`.
+            image, images: other names for `inputs`.
 
         Returns:
             `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score"}` and what the options add: boxes are
@@ -110,11 +112,12 @@ class VisualGroundingPipeline(Pipeline):
         Raises:
             ValueError: an input cannot be used; the message names it.
         """
-        if inputs is not None and image is not None:
-            raise TypeError("Give the image as the first argument or as image=, not both.")
-        inputs = image if inputs is None else inputs
-        if inputs is None:
+        given = [value for value in (inputs, image, images) if value is not None]
+        if not given:
             raise ValueError("Give an image and an expression, as in pipe('street.jpg', 'the man in blue').")
+        if len(given) > 1:
+            raise TypeError("Give the image once: as the first argument, or as image= or images=.")
+        inputs = given[0]
         text = list(text) if isinstance(text, Iterator) and is_text_list(text) else text
         is_sequence = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
         if is_one_image(inputs) or isinstance(inputs, Mapping) or not (is_sequence or isinstance(inputs, Iterable)):

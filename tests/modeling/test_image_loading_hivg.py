@@ -119,7 +119,7 @@ def test_arrays_and_tensors_in_every_layout() -> None:
 
 
 def test_files_that_cannot_be_shown_are_named(tmp_path: Path, red_file: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no image file '.*absent\.png'"):
+    with pytest.raises(FileNotFoundError, match=r"Image file not found: '.*absent\.png'"):
         load_grounding_image(tmp_path / "absent.png")
     with pytest.raises(ValueError, match="is a folder"):
         load_grounding_image(tmp_path)
@@ -163,8 +163,9 @@ def test_unreachable_urls_are_named(server: str) -> None:
         (np.zeros((0, 7), np.uint8), "must have pixels"),
         (np.full((5, 7), np.nan), "not finite"),
         (torch.full((3, 5, 7), float("inf")), "not finite"),
-        (np.full((5, 7, 3), 200.0), "from 0 to 1, found 200"),
-        (np.full((5, 7, 3), -1.0), "already normalised"),
+        (np.full((5, 7, 3), 300.0), "from 0 to 1 or 0 to 255, found 300"),
+        (np.full((5, 7, 3), -1.0), "already normalized"),
+        (np.full((5, 7, 3), 1.5), "clip it to 0..1"),
         (np.full((5, 7, 3), 300), "from 0 to 255"),
     ],
 )

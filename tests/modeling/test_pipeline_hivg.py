@@ -190,7 +190,7 @@ def test_similarity_scores_are_asked_for(
 @pytest.mark.parametrize(
     ("inputs", "text", "error", "message"),
     [
-        ("absent.jpg", "the star", FileNotFoundError, "no image file 'absent.jpg'"),
+        ("absent.jpg", "the star", FileNotFoundError, "Image file not found: 'absent.jpg'"),
         (PIL.Image.new("RGB", (9, 9)), " ", ValueError, "Expression 0 is blank"),
         (PIL.Image.new("RGB", (9, 9)), [], ValueError, "list of expressions is empty"),
         (PIL.Image.new("RGB", (9, 9)), None, ValueError, "no expression for an image"),
@@ -210,13 +210,13 @@ def test_bad_input_gets_one_sentence(
 
 
 def test_bad_input_in_a_worker_gets_the_same_sentence(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^There is no image file 'absent\.jpg'\.$"):
+    with pytest.raises(FileNotFoundError, match=r"^Image file not found: 'absent\.jpg'\.$"):
         pipe(["absent.jpg", pictures[0]], "the star", num_workers=1)
 
 
 def test_errors_can_be_returned_in_their_place(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
     results = pipe([pictures[0], "absent.jpg", pictures[1]], "the star", batch_size=2, on_error="return")
-    assert results[1] == {"error": "There is no image file 'absent.jpg'."}
+    assert results[1] == {"error": "Image file not found: 'absent.jpg'."}
     assert_close(results[0], pipe(pictures[0], "the star"))
     assert_close(results[2], pipe(pictures[1], "the star"))
 
