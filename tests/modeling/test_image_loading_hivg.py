@@ -15,6 +15,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import torch
+from turned_pictures import UNDONE, save_turned
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
@@ -67,30 +68,13 @@ def test_path_string_bytes_url_and_data_url_give_the_same_picture(red_file: Path
         assert pixel(image, 5, 3) == (255, 0, 0)
 
 
-# What has to be done to an upright picture so that a viewer, who obeys the tag, shows it upright again.
-UNDONE = {
-    1: None,
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_90,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_270,
-}
-
-
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("orientation", UNDONE)
 def test_files_are_upright_and_objects_as_they_are_held(tmp_path: Path, orientation: int, suffix: str) -> None:
     ramp = np.add.outer(np.arange(48) * 3, np.arange(64)).astype(np.uint8)  # no symmetry, and kind to JPEG
     shown = PIL.Image.fromarray(np.stack([ramp] * 3, axis=-1))
-    undo = UNDONE[orientation]
-    stored = shown if undo is None else shown.transpose(undo)
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
-    stored.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {"quality": 95}))
+    stored = save_turned(shown, path, orientation, **({"lossless": True} if suffix == "webp" else {"quality": 95}))
 
     def differs(opened: PIL.Image.Image, expected: PIL.Image.Image) -> int:
         assert opened.size == expected.size

@@ -205,7 +205,7 @@ def test_floats_agree_with_clip_where_clip_takes_them(eight_bit: np.ndarray) -> 
         (unit * 4 - 2, both),
         (square, both),
     ):
-        expected = clip(image, return_tensors="pt", **options)["pixel_values"]
+        expected = clip(image, return_tensors="pt", **options)["pixel_values"].float()
         found = make_processor()(image, return_tensors="pt", **options)["pixel_values"]
         assert torch.allclose(found, expected, atol=1e-6)
 

@@ -252,7 +252,7 @@ def bad_rows(folder: Path) -> dict[str, dict[str, Any]]:
         "a number": 7,
         "blank": " ",
         "bytes": b"star",
-        "empty list": [],
+        "empty": [],
         "in a list": ["star", None],
     }
     rows = {f"image: {name}": {"image": image, "text": "the star"} for name, image in images.items()}
@@ -304,7 +304,7 @@ def test_a_dataset_whose_row_fails_is_answered_too(
 ) -> None:
     answers = list(pipe(FailingRows(pictures[:3]), "the star", on_error="return", num_workers=num_workers))
     assert answers[1] == {"error": "A row cannot be read: OddError (row 1)."}
-    assert [list(answer)[0] for answer in answers] == ["expression", "error", "expression"]
+    assert [next(iter(answer)) for answer in answers] == ["expression", "error", "expression"]
 
 
 class OddError(Exception):
