@@ -18,6 +18,10 @@ OTHER_SUFFIXES |= {".jfif", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".json", ".
 KEPT_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
+# Characters of a file name; file systems allow 255 bytes, and endings are added.
+LONGEST_NAME = 100
+
+
 @dataclass(frozen=True)
 class Question:
     """One image and what is asked of it.
@@ -140,8 +144,7 @@ def read_questions(lines: Iterable[str], expressions: Sequence[str]) -> Iterator
                 '{"image": "street.jpg", "expressions": ["the man in blue"]}, got: ' + line.strip()[:80]
             )
             continue
-        name = url_name(row["image"]) if is_url(row["image"]) else _safe_name(row["image"])
-        yield Question(row["image"], tuple(asked), name)
+        yield Question(row["image"], tuple(asked), _picture_name(row["image"]))
 
 
 def picture_path(folder: Path, name: str, ending: str = "") -> Path:
@@ -213,6 +216,14 @@ def _images_in(folder: str, recursive: bool) -> list[str]:
         return sorted(entry.path for entry in os.scandir(folder) if _is_image_file(entry.path))
     paths = (os.path.join(parent, file) for parent, _, files in os.walk(folder) for file in files)
     return sorted(path for path in paths if _is_image_file(path))
+
+
+def _picture_name(image: str) -> str:
+    if is_url(image):
+        return url_name(image)
+    if image[:5].lower() == "data:" or len(os.path.basename(image)) > LONGEST_NAME:  # a picture in base64
+        return f"{_digest(image)}-image"
+    return _safe_name(image)
 
 
 def _safe_name(path: str) -> str:

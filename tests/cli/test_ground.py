@@ -1,5 +1,6 @@
 """`hivg ground`: what it prints, what it writes, how it goes on after bad images and after being stopped."""
 
+import base64
 import io
 import json
 import os
@@ -208,6 +209,16 @@ def test_a_cut_expression_is_said_in_a_line(run: Run, photos: Path) -> None:
     assert status == 0
     assert err.strip().startswith("hivg: The expression 'the red star")
     assert "cut '" in err
+
+
+def test_json_lines_may_hold_pictures_in_base64(run: Run, photos: Path) -> None:
+    data = base64.b64encode((photos / "a.png").read_bytes()).decode()
+    lines = [json.dumps({"image": image, "text": "the star"}) for image in (data, f"data:image/png;base64,{data}")]
+    status, out, _ = run("-", "--json", "--out", "done", stdin="\n".join(lines))
+    assert status == 0
+    found = rows(out)
+    assert found[0]["results"] == found[1]["results"]
+    assert all(Path(row["picture"]).is_file() for row in found)
 
 
 def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
