@@ -170,7 +170,7 @@ class _PreparedStream(IterableDataset):
             yield _prepare(lambda item=item: item, self.preprocess, self.params)
 
 
-def _prepare(read: Callable[[], Any], preprocess: Any, params: dict[str, Any]) -> dict[str, Any]:
+def _prepare(read: Any, preprocess: Any, params: dict[str, Any]) -> dict[str, Any]:
     try:
         entry = read()
     except Exception as error:  # the user's own dataset, whose rows may fail in any way
