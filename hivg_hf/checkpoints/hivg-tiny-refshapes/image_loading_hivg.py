@@ -208,7 +208,8 @@ def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image | np.ndarray:
         return _deep_samples(image, name)
     try:
         if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-            image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+            if image.mode != "RGBA":  # converting it would copy it
+                image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
             white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
             return PIL.Image.alpha_composite(white, image).convert("RGB")
         return image.convert("RGB")
