@@ -15,6 +15,20 @@ import onnxruntime
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
+# Pillow's other formats may start programs (EPS) when a picture is opened.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
+
+
+def open_picture(path):
+    """Upright 8-bit RGB, transparency on white, as a viewer shows it."""
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"{path} has {image.mode} samples, deeper than 8 bits: convert it first.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
 
 def letterbox(image, settings):
     """Resize to a long side of `size`, normalise, pad with zeros; also returns where the image lies in the square."""
@@ -52,7 +66,7 @@ def ground(folder, path, expressions):
     tokenizer.enable_truncation(settings["max_text_length"])
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = open_picture(path)
     square, image_mask, (top, left, height, width) = letterbox(image, settings)
     ids, text_mask = encode(tokenizer, expressions)
     count = len(expressions)

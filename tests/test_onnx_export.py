@@ -1,6 +1,7 @@
 """An exported model computes what the model computes, for any batch and length, and needs nothing of ours to run."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from turned_pictures import UNDONE, save_turned
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline, onnx_export
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.onnx_export import GroundingGraph, check_onnx, export_onnx
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
@@ -88,3 +91,21 @@ def test_settings_say_how_to_feed_it(exported: tuple[Path, dict[str, float]], ti
     assert settings["size"] == tiny_processor.image_processor.side
     assert settings["outputs"] == ["pred_boxes", "scores", "mask_logits", "token_logits"]
     assert (exported[0] / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_the_documented_script_opens_pictures_as_the_package_does(orientation: int, tmp_path: Path) -> None:
+    opens = runpy.run_path(str(SCRIPT))["open_picture"]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 4), dtype=np.uint8)
+    save_turned(PIL.Image.fromarray(pixels), tmp_path / "photo.png", orientation)
+    assert np.array_equal(np.asarray(opens(tmp_path / "photo.png")), load_grounding_image(tmp_path / "photo.png"))
+
+
+def test_the_documented_script_refuses_what_it_would_show_wrongly(tmp_path: Path) -> None:
+    opens = runpy.run_path(str(SCRIPT))["open_picture"]
+    PIL.Image.fromarray(np.zeros((5, 7), dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit, match="deeper than 8 bits"):
+        opens(tmp_path / "deep.png")
+    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "program.png", "EPS")
+    with pytest.raises(PIL.UnidentifiedImageError):
+        opens(tmp_path / "program.png")

@@ -8,6 +8,7 @@ import PIL.ImageDraw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turned_pictures import UNDONE, save_turned
 
 from hivg_hf import visualize
 from hivg_hf.visualize import draw_grounding, draw_heatmap
@@ -19,6 +20,18 @@ def result(box: tuple[float, float, float, float], expression: str = "the red mu
 
 def plates_of(picture: PIL.Image.Image, color: tuple[int, int, int]) -> np.ndarray:
     return (np.asarray(picture) == color).all(-1)
+
+
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_boxes_are_drawn_on_the_picture_that_was_grounded(orientation: int, tmp_path: Any) -> None:
+    """Files upright, objects as they are held: as the pipeline takes them."""
+    upright = PIL.Image.new("RGB", (600, 500))
+    upright.paste((200, 200, 200), (10, 20, 60, 90))
+    stored = save_turned(upright, tmp_path / "a.png", orientation)
+    drawn = draw_grounding(tmp_path / "a.png", [result((10, 20, 60, 90))])
+    assert np.array_equal(np.asarray(drawn), np.asarray(draw_grounding(upright, [result((10, 20, 60, 90))])))
+    with PIL.Image.open(tmp_path / "a.png") as held:
+        assert np.array_equal(np.asarray(draw_grounding(held, [])), np.asarray(stored))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 200), (640, 480), (1200, 90), (4000, 3000)])

@@ -27,6 +27,7 @@ from hivg_hf.data.collator import letterbox_settings, open_row_image, scale_box
 from hivg_hf.data.order import column_values, without_image_decoding
 from hivg_hf.data.schema import FEATURES, decode_mask, encode_mask
 from hivg_hf.data.splits import resolve_split
+from hivg_hf.modeling.image_loading_hivg import read_header
 
 Purpose = Literal["eval", "train"]
 
@@ -181,7 +182,7 @@ def _encoded(row: Mapping[str, Any], picture: Image.Image) -> dict[str, Any]:
     """The picture's own bytes where it is small enough and opens as it is, otherwise a JPEG of the right size."""
     width, height = training_size(picture.width, picture.height)
     data = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-    with Image.open(io.BytesIO(data)) as original:
+    with read_header(io.BytesIO(data), "the picture") as original:
         plain = original.format in ("JPEG", "PNG") and original.mode == "RGB" and original.size == (width, height)
     if not plain:
         buffer = io.BytesIO()

@@ -55,7 +55,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .box_ops_hivg import box_coverage
 from .configuration_hivg import HiVGConfig
-from .image_loading_hivg import load_grounding_image
+from .image_loading_hivg import image_size, open_image
 from .loss_hivg import (
     box_giou_loss,
     box_l1_loss,
@@ -1148,7 +1148,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         """Ground expressions in one image, without a pipeline.
 
         Args:
-            image: path, URL, PIL image or array.
+            image: path or URL (opened upright), or PIL image or array (taken as it is held).
             text: one expression, or a list.
             processor: the [`HiVGProcessor`] saved with the model.
             output_masks: also give masks.
@@ -1158,7 +1158,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixels of the original image; for a list, a list of them.
         """
         expressions = [text] if isinstance(text, str) else list(text)
-        image = load_grounding_image(image)
+        image = open_image(image)
         inputs = processor(images=[image] * len(expressions), text=expressions, return_tensors="pt").to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         was_training = self.training
@@ -1167,7 +1167,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             outputs = self(**inputs, output_masks=output_masks, output_token_logits=self.config.score == "similarity")
         finally:
             self.train(was_training)
-        found = processor.post_process_grounding(outputs, [(image.height, image.width)] * len(expressions))
+        found = processor.post_process_grounding(outputs, [image_size(image)] * len(expressions))
         results = []
         for expression, result in zip(expressions, found, strict=True):
             corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"].tolist(), strict=True))

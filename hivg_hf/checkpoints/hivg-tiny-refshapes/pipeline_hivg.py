@@ -8,21 +8,21 @@ and an expression that repeats within a batch is encoded once.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
-from .image_loading_hivg import load_grounding_image
+from .image_loading_hivg import image_size, open_image
 from .pipeline_streams_hivg import (
+    Entry,
+    EntryDataset,
     GroundingResults,
-    ItemDataset,
     PendingItem,
     ResultStream,
-    is_item,
     is_one_image,
-    make_item,
+    is_text_list,
     pair_up,
     preparing_loader,
     take_batch,
@@ -89,40 +89,48 @@ class VisualGroundingPipeline(Pipeline):
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
         return next(given), next(given), next(given)
 
-    def __call__(self, inputs: Any = None, text: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Any = None, text: Any = None, *, image: Any = None, images: Any = None, **kwargs: Any
+    ) -> Any:
         """Ground expressions.
 
         Args:
-            inputs: an image (path, URL, PIL image, bytes, array) or a list of them; or, without `text`, one or a list
-                of `{"image": ..., "text": expression or list}`; or a `datasets` dataset, a torch dataset, a generator
-                or another iterable of images (with `text`) or of such dicts (`"expression"` is read where there is no
-                `"text"`).
+            inputs: an image (path, URL, PIL image, bytes, open file, array) or a list of them; or, without `text`, one
+                or a list of `{"image": ..., "text": expression or list}`; or a `datasets` dataset, a torch dataset, a
+                generator or another iterable of images (with `text`) or of such dicts (`"expression"` is read where
+                there is no `"text"`).
             text: for one image, an expression or a list of them; for a list of images, one expression for all, an
                 expression per image, or a list of expressions per image; for a stream, what to ask of every image.
+            image, images: other names for `inputs`.
 
         Returns:
             `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score"}` and what the options add: boxes are
-            floats in pixels of the image as a viewer shows it, `score` is in 0..1 or None where the model has none. A
+            floats in pixels of the image, which for a file, URL or bytes is the upright one that a viewer shows, and
+            for a PIL image or array the object that was passed; `score` is in 0..1 or None where the model has none. A
             string gives one dict, a list of expressions a list. A list of images gives a list, a stream an iterator.
 
         Raises:
             ValueError: an input cannot be used; the message names it.
         """
-        if inputs is None:
+        given = [value for value in (inputs, image, images) if value is not None]
+        if not given:
             raise ValueError("Give an image and an expression, as in pipe('street.jpg', 'the man in blue').")
-        if is_one_image(inputs) or is_item(inputs):
-            item = make_item(inputs, text)
-            if not isinstance(item["text"], str) and self._batch_size is None:
-                kwargs.setdefault("batch_size", max(1, min(len(item["text"]), EXPRESSIONS_PER_PASS)))
-            return super().__call__([item], **kwargs)[0]
+        if len(given) > 1:
+            raise TypeError("Give the image once: as the first argument, or as image= or images=.")
+        inputs = given[0]
+        text = list(text) if isinstance(text, Iterator) and is_text_list(text) else text
+        is_sequence = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
+        if is_one_image(inputs) or isinstance(inputs, Mapping) or not (is_sequence or isinstance(inputs, Iterable)):
+            asked = inputs.get("text") if isinstance(inputs, Mapping) and text is None else text
+            if isinstance(asked, (list, tuple)) and self._batch_size is None:
+                kwargs.setdefault("batch_size", max(1, min(len(asked), EXPRESSIONS_PER_PASS)))
+            return super().__call__([Entry(inputs, text)], **kwargs)[0]
         if isinstance(inputs, (list, tuple)) or (hasattr(inputs, "ndim") and hasattr(inputs, "shape")):
-            items = pair_up(list(inputs), text)
-            return super().__call__(items, **kwargs) if items else []
-        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-            return super().__call__(ItemDataset(inputs, text), **kwargs)
-        if isinstance(inputs, Iterable):
-            return super().__call__((make_item(entry, text) for entry in inputs), **kwargs)
-        raise TypeError(f"An image must be a path, a URL, a PIL image or an array, not {type(inputs).__name__}.")
+            entries = pair_up(list(inputs), text)
+            return super().__call__(entries, **kwargs) if entries else []
+        if is_sequence:
+            return super().__call__(EntryDataset(inputs, text), **kwargs)
+        return super().__call__((Entry(row, text) for row in inputs), **kwargs)
 
     def get_iterator(
         self,
@@ -176,10 +184,11 @@ class VisualGroundingPipeline(Pipeline):
         self, inputs: dict[str, Any], timeout: float | None = None, long_text: str = "warn"
     ) -> dict[str, Any]:
         """One item `{"image", "text"}` -> tensors of one image (3, S, S) and the token ids of its E expressions."""
-        image = load_grounding_image(inputs["image"], timeout=timeout)
+        image = open_image(inputs["image"], timeout=timeout)
         several = not isinstance(inputs["text"], str)
         expressions = list(inputs["text"]) if several else [inputs["text"]]
-        features = {name: value[0] for name, value in self.processor(images=image).items()}
+        opened = self.processor.image_processor([image], input_data_format="channels_last", return_tensors="pt")
+        features = {name: value[0] for name, value in opened.items()}
         tokens = self.processor(text=expressions, long_text=long_text)
         lengths = tokens["attention_mask"].sum(-1).tolist()
         return {
@@ -187,7 +196,7 @@ class VisualGroundingPipeline(Pipeline):
             "token_ids": [tuple(ids[:length].tolist()) for ids, length in zip(tokens["input_ids"], lengths)],
             "expressions": expressions,
             "several": several,
-            "target_size": (image.height, image.width),
+            "target_size": image_size(image),
         }
 
     def _collate(self, batch: "list[tuple[PendingItem, int]]") -> dict[str, Any]:

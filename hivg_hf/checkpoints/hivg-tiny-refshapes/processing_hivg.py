@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ProcessorMixin
 
-from .image_loading_hivg import load_grounding_image
+from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, image_list
 
 NORMALIZATION_CONSTANTS = {
@@ -79,7 +79,9 @@ class HiVGProcessor(ProcessorMixin):
         """Model inputs for one image and one expression, or for lists of equal length.
 
         Args:
-            images: anything `load_grounding_image` opens, or a list of it.
+            images: anything `load_grounding_image` opens, or a list of it. Files, URLs and bytes are turned upright by
+                their EXIF orientation; PIL images and arrays are taken as they are held, so that boxes, masks and
+                `target_sizes=[image.size[::-1]]` mean the object that was passed.
             text: an expression per image.
             boxes: per image a box as `xyxy` pixels of the original image, or None where the expression names nothing
                 (its row of `labels` is NaN). For one image the box itself will do.
@@ -100,15 +102,16 @@ class HiVGProcessor(ProcessorMixin):
         if text is not None:
             features.update(self._text_features(text, long_text))
         if images is not None:
-            pictures = [load_grounding_image(image) for image in image_list(images)]
+            pictures = [open_image(image) for image in image_list(images)]
             boxes, masks = _box_list(boxes), _mask_list(masks)
             if text is not None and len(pictures) != len(features["input_ids"]):
                 raise ValueError(
                     f"Got {len(pictures)} images and {len(features['input_ids'])} expressions: "
                     "give one expression per image, repeating an image that has several."
                 )
-            features.update(self.image_processor(pictures, return_tensors="pt"))
-            features.update(self._target_features([(p.height, p.width) for p in pictures], boxes, masks))
+            opened = self.image_processor(pictures, input_data_format="channels_last", return_tensors="pt")
+            features.update(opened)
+            features.update(self._target_features([image_size(picture) for picture in pictures], boxes, masks))
         if return_tensors == "np":
             features = {name: value.numpy() for name, value in features.items()}
         return BatchFeature(features)
