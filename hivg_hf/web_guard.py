@@ -73,7 +73,9 @@ class PageGuard:
             return await self._app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        method, path, visitor = scope["method"], scope["path"], _visitor(scope)
+        # Proxies that show the page under a path take it off before they pass a request on, or leave it.
+        path = scope["path"].removeprefix(scope.get("root_path") or "")
+        method, visitor = scope["method"], _visitor(scope)
         if method in ("GET", "HEAD"):
             return await self._read(scope, receive, send, path, visitor)
         if method == "POST" and _UPLOAD.fullmatch(path):

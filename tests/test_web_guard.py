@@ -376,6 +376,29 @@ def test_a_stuck_question_does_not_block_the_next_and_ends_with_a_sentence(
     assert client.answer(own)[2]["data"]
 
 
+def test_a_page_under_a_path_answers_whether_or_not_the_proxy_takes_it_off(slow_pipe: Slow, photo: bytes) -> None:
+    page, port = build_page(slow_pipe), free_port()
+    serve(page, port=port, root_path="/hivg", prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(port)
+        assert client.answer(client.uploaded(photo))[2]["data"]
+        for path in ("/health", "/hivg/health", "/config", "/hivg/config"):
+            assert client.send("GET", path).status == 200
+        assert json.loads(client.send("GET", "/config").body)["root"].endswith("/hivg")
+        for path in ("/hivg/monitoring", "/hivg/hivg/health", "/other/health", "/hivg/gradio_api/file=/etc/passwd"):
+            assert client.send("GET", path).status == 404
+    finally:
+        page.close()
+
+
+def test_the_oldest_uploads_make_room(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [client.uploaded(bytes([n]) * 1000)["path"] for n in range(3)]
+    assert all(Path(path).is_file() for path in paths)
+    monkeypatch.setattr("hivg_hf.web_guard.MOST_UPLOADED_BYTES", 2500)
+    newest = client.uploaded(bytes([9]) * 1000)["path"]
+    assert [Path(path).is_file() for path in (*paths, newest)] == [False, False, True, True]
+
+
 def test_a_full_queue_says_to_come_back(client: Client, photo: bytes, slow_pipe: Slow) -> None:
     own = client.uploaded(photo)
     question = {"data": [own, "stuck", 0, True]}
