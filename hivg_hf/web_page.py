@@ -36,6 +36,8 @@ EXAMPLES_SEED = 7
 FONTS = ("system-ui", "sans-serif")
 # All but gradio's "share", which sends the picture to another site.
 BUTTONS = ["fullscreen", "download"]
+# gradio keeps 50 KB for each of the latest sessions, and a stranger can open any number.
+SESSIONS = 500
 # Files of visitors are deleted after an hour, looked through every ten minutes.
 DELETE_CACHE = (600, 3600)
 
@@ -64,7 +66,12 @@ def answer_question(
         if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise ValueError(f"The threshold must be a number from 0 to 1, got {str(threshold)[:20]}.")
         picture, scale = _open_picture(image)
-        options = {"mask": bool(mask), "heatmap": True, "map_side": DISPLAY_SIDE, "batch_size": len(expressions)}
+        options: dict[str, Any] = {
+            "mask": bool(mask),
+            "heatmap": True,
+            "map_side": DISPLAY_SIDE,
+            "batch_size": len(expressions),
+        }
         if threshold > 0:
             options["threshold"] = threshold
         results = pipe(picture, expressions, **options)
@@ -130,7 +137,7 @@ def build_page(pipe: VisualGroundingPipeline, examples_seed: int = EXAMPLES_SEED
                         show_label=False, columns=2, elem_id="heatmaps", format="png", buttons=BUTTONS
                     )
                 table = gr.Dataframe(
-                    headers=list(COLUMNS), datatype="str", interactive=False, elem_id="table", label="Found"
+                    headers=list(COLUMNS), datatype="str", interactive=False, elem_id="table", label="Found", wrap=True
                 )
         outputs = [picture, heatmaps, table, message]
         inputs = [image, text, threshold, mask]
@@ -176,6 +183,7 @@ def serve(
         max_file_size=f"{max_upload_mb}mb",
         theme=theme,
         footer_links=[],
+        state_session_capacity=SESSIONS,
         app_kwargs={"middleware": [guard]},
         **{**off, **more},
     )

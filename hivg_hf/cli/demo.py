@@ -1,7 +1,7 @@
 """`hivg demo`: a web page to try a model on pictures. Needs `pip install 'hivg_hf[demo]'`."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,8 @@ def demo(
     from ..inference import load_pipeline
     from ..web_page import build_page, serve
 
-    limits = {name: value for name, value in (("workers", workers), ("seconds", time_limit)) if value is not None}
+    limits: dict[str, Any] = {"workers": workers, "seconds": time_limit}
+    limits = {name: value for name, value in limits.items() if value is not None}
     page = build_page(load_pipeline(model or hivg_hf.TINY_CHECKPOINT, device, dtype), **limits)
     serve(page, host, port or None, queue_size, max_upload_mb, **({"root_path": root_path} if root_path else {}))
 
