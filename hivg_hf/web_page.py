@@ -77,7 +77,9 @@ def answer_question(
         results = pipe(picture, expressions, **options)
     except (ValueError, OSError) as error:
         return unanswered(_without_path(str(error), image))
-    except (MemoryError, RuntimeError):  # torch raises the latter where there is no memory
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # what torch says where there is none
+            raise
         return unanswered("There was not enough memory for this picture: send a smaller one.")
     height, width = results[0]["heatmap"].shape
     shown = picture if picture.size == (width, height) else picture.resize((width, height), PIL.Image.Resampling.BOX)
@@ -198,6 +200,10 @@ def _checked_expressions(lines: Any) -> list[str]:
     longest = max(map(len, expressions))
     if longest > MOST_CHARACTERS:
         raise ValueError(f"An expression may have at most {MOST_CHARACTERS} characters; one of these has {longest}.")
+    if any("\ud800" <= character <= "\udfff" for expression in expressions for character in expression):
+        raise ValueError(
+            "An expression has halves of characters (lone surrogates), which are not text: write it again."
+        )
     return expressions
 
 
@@ -207,7 +213,9 @@ def _open_picture(image: Any) -> tuple[PIL.Image.Image, tuple[float, float]]:
     The header alone decides whether pixels are read.
     """
     if not isinstance(image, (str, os.PathLike)):
-        return load_grounding_image(image), (1.0, 1.0)
+        picture = load_grounding_image(image)
+        _check_pixels(picture.width * picture.height, MOST_PIXELS)
+        return picture, (1.0, 1.0)
     name = f"'{image}'"
     try:
         opened = PIL.Image.open(image, formats=FORMATS)
@@ -218,12 +226,7 @@ def _open_picture(image: Any) -> tuple[PIL.Image.Image, tuple[float, float]]:
     with opened:
         pixels = opened.width * opened.height
         is_baseline_jpeg = opened.format in ("JPEG", "MPO") and not opened.info.get("progressive")
-        limit = MOST_JPEG_PIXELS if is_baseline_jpeg else MOST_PIXELS
-        if pixels > limit:
-            raise ValueError(
-                f"The picture has {pixels / 1e6:.0f} million pixels, more than {limit // 10**6} million: send a "
-                "smaller one."
-            )
+        _check_pixels(pixels, MOST_JPEG_PIXELS if is_baseline_jpeg else MOST_PIXELS)
         if pixels <= MOST_PIXELS:
             return load_grounding_image(image), (1.0, 1.0)
         size, shrink = opened.size, 1
@@ -235,6 +238,12 @@ def _open_picture(image: Any) -> tuple[PIL.Image.Image, tuple[float, float]]:
         if upright.size == opened.size[::-1] != opened.size:
             factors = factors[::-1]
         return load_grounding_image(upright), factors
+
+
+def _check_pixels(pixels: int, limit: int) -> None:
+    if pixels > limit:
+        size, most = f"{pixels / 1e6:.0f} million pixels", f"{limit // 10**6} million"
+        raise ValueError(f"The picture has {size}, more than {most}: send a smaller one.")
 
 
 def _scaled(result: dict[str, Any], across: float, down: float) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_words_of_a_visitor_are_text(pipe: VisualGroundingPipeline, photo: str) 
         ("m" * 501, 0.0, "at most 500 characters; one of these has 501"),
         ("the star\n" + "m" * 10**6, 0.0, "at most 500 characters"),
         ("a\n" * 10**5, 0.0, f"at most {MOST_EXPRESSIONS} expressions; these are 100000"),
+        ("the \ud800star", 0.0, "halves of characters"),
         ("the star", 1.5, "threshold must be a number from 0 to 1, got 1.5"),
         ("the star", float("nan"), "got nan"),
         ("the star", "high" * 100, "got highhigh"),
@@ -204,6 +205,56 @@ def test_what_does_not_fit_into_memory_is_said(photo: str) -> None:
 
     *_, message = answer_question(no_memory, photo, "the star")
     assert message == "⚠ There was not enough memory for this picture: send a smaller one."
+
+
+def test_faults_of_the_model_are_not_taken_for_a_lack_of_memory(photo: str) -> None:
+    def faulty(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        answer_question(faulty, photo, "the star")
+
+
+@pytest.mark.filterwarnings("ignore:The expression")
+def test_damaged_pictures_and_odd_words_give_an_answer_or_a_sentence(
+    pipe: VisualGroundingPipeline, tmp_path: Path
+) -> None:
+    """HIVG_FUZZ_CASES=10000 tries more."""
+    random = np.random.default_rng(2026)
+    pixels = random.integers(0, 256, (24, 32, 4), dtype=np.uint8)
+    whole = []
+    for kind, mode in (
+        ("png", "RGBA"),
+        ("jpeg", "RGB"),
+        ("webp", "RGBA"),
+        ("gif", "P"),
+        ("bmp", "L"),
+        ("png", "I;16"),
+    ):
+        picture = PIL.Image.fromarray(pixels).convert("L" if mode == "I;16" else mode)
+        picture.convert(mode).save(tmp_path / "whole", kind)
+        whole.append((tmp_path / "whole").read_bytes())
+    letters = ["star", " ", "\n", "\0", "\ud800", "\u202e", "\u0301", "<b>", "$$", "é", "😀", "\x1b[31m", "m" * 300]
+    counts = {"answers": 0, "sentences": 0}
+    for _ in range(int(os.environ.get("HIVG_FUZZ_CASES", "200"))):
+        data = bytearray(whole[random.integers(len(whole))])
+        for _ in range(random.integers(0, 6)):
+            data[random.integers(len(data))] = random.integers(256)
+        if random.random() < 0.2:
+            data = data[: random.integers(len(data))]
+        (tmp_path / "picture").write_bytes(data)
+        lines = "".join(random.choice(letters, random.integers(1, 12)))
+        drawn, heatmaps, rows, message = answer_question(pipe, str(tmp_path / "picture"), lines, random.random())
+        assert "<" not in message
+        assert str(tmp_path) not in message
+        if drawn is None:
+            assert message.startswith("⚠ ")
+            assert len(message) < 400
+        else:
+            assert len(heatmaps) == len(rows) > 0
+            assert np.isfinite(np.array([row[1:] for row in rows], dtype=float)).all()
+        counts["sentences" if drawn is None else "answers"] += 1
+    assert min(counts.values()) > 20
 
 
 @pytest.fixture(scope="module")
