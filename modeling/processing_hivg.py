@@ -168,7 +168,10 @@ class HiVGProcessor(ProcessorMixin):
         return self.image_processor.mask_to_square(mask)
 
     def post_process_grounding(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per sample `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
@@ -176,6 +179,7 @@ class HiVGProcessor(ProcessorMixin):
             outputs: a `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
                 `mask_logits (B, h, w)`.
             target_sizes: (height, width) of each original image.
+            map_sizes: (height, width) of each mask, where it is not that of the image.
 
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
@@ -188,13 +192,19 @@ class HiVGProcessor(ProcessorMixin):
         results = []
         for row, (height, width) in enumerate(sizes):
             limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-            mask = None if mask_logits is None else self.image_processor.map_to_image(mask_logits[row], sizes[row]) > 0
+            mask = None
+            if mask_logits is not None:
+                map_size = sizes[row] if map_sizes is None else map_sizes[row]
+                mask = self.image_processor.map_to_image(mask_logits[row], sizes[row], map_size) > 0
             score = None if scores is None else scores[row].detach().cpu().float()
             results.append({"box": boxes[row].clamp(min=torch.zeros(4), max=limit), "score": score, "mask": mask})
         return results
 
     def post_process_heatmaps(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[torch.Tensor]:
         """Similarity of each patch to the expression, 0..1, over the original images: float32 (height, width) each.
 
@@ -205,7 +215,9 @@ class HiVGProcessor(ProcessorMixin):
             raise ValueError("There are no token_logits: call the model with output_token_logits=True.")
         grid = math.isqrt(token_logits.shape[-1])
         maps = token_logits.float().sigmoid().reshape(-1, grid, grid)  # (B, N) -> (B, G, G)
-        return [self.image_processor.map_to_image(values, size) for values, size in zip(maps, target_sizes)]
+        map_sizes = target_sizes if map_sizes is None else map_sizes
+        triples = zip(maps, target_sizes, map_sizes)
+        return [self.image_processor.map_to_image(values, size, map_size) for values, size, map_size in triples]
 
 
 def checked_expressions(text: str | Sequence[str]) -> list[str]:

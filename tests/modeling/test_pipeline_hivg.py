@@ -179,6 +179,20 @@ def test_options_add_what_they_say(pipe: VisualGroundingPipeline, pictures: list
     assert pipe(pictures[0], "the star", threshold=1.0)["found"] is False
 
 
+def test_maps_can_be_smaller_than_the_image(pipe: VisualGroundingPipeline) -> None:
+    large = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8))
+    full = pipe(large, ["the star", "red"], mask=True, heatmap=True)
+    small = pipe(large, ["the star", "red"], mask=True, heatmap=True, map_side=90)
+    for result, expected in zip(small, full, strict=True):
+        assert_close(result, expected)  # the box is still in pixels of the image
+        assert result["mask"].shape == result["heatmap"].shape == (30, 90)
+        assert np.abs(result["heatmap"] - expected["heatmap"][5::10, 5::10]).max() < 0.1
+    assert pipe(large, "red", mask=True, map_side=2000)["mask"].shape == (300, 900)
+    assert pipe(large, "red", mask=True, map_side=1)["mask"].shape == (1, 1)
+    with pytest.raises(ValueError, match="map_side must be at least 1 pixel, got 0"):
+        pipe(large, "red", mask=True, map_side=0)
+
+
 def test_similarity_scores_are_asked_for(
     tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, pictures: list[Any]
 ) -> None:
