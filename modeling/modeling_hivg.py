@@ -23,6 +23,7 @@ of the fusion encoder, K text states in the bridge.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -735,6 +736,30 @@ def take_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
+def unpadded(input_ids: torch.Tensor, pad_ids: list[int]) -> torch.Tensor:
+    """(U, T) ids that came without a mask -> their mask (U, T): 0 in the runs of padding before and after the tokens.
+
+    Padding is a token of `pad_ids`; or the end token repeated after the first one or put before the begin token, as
+    CLIP's tokenizer pads. A row of nothing else is left as it is.
+    """
+    first, last = input_ids[:, :1], input_ids[:, -1:]
+    pads = torch.tensor(pad_ids, dtype=input_ids.dtype, device=input_ids.device)
+    head = (input_ids == first).cumprod(1) > 0  # (U, T) the run of equal tokens that begins the row
+    tail = (input_ids == last).flip(1).cumprod(1).flip(1) > 0  # and the one that ends it
+    repeated = F.pad(tail[:, :-1], (1, 0))
+    padding = (head & (torch.isin(first, pads) | (first == last))) | (tail & (torch.isin(last, pads) | repeated))
+    return (~padding | padding.all(1, keepdim=True)).to(input_ids.dtype)
+
+
+def padding_last(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (U, T), rolled so that each row begins with its first token that is there."""
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device)  # (T,)
+    start = length - (mask * (length - places)).amax(1, keepdim=True)  # (U, 1)
+    places = (places + start) % length  # (U, T)
+    return input_ids.gather(1, places), mask.gather(1, places)
+
+
 def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: int) -> torch.Tensor:
     """Values of computed patches back on the full grid: (B, P, C) -> (B, N, C), `PADDING_LOGIT` elsewhere."""
     batch, _, channels = values.shape
@@ -759,6 +784,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
     # Without this, Trainer would pass the number of label elements and expect a summed loss.
     accepts_loss_kwargs = False
+    _warned_of_padding = False
 
     def __init__(self, config: HiVGConfig):
         super().__init__(config)
@@ -854,7 +880,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(expressions, T)`): tokens of the expressions.
-            attention_mask (`torch.Tensor` of shape `(expressions, T)`): 1 = token, 0 = padding.
+            attention_mask (`torch.Tensor` of shape `(expressions, T)`):
+                1 = token, 0 = padding, on either side: rows are rolled so that their first token comes first. Without
+                it, padding is recognized, with one warning.
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): normalised letterboxed images.
             pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
@@ -973,16 +1001,37 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
     def _prepare_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(U, T) -> ids and mask (U, T); for a bridge that looks at padding (U, all positions), restored as the
-        official tokenizer pads, so that no padding choice of the caller changes a prediction."""
+        """(U, T) -> ids and mask (U, T), padding last; for a bridge that looks at padding (U, all positions), restored
+        as the official tokenizer pads. So no padding choice of the caller changes a prediction."""
+        if attention_mask is None:
+            mask = unpadded(input_ids, self._pad_ids())
+            self._warn_of_padding(mask)
+        else:
+            mask = attention_mask.to(input_ids.dtype)
+        ids, mask = padding_last(input_ids, mask)
         if self.config.bridge_mask_padding:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
-            return input_ids, mask
+            return ids, mask
         pad_id = self.config.text_pad_id
-        mask = (input_ids != pad_id) if attention_mask is None else attention_mask.bool()
-        missing = self.config.max_text_length - input_ids.shape[1]
-        ids = F.pad(torch.where(mask, input_ids, pad_id), (0, missing), value=pad_id)
-        return ids, F.pad(mask.to(input_ids.dtype), (0, missing), value=0)
+        missing = self.config.max_text_length - ids.shape[1]
+        ids = F.pad(torch.where(mask > 0, ids, pad_id), (0, missing), value=pad_id)
+        return ids, F.pad(mask, (0, missing), value=0)
+
+    def _pad_ids(self) -> list[int]:
+        """Token ids that are padding and nothing else. Not the end token, which CLIP's tokenizer pads with."""
+        text = self.config.clip_config.text_config
+        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+        return sorted({self.config.text_pad_id, text.pad_token_id} - {None, *ends})
+
+    def _warn_of_padding(self, mask: torch.Tensor) -> None:
+        if self._warned_of_padding or mask.is_meta or torch.compiler.is_compiling():
+            return
+        if not mask.all():
+            self._warned_of_padding = True
+            warnings.warn(
+                "`input_ids` came padded and without their `attention_mask`; the padding was recognized and left out. "
+                "Pass the mask that the processor gives.",
+                stacklevel=2,
+            )
 
     def _bridge_text(
         self, hidden_states: tuple[torch.Tensor, ...], words: torch.Tensor, mask: torch.Tensor
