@@ -293,9 +293,9 @@ class HiVGBridge(nn.Module):
         self.mlp = CLIPMLP(vision)
 
     def forward(
-        self, hidden_states: torch.Tensor, text_bias: torch.Tensor | None, *text_states: torch.Tensor
+        self, hidden_states: torch.Tensor, text_states: tuple[torch.Tensor, ...], text_bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """hidden_states (B, 1 + P, V), text_bias (B, 1, 1, T), K text states (B, T, D) -> (B, 1 + P, V)."""
+        """hidden_states (B, 1 + P, V), K text states (B, T, D), text_bias (B, 1, 1, T) -> (B, 1 + P, V)."""
         text = self.mix_text(text_states)
         attended, _ = self.attention(self.norm(hidden_states), text, text_bias)
         return hidden_states + self.mlp(attended)
@@ -370,7 +370,7 @@ class HiVGVisionEncoderLayer(CLIPEncoderLayer):
         hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = residual + hidden_states
         if hasattr(self, "bridge"):
-            hidden_states = self.bridge(hidden_states, text_bias, *text_states)
+            hidden_states = self.bridge(hidden_states, text_states, text_bias)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
@@ -756,7 +756,8 @@ def padding_last(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Ten
     length = mask.shape[1]
     places = torch.arange(length, device=mask.device)  # (T,)
     start = length - (mask * (length - places)).amax(1, keepdim=True)  # (U, 1)
-    places = (places + start) % length  # (U, T)
+    places = places + start  # (U, T)
+    places = torch.where(places < length, places, places - length)  # the padding in front comes last
     return input_ids.gather(1, places), mask.gather(1, places)
 
 
