@@ -118,8 +118,8 @@ def _cleaning_steps() -> list[Any]:
     Not restated: repair of text that was decoded wrongly twice ("cafÃ©"), which no normalizer can do.
     """
     replace, pattern = normalizers.Replace, Regex
-    windows = (chr(code) for code in range(0x80, 0xA0))  # control codes that are windows-1252 characters in truth
-    windows = {c: c.encode("latin-1").decode("cp1252", "ignore") for c in windows}
+    # Control codes that are windows-1252 characters in truth.
+    windows = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
     widths = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)}
     return [
         replace(pattern("\\x1b\\[[\\d;]*[a-zA-Z]"), ""),  # colors of a terminal
