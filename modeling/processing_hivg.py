@@ -1,8 +1,6 @@
 """HiVGProcessor: images, expressions, boxes and masks in; model outputs back to pixels of the original images."""
 
-import html
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, image_list
+from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
 
 NORMALIZATION_CONSTANTS = {
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
@@ -26,16 +25,6 @@ class ExpressionCutWarning(UserWarning):
     """An expression was longer than the model can read; the message names the words that were cut."""
 
 
-def clean_expression(expression: str) -> str:
-    """HTML entities resolved twice, white space collapsed and stripped, lower case.
-
-    # Official: the CLIP tokenizer also repairs wrongly decoded characters ("cafÃ©") by ftfy first; for text that was
-    # decoded properly that step changes nothing, and ftfy is not required here.
-    """
-    text = html.unescape(html.unescape(expression))
-    return re.sub(r"\s+", " ", text).strip().lower()
-
-
 class HiVGProcessor(ProcessorMixin):
     """Image processor and CLIP tokenizer as one.
 
@@ -45,7 +34,7 @@ class HiVGProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: HiVGImageProcessor, tokenizer: Any):
-        super().__init__(image_processor, tokenizer)
+        super().__init__(image_processor, cleaning_tokenizer(tokenizer))
 
     @classmethod
     def for_config(cls, config: Any, tokenizer: Any) -> "HiVGProcessor":
@@ -60,8 +49,9 @@ class HiVGProcessor(ProcessorMixin):
             image_std=std,
         )
         positions = config.clip_config.text_config.max_position_embeddings
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-        return cls(image_processor, tokenizer)
+        processor = cls(image_processor, tokenizer)
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, positions)
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:
@@ -127,7 +117,8 @@ class HiVGProcessor(ProcessorMixin):
                 # limit - 1 tokens stay in front of the end token.
                 self._report_long_text(expression, expression[offsets[limit - 1][0] :], len(ids), long_text)
         # A tokenizer cuts before it adds the end token, which therefore stays last.
-        cut = self.tokenizer(expressions, truncation=True, max_length=limit, padding="longest", return_tensors="pt")
+        options = {"padding": "longest", "padding_side": "right", "return_tensors": "pt"}
+        cut = self.tokenizer(expressions, truncation=True, max_length=limit, **options)
         return {"input_ids": cut["input_ids"], "attention_mask": cut["attention_mask"]}
 
     def _report_long_text(self, expression: str, lost: str, length: int, long_text: str) -> None:
@@ -218,28 +209,6 @@ class HiVGProcessor(ProcessorMixin):
         map_sizes = target_sizes if map_sizes is None else map_sizes
         triples = zip(maps, target_sizes, map_sizes)
         return [self.image_processor.map_to_image(values, size, map_size) for values, size, map_size in triples]
-
-
-def checked_expressions(text: str | Sequence[str]) -> list[str]:
-    """Cleaned expressions as a list.
-
-    Raises:
-        TypeError: an expression is no string.
-        ValueError: there is none, or one of them is blank.
-    """
-    expressions = [text] if isinstance(text, str) else list(text)
-    if not expressions:
-        raise ValueError("The list of expressions is empty: give at least one, for example 'the red mug'.")
-    cleaned = []
-    for place, expression in enumerate(expressions):
-        if not isinstance(expression, str):
-            raise TypeError(f"Expression {place} must be a string, not {type(expression).__name__}.")
-        cleaned.append(clean_expression(expression))
-        if not cleaned[-1]:
-            raise ValueError(
-                f"Expression {place} is blank ({expression!r}): say what to look for, as in 'the red mug'."
-            )
-    return cleaned
 
 
 def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -41,6 +41,21 @@ def test_outputs_equal_torch_for_two_batches_and_two_lengths(
     assert max(check_onnx(graph, folder / "model.onnx", batches=[3, 5]).values()) <= 1e-4
 
 
+def test_left_padding_changes_no_answer_of_the_file(exported: tuple[Path, dict[str, float]]) -> None:
+    session = onnx_export._session(exported[0] / "model.onnx")
+    ids = np.array([[512, 40, 41, 42, 513], [512, 50, 513, 513, 513]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "pixel_values": np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32),
+        "pixel_mask": np.ones((2, 64, 64), dtype=np.int64),
+    }
+    left = {**inputs, "input_ids": ids.copy(), "attention_mask": inputs["attention_mask"][:, ::-1].copy()}
+    left["input_ids"][1] = [513, 513, 512, 50, 513]
+    for expected, found in zip(session.run(None, inputs), session.run(None, left), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_export_leaves_the_model_as_it_was(
     exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
 ) -> None:
@@ -62,7 +77,7 @@ def test_the_documented_script_grounds_with_onnxruntime_alone(
     folder, _ = exported
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
     PIL.Image.fromarray(pixels).save(tmp_path / "photo.png")
-    expressions = ["The  red star", "the blue ring left of it"]
+    expressions = ["The  red star", "\u200bthe \u201cblue\u201d ring &amp; left of it", "<|endoftext|> star"]
     block = "import sys\nfor name in ('torch', 'transformers', 'hivg_hf'): sys.modules[name] = None\n"
     run = f"{block}import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     command = [sys.executable, "-c", run, str(folder), str(tmp_path / "photo.png"), *expressions]
