@@ -17,6 +17,7 @@ from PIL import Image
 
 from hivg_hf.data.augmentation import PlacedImage, resize_mask
 from hivg_hf.data.schema import decode_mask
+from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
 from hivg_hf.modeling.image_processing_hivg import load_grounding_image
 
 # Keeps the augmentation's random numbers apart from every other stream with the same seed.
@@ -42,7 +43,7 @@ class GroundingCollator:
     - `patch_index` (B, P) int64, where the processor skips padded patches;
     - `input_ids`, `attention_mask` (B, T) int64;
     - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target;
-    - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterised box where it has none;
+    - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterized box where it has none;
     - `image_ids` (B,) int64, equal exactly for rows of the same image.
 
     Raises:
@@ -72,7 +73,7 @@ class GroundingCollator:
         side = image_processor.size["height"]
         batch["labels"] = torch.tensor([box_label(sample, side) for sample in placed], dtype=torch.float32)
         if self.masks:
-            batch["mask_labels"] = torch.from_numpy(np.stack([mask_label(sample, side) for sample in placed]))
+            batch["mask_labels"] = mask_labels(placed, batch["labels"], side)
         batch["image_ids"] = torch.tensor([image_id_hash(row["image_id"]) for row in rows])
         return batch
 
@@ -157,26 +158,17 @@ def box_label(sample: PlacedImage, side: int) -> list[float]:
     ]
 
 
-def mask_label(sample: PlacedImage, side: int) -> np.ndarray:
-    """The mask on the square, float32 (S, S): the rasterised box where there is none, zeros without target."""
-    square = np.zeros((side, side), dtype=np.float32)
-    if sample.box is None:
-        return square
-    height, width = sample.pixels.shape[:2]
-    mask = sample.mask
-    # Scaling down can lose a thin mask altogether; its box still says where it was.
-    if mask is None or not mask.any():
-        mask = rasterize_box(sample.box, height, width)
-    square[sample.top : sample.top + height, sample.left : sample.left + width] = mask
-    return square
-
-
-def rasterize_box(box: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Pixels whose centre lies in a box (xyxy pixels), at least the one at the box's centre: bool (height, width)."""
-    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-    mask = ((rows >= box[1]) & (rows <= box[3]))[:, None] & ((columns >= box[0]) & (columns <= box[2]))[None, :]
-    mask[min(int((box[1] + box[3]) / 2), height - 1), min(int((box[0] + box[2]) / 2), width - 1)] = True
-    return mask  # (height, width)
+def mask_labels(placed: Sequence[PlacedImage], labels: torch.Tensor, side: int) -> torch.Tensor:
+    """Masks on the square, float32 (B, S, S): the rasterized box where there is none, zeros without target."""
+    squares = rasterize_boxes(labels, side, side)  # (B, S, S)
+    for square, sample in zip(squares, placed, strict=True):
+        # Scaling down can lose a thin mask altogether; its box still says where it was.
+        if sample.box is not None and sample.mask is not None and sample.mask.any():
+            height, width = sample.pixels.shape[:2]
+            square.zero_()
+            region = square[sample.top : sample.top + height, sample.left : sample.left + width]
+            region.copy_(torch.from_numpy(sample.mask))
+    return squares
 
 
 def row_name(row: Row) -> str:

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from hivg_hf.data.augmentation import GroundingAugmentation
-from hivg_hf.data.collator import GroundingCollator, image_id_hash, rasterize_box
+from hivg_hf.data.collator import GroundingCollator, image_id_hash
 from hivg_hf.data.order import KeyedDataset
 from hivg_hf.data.schema import encode_mask
+from hivg_hf.modeling.loss_hivg import mask_targets
 
 
 def test_a_batch_equals_what_the_processor_gives(tmp_path, make_image, make_row, processor):
@@ -128,7 +129,34 @@ def test_an_unreadable_image_is_refused_by_name(tmp_path, make_row, processor, c
         GroundingCollator(processor)([make_row(image=str(path))])
 
 
-def test_a_box_smaller_than_a_pixel_still_marks_one():
-    assert rasterize_box((3.2, 2.1, 3.3, 2.2), 8, 8).sum() == 1
-    assert np.argwhere(rasterize_box((0.6, 1.6, 2.4, 3.4), 8, 8)).tolist() == [[2, 1]]
-    assert rasterize_box((7.99, 7.99, 8.0, 8.0), 8, 8)[7, 7]
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10.5, 10.5, 20.5, 20.5],
+        [10.0, 10.0, 20.0, 20.0],
+        [30.6, 10.0, 31.4, 40.0],
+        [3.2, 2.1, 3.3, 2.2],
+        [63.9, 63.9, 64.0, 64.0],
+        [0.0, 0.0, 64.0, 64.0],
+    ],
+)
+def test_one_box_has_one_raster_in_processor_collator_and_model(make_row, processor, box):
+    side = 64
+    picture = Image.new("RGB", (side, side))
+    whole = np.ones((side, side), dtype=bool)
+    asked = processor([picture] * 2, ["a"] * 2, boxes=[box, [0, 0, side, side]], masks=[None, whole])
+    batch = GroundingCollator(processor)([make_row(image=picture, box=box, width=side, height=side)])
+    from_model = mask_targets(batch["labels"], None, side)
+    assert torch.equal(batch["mask_labels"], from_model)
+    assert torch.equal(asked["mask_labels"][:1].float(), from_model)
+
+
+def test_a_mask_that_scaling_down_loses_becomes_its_box_everywhere(tmp_path, make_image, make_row, processor):
+    path = make_image(tmp_path / "a.png", 640, 640)
+    mask = np.zeros((640, 640), dtype=bool)
+    mask[:, 301] = True
+    row = make_row(image=path, box=[301, 0, 302, 640], mask=encode_mask(mask), width=640, height=640)
+    batch = GroundingCollator(processor)([row])
+    asked = processor([path], ["a"], boxes=[row["box"]], masks=[mask])
+    assert batch["mask_labels"].sum() == 64
+    assert torch.equal(batch["mask_labels"].bool(), asked["mask_labels"])
