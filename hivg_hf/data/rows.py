@@ -17,6 +17,7 @@ VerifyImages = Literal["no", "quick", "decode"]
 # Annotations stick out of their pictures by rounding; more than this is another picture or another box format.
 OUTSIDE_TOLERANCE_PIXELS = 2.0
 LISTED_IN_MESSAGE = 200
+MESSAGE_CHARACTERS = 600
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class RowBuilder:
         try:
             return self._finish(draft)
         except _RowError as error:
-            return RowProblem(_draft_name(draft), error.kind, str(error))
+            return RowProblem(_draft_name(draft), error.kind, shown_text(str(error), MESSAGE_CHARACTERS))
         except ROW_ERRORS as error:
             return RowProblem(_draft_name(draft), "wrong type or field", _reason(error))
 
@@ -96,7 +97,7 @@ class RowBuilder:
 
     def _record_name(self, record: Any, position: int) -> str:
         try:
-            return self.annotations.name_record(record, position)
+            return shown_text(self.annotations.name_record(record, position))
         except ROW_ERRORS:
             return f"record {position}"
 
@@ -165,7 +166,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     text = str(error).rstrip(".")
-    return shown_text(text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")
+    return shown_text(text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}", MESSAGE_CHARACTERS)
 
 
 def _draft_name(draft: Draft) -> str:

@@ -172,10 +172,15 @@ def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[str, ...] | st
     """The rows of a file as their cells, the header first; what is wrong with a row, as a sentence, in its place."""
     columns, line = 0, 0
     reader, start = _csv_reader(lines, line, delimiter), line
+    closing: set[int] = set()  # lines that only a quote of another row makes the end of a cell
     while line < len(lines):
         try:
             cells = next(reader)
-            fault = _csv_fault(cells, start + reader.line_num - line, columns, delimiter)
+            end = start + reader.line_num
+            fault = "a quote in it belongs to another row" if line in closing else _encoding_fault(cells)
+            if fault is None and end - line > 1 and columns and _spans_rows(cells, columns, delimiter):
+                fault = "a quoted cell holds the end of one row and the start of another; is a quote missing?"
+                closing.add(end - 1)
         except csv.Error as error:
             cells, fault = [], f"it is not CSV ({error}); is a quote open, or not doubled?"
         if fault is not None:
@@ -183,7 +188,7 @@ def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[str, ...] | st
             line += 1
             reader, start = _csv_reader(lines, line, delimiter), line
             continue
-        line = start + reader.line_num
+        line = end
         columns = columns or len(cells)
         if cells:
             yield tuple(cells)
@@ -194,17 +199,24 @@ def _csv_reader(lines: list[str], start: int, delimiter: str) -> Any:
     return csv.reader((lines[index] for index in range(start, len(lines))), delimiter=delimiter, strict=True)
 
 
-def _csv_fault(cells: list[str], lines: int, columns: int, delimiter: str) -> str | None:
-    """What is wrong with the cells of a row that covers some lines of the file; None where nothing is."""
-    for column, cell in enumerate(cells):
+def _encoding_fault(cells: list[str]) -> str | None:
+    for cell in cells:
         if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):
             return "it is not UTF-8 text; save the file as CSV UTF-8"
-        if lines > 1 and "\n" in cell.replace("\r", "\n"):
-            pieces = cell.splitlines()
-            # The rest of one row and the start of another in one cell: two quotes that belong to different rows.
-            if pieces[0].count(delimiter) >= columns - 1 - column and pieces[-1].count(delimiter) >= column:
-                return "a quoted cell holds the end of one row and the start of another; is a quote missing?"
     return None
+
+
+def _spans_rows(cells: list[str], columns: int, delimiter: str) -> bool:
+    """Whether the cells of several lines are those of several rows, between two quotes that are not a pair.
+
+    Then a cell holds the rest of one row and the start of another, or the cells are not as many as the header's.
+    """
+    for column, cell in enumerate(cells):
+        pieces = cell.splitlines()
+        rest, start = (pieces[place].count(delimiter) if len(pieces) > 1 else -1 for place in (0, -1))
+        if rest >= columns - 1 - column and start >= column:
+            return True
+    return len(cells) != columns
 
 
 def _line_offsets(path: Path) -> np.ndarray:
