@@ -186,7 +186,7 @@ def truth(value: Any, name: str) -> bool:
     Raises:
         ValueError: it says neither.
     """
-    lowered = cell_text(value).lower()
+    lowered = cell_text(int(value) if isinstance(value, float) and value in (0, 1) else value).lower()
     if lowered not in ("", "0", "1", "true", "false", "yes", "no"):
         raise ValueError(f"{name} is {shown(value)}, expected true or false")
     return lowered in ("1", "true", "yes")

@@ -209,12 +209,15 @@ def _encoding_fault(cells: list[str]) -> str | None:
 def _spans_rows(cells: list[str], columns: int, delimiter: str) -> bool:
     """Whether the cells of several lines are those of several rows, between two quotes that are not a pair.
 
-    Then a cell holds the rest of one row and the start of another, or the cells are not as many as the header's.
+    Then a cell holds the rest of one row and the start of another, or whole rows, or the cells are not as many as the
+    header's.
     """
     for column, cell in enumerate(cells):
-        pieces = cell.splitlines()
-        rest, start = (pieces[place].count(delimiter) if len(pieces) > 1 else -1 for place in (0, -1))
-        if rest >= columns - 1 - column and start >= column:
+        pieces = cell.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        if len(pieces) == 1:
+            continue
+        rest, *between, start = (piece.count(delimiter) for piece in pieces)
+        if (rest >= columns - 1 - column and start >= column) or max(between, default=0) >= columns - 1:
             return True
     return len(cells) != columns
 

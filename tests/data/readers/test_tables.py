@@ -70,6 +70,7 @@ def test_quotes_in_any_two_cells_cost_two_rows_only(read, opened, closed):
 
 def test_cells_may_run_over_lines(read):
     assert read(HEAD + 'a.png,"red,\nor blue",1,2,30,40\na.png,b,1,2,30,40\n') == ["red,\nor blue", "b"]
+    assert read(HEAD + 'a.png,"red\n",1,2,30,40\na.png,"\n\r\n b\r",1,2,30,40\n') == ["red\n", "\n\r\n b\r"]
     last = 'image,x1,y1,x2,y2,expression\na.png,1,2,30,40,"red\nstar"\na.png,1,2,30,40,b\n'
     assert read(last) == ["red\nstar", "b"]
 
