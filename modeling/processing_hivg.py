@@ -10,6 +10,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ProcessorMixin
 
+from .box_ops_hivg import rasterize_boxes
 from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, image_list
 from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
@@ -149,14 +150,19 @@ class HiVGProcessor(ProcessorMixin):
     def _mask_label(
         self, row: int, mask: Any, size: tuple[int, int], features: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """bool (S, S): the mask itself, or, where there is none, the box as a mask."""
+        """bool (S, S): the mask itself, or the box as a mask where there is none or scaling down lost all of it."""
         if mask is None:
             if "labels" not in features:
                 raise ValueError(f"Image {row} has neither a mask nor a box, while other images have masks.")
-            return box_mask(features["labels"][row], self.image_processor.side)
+            return self._box_as_mask(features["labels"][row])
         if tuple(mask.shape) != size:
             raise ValueError(f"Mask {row} is {tuple(mask.shape)} and its image {size} (height, width).")
-        return self.image_processor.mask_to_square(mask)
+        square = self.image_processor.mask_to_square(mask)
+        return square if square.any() or "labels" not in features else self._box_as_mask(features["labels"][row])
+
+    def _box_as_mask(self, box_cxcywh: torch.Tensor) -> torch.Tensor:
+        side = self.image_processor.side
+        return rasterize_boxes(box_cxcywh[None], side, side)[0].bool()  # (S, S)
 
     def post_process_grounding(
         self,
@@ -237,15 +243,6 @@ def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
             raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
         rows[row] = values
     return rows
-
-
-def box_mask(box_cxcywh: torch.Tensor, size: int) -> torch.Tensor:
-    """`cxcywh` in 0..1 (4,) -> bool (size, size): pixels whose centre lies in the box; all False for a NaN box."""
-    centres = (torch.arange(size) + 0.5) / size
-    half = box_cxcywh[2:] / 2
-    inside_x = (centres - box_cxcywh[0]).abs() <= half[0]
-    inside_y = (centres - box_cxcywh[1]).abs() <= half[1]
-    return inside_y[:, None] & inside_x[None, :]
 
 
 def _box_list(boxes: Any) -> Any:
