@@ -42,8 +42,8 @@ def check_name(name: Any, what: str) -> str:
         shown = name if not isinstance(name, str) or len(name) <= _NAME_BYTES else f"{name[:40]}..."
         raise ValueError(
             f"{what} name {shown!r} cannot name a file or folder: use up to {_NAME_BYTES} letters, digits, '_', '-', "
-            "'+', parentheses, spaces and dots, with a letter or digit first and no dot or space last, and none of the "
-            "names that Windows keeps for devices (con, nul, ...)."
+            "'+', parentheses, spaces and dots, with a letter or digit first and no dot or space last, and none of "
+            "the names that Windows keeps for devices (con, nul, ...)."
         )
     return name
 

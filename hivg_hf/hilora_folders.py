@@ -110,21 +110,33 @@ def concatenated_adapter(model: PeftModel) -> tuple[LoraConfig, dict[str, torch.
         config = copy.deepcopy(deepest)
         config.inference_mode = True
         return config, get_peft_model_state_dict(model, adapter_name=names[0])
-    rank = sum(model.peft_config[name].r for name in names)
-    # a uniform scale of 1: each B carries its own alpha / r, so stages of different size and rsLoRA add up too
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, bias="none", target_modules=deepest.target_modules, inference_mode=True
-    )
     state: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
         present = [name for name in names if name in getattr(module, "lora_A", {})]
-        if not present:
-            continue
-        down = torch.cat([module.lora_A[name].weight for name in present])  # (r, d_in)
-        up = torch.cat([module.lora_B[name].weight * module.scaling[name] for name in present], dim=1)  # (d_out, r)
-        missing = rank - down.shape[0]
-        state[f"{path}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing))
-        state[f"{path}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing))
+        if present:
+            state[f"{path}.lora_A.weight"] = torch.cat([module.lora_A[name].weight for name in present])  # (r, d_in)
+            # a uniform scale of 1: each B carries its own, so stages of different size and rsLoRA add up too
+            ups = [module.lora_B[name].weight * module.scaling[name] for name in present]
+            state[f"{path}.lora_B.weight"] = torch.cat(ups, dim=1)  # (d_out, r)
+            if deepest.lora_bias:
+                biases = [module.lora_B[name].bias * module.scaling[name] for name in present]
+                state[f"{path}.lora_B.bias"] = torch.stack(biases).sum(0)
+    # the widest layer's, which a rank_pattern may take beyond the stages' own ranks
+    rank = max(tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight"))
+    for name, tensor in state.items():
+        if name.endswith(".lora_A.weight"):
+            state[name] = torch.nn.functional.pad(tensor, (0, 0, 0, rank - tensor.shape[0]))
+        elif name.endswith(".lora_B.weight"):
+            state[name] = torch.nn.functional.pad(tensor, (0, rank - tensor.shape[1]))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        bias="none",
+        target_modules=deepest.target_modules,
+        exclude_modules=deepest.exclude_modules,
+        lora_bias=deepest.lora_bias,
+        inference_mode=True,
+    )
     return config, state
 
 
