@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from .atomic import atomic_folder
 from .hilora import NEW_MODULES, is_new_parameter, merge_stages
+from .hilora_options import check_stored_options
 from .modeling.modeling_hivg import HiVGForVisualGrounding
+from .whole_weights import check_fit, load_whole
 
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 NEW_MODULES_FILE = "new_modules.safetensors"
 RECORD_FILE = "hilora.json"
@@ -151,24 +155,57 @@ def load_stages(folder: str | Path) -> PeftModel:
     for part in ("base", "adapters"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
-    base = HiVGForVisualGrounding.from_pretrained(folder / "base", dtype=torch.float32)
+    base = load_whole(folder / "base", dtype=torch.float32)
     records = {path.parent: json.loads(path.read_text()) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
     if not records:
         raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
     digest = bridge_and_head_hash(base)
-    model: PeftModel | None = None
+    model: HiVGForVisualGrounding | PeftModel = base
     for path in sorted(records, key=lambda path: records[path]["position"]):
         if records[path]["bridge_and_head_sha256"] != digest:
             raise ValueError(
                 f"The adapter {path} was trained with another bridge and head than those in {folder / 'base'}: take "
                 "base/ and adapters/ of the same run and stage, or a folder of exports/, which holds its own."
             )
-        if model is None:
-            model = PeftModel.from_pretrained(base, path, adapter_name=path.name)
-        else:
-            model.load_adapter(path, path.name)
-    assert model is not None
+        model = add_trained_adapter(model, path, path.name)
+    assert isinstance(model, PeftModel)
     model.base_model.set_adapter(list(model.peft_config), inference_mode=True)
+    return model
+
+
+def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -> PeftModel:
+    """Add an adapter from its folder, whole: PEFT itself takes what fits and leaves the rest at its start.
+
+    Args:
+        model: A plain model or one with adapters; changed in place.
+        folder: What `save_pretrained` of PEFT wrote.
+        name: Of the adapter in the model.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: Its weights are not exactly those that its config describes on this model, or are not finite; or
+            it has an option that cannot be loaded exactly.
+    """
+    folder = Path(folder)
+    for file in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"The adapter {folder} holds no {file}; publish or download it again.")
+    check_stored_options(folder / ADAPTER_CONFIG_FILE)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = True
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = PeftModel(model, config, name)
+        state = load_file(folder / ADAPTER_FILE)
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"The adapter {folder} cannot be put on this model: {' '.join(str(error).split())}"
+        ) from error
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    check_fit(folder / ADAPTER_FILE, state, expected)
+    set_peft_model_state_dict(model, state, adapter_name=name)
     return model
 
 
@@ -229,11 +266,11 @@ def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
         state = load_file(path)
-        _check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
+        check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
         whole.update({_with_adapter_name(key, name): tensor for key, tensor in state.items()})
     path = folder / NEW_MODULES_FILE
     state = load_file(path)
-    _check_fit(path, state, _new_modules(model.state_dict()))
+    check_fit(path, state, _new_modules(model.state_dict()))
     whole.update({f"{_PEFT_PREFIX}{key}": tensor for key, tensor in state.items()})
     _load_by_name(model, whole)
 
@@ -251,16 +288,6 @@ def _with_adapter_name(key: str, adapter: str) -> str:
     """A saved adapter's key to the model's: PEFT leaves the adapter's name (and DoRA's `.weight`) out on disk."""
     path, _, last = key.rpartition(".")
     return f"{key}.{adapter}.weight" if last == "lora_magnitude_vector" else f"{path}.{adapter}.{last}"
-
-
-def _check_fit(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    differing = sorted(set(state) ^ set(expected))
-    differing += sorted(name for name in set(state) & set(expected) if state[name].shape != expected[name].shape)
-    if differing:
-        raise ValueError(
-            f"{path} does not fit the model: {differing[0]}{' and others' * (len(differing) > 1)} differ in name or "
-            "shape; it was written for another model or other stages."
-        )
 
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,10 +6,12 @@ Each field of `LoraConfig` is in one of three tables, and one that a newer PEFT 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -133,6 +135,31 @@ def check_lora_options(options: Mapping[str, Any], where: str) -> None:
         elif value != _default(known[name]):
             reason = REFUSED.get(name, "this version of hivg_hf does not know whether it can be published exactly")
             raise ValueError(f"{where} holds {name}={value!r}, which HiLoRA refuses: {reason}; take {_names()}.")
+
+
+def check_stored_options(path: Path) -> None:
+    """Refuse a stored LoRA adapter whose options this package would not have trained with.
+
+    They would change CLIP's weights as it is loaded (PiSSA), import code (`megatron_core`), or cannot be merged.
+
+    Args:
+        path: Its `adapter_config.json`.
+
+    Raises:
+        ValueError: The file cannot be read, or with the option and the reason.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["peft_type"] != "LORA":
+            return
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not the config of an adapter ({error!r}); publish or download it again."
+        ) from None
+    known = {field.name for field in fields(LoraConfig)}
+    # what a newer PEFT writes and leaves empty means nothing here
+    given = {name: value for name, value in content.items() if name in known or value}
+    check_lora_options({name: value for name, value in given.items() if name not in OWN_FIELDS}, str(path))
 
 
 def _names() -> str:
