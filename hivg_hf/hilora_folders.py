@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -
         else:
             model = PeftModel(model, config, name)
         state = load_file(folder / ADAPTER_FILE)
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, re.error, SafetensorError) as error:
         raise ValueError(
             f"The adapter {folder} cannot be put on this model: {' '.join(str(error).split())}"
         ) from error

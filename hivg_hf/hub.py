@@ -80,11 +80,11 @@ def push_folder(
     """
     folder = Path(folder)
     contents = {path.as_posix(): folder / path for path in files_to_push(folder)}
-    if folder_kind(folder) == "model":
-        load_with_stages(str(folder))  # a model that is not whole is refused while nobody can see it
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
     token = _require_token(token)
+    if folder_kind(folder) == "model":
+        load_with_stages(str(folder))  # a model that is not whole is refused while nobody can see it
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as workplace:
         if folder_kind(folder) == "adapter":

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils import logging as transformers_logging
 
 from . import TINY_CHECKPOINT
 from .hub_loading import download_checked, load_with_stages
 from .modeling.pipeline_hivg import VisualGroundingPipeline
-from .whole_weights import load_whole
+from .whole_weights import load_whole, quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,28 +40,24 @@ def load_pipeline(
     _check_model_name(name)
     if not trust_remote_code:
         name = str(download_checked(name))
-    was_shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     try:
-        # An adapter folder has no config of its own: its base has.
-        is_adapter = (Path(name) / "adapter_config.json").exists()
-        if not is_adapter:
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            if config.model_type != "hivg":
-                raise ValueError(f"'{name}' is a {config.model_type} model; a HiVG model was expected.")
-        open_model = _load_trusted if trust_remote_code and not is_adapter else _load_own
-        opened, processor, kind = open_model(name, dtype=DTYPES[dtype] if dtype else "auto")
-        return transformers.pipeline(
-            "visual-grounding", model=opened, processor=processor, device=device, pipeline_class=kind
-        )
+        with quiet_transformers():
+            # An adapter folder has no config of its own: its base has.
+            is_adapter = (Path(name) / "adapter_config.json").exists()
+            if not is_adapter:
+                config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+                if config.model_type != "hivg":
+                    raise ValueError(f"'{name}' is a {config.model_type} model; a HiVG model was expected.")
+            open_model = _load_trusted if trust_remote_code and not is_adapter else _load_own
+            opened, processor, kind = open_model(name, dtype=DTYPES[dtype] if dtype else "auto")
+            return transformers.pipeline(
+                "visual-grounding", model=opened, processor=processor, device=device, pipeline_class=kind
+            )
+    except ConnectionError:
+        raise
     except OSError as error:
         # Some of the library's messages run over many lines, all but the first general advice.
         raise FileNotFoundError(f"No model could be opened at '{name}': {str(error).splitlines()[0]}") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if was_shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _load_own(name: str, **options: Any) -> tuple[Any, Any, type]:

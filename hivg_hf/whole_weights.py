@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 
@@ -40,9 +42,10 @@ def load_whole(
             + (f", and pickled weights ({pickled}) are not opened: save the model as safetensors." if pickled else ".")
         )
     try:
-        model, report = kind.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with quiet_transformers():
+            model, report = kind.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except SafetensorError as error:
         raise ValueError(f"The weights of {source} are damaged ({error}); save or download them again.") from None
     missing = [name for name in report["missing_keys"] if not may_be_new(name)]
@@ -52,6 +55,20 @@ def load_whole(
         _refuse(source, missing, strange, shapes, report["error_msgs"])
     check_finite(source, model.state_dict())
     return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of transformers: what they would say of weights is said here, as an error."""
+    was_shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if was_shown:
+            transformers_logging.enable_progress_bar()
 
 
 def check_fit(source: str | Path, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

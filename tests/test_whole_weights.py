@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, CLIPModel
 from typer.testing import CliRunner
 
 from hivg_hf import HiVGForVisualGrounding
@@ -106,9 +106,7 @@ def test_pickled_weights_alone_are_named_and_never_opened(copied):
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
     for opener in OPENERS.values():
-        with pytest.raises(
-            FileNotFoundError, match=r"no model\.safetensors, and pickled weights \(pytorch_model\.bin\)"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"no model\.safetensors, and pickled .* \(pytorch_model\.bin\)"):
             opener(copied)
     (copied / "pytorch_model.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors\.$"):
@@ -133,8 +131,8 @@ def test_a_growing_model_may_have_new_bridges_but_whole_clip_weights(copied, tin
         load_growing(copied, {"bridge_layers": [0, 1, 3]})
 
 
-def test_from_clip_starts_new_heads_as_before(tiny_model, tmp_path):
-    tiny_model.clip.save_pretrained(tmp_path)
+def test_from_clip_starts_new_heads_as_before(tiny_config, tmp_path):
+    CLIPModel(tiny_config.clip_config).save_pretrained(tmp_path)
     assert HiVGForVisualGrounding.from_clip(tmp_path, image_size=64, bridge_layers=[1]).config.bridge_layers == [1]
 
 
@@ -284,7 +282,7 @@ def test_adapters_on_adapters_are_followed_to_the_model(run, tiny_model, tmp_pat
         ({"use_something_new": True}, r"`use_something_new`, which peft\.LoraConfig does not take"),
         ({"peft_type": None}, r"cannot be put on this model|is no config of an adapter"),
         ({"peft_type": "NEW"}, r"cannot be put on this model"),
-        ({"target_modules": ["nothing"]}, r"cannot be put on this model: Target modules .* not found"),
+        ({"target_modules": ["nothing"]}, r"cannot be put on this model: No modules were targeted for adaptation"),
         ({"target_modules": "("}, r"cannot be put on this model"),
         ({"r": 3}, r"of another shape \("),
     ],
