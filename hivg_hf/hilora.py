@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .atomic import check_name
@@ -161,13 +162,46 @@ class HiLoraConfig:
         ranks = [*(stage.rank for stage in self.stages), *self.lora_options.get("rank_pattern", {}).values()]
         if self.lora_options.get("init_lora_weights") == "orthogonal" and any(rank % 2 for rank in ranks):
             raise ValueError(f"The start 'orthogonal' needs even ranks, in rank_pattern too. Got {ranks}.")
+        self._check_patterns()
         for stage in range(1, len(self.stages) + 1):
             try:
                 self.lora_config(stage)
             except (ValueError, TypeError, ImportError) as error:
+                raise ValueError(f"HiLoraConfig.lora_options do not go together: {error}") from error
+
+    def _check_patterns(self) -> None:
+        """Refuse a pattern that hits no layer, which PEFT would pass over in silence, and a stage without layers."""
+        for stage in self.stages:
+            if not (names := self._adapted_layers(stage)):
+                raise ValueError(f"HiLoraConfig.lora_options exclude_modules leaves stage {stage.name!r} no layer.")
+        excluded = self.lora_options.get("exclude_modules")
+        if excluded and len(names) == (stage.vision_layers + stage.text_layers) * len(self.targets):
+            raise ValueError(
+                f"HiLoraConfig.lora_options exclude_modules={excluded!r} excludes no layer: the layers' names end as in "
+                f"{names[0]}."
+            )
+        for option in ("rank_pattern", "alpha_pattern"):
+            patterns = self.lora_options.get(option, {})
+            idle = sorted(set(patterns) - {get_pattern_key(patterns, name) for name in names})
+            if idle:
                 raise ValueError(
-                    f"HiLoraConfig.lora_options {self.lora_options} do not go together: {error}"
-                ) from error
+                    f"HiLoraConfig.lora_options {option} holds {idle}, which no adapted layer takes (the first "
+                    f"pattern that fits counts): the layers' names end as in {names[0]}."
+                )
+
+    def _adapted_layers(self, stage: HiLoraStage) -> list[str]:
+        """Module names that get a low-rank term in a stage."""
+        excluded = self.lora_options.get("exclude_modules") or []
+        parents = dict.fromkeys(ATTENTION_TARGETS, "self_attn") | dict.fromkeys(MLP_TARGETS, "mlp")
+        names = [
+            f"clip.{tower}.encoder.layers.{layer}.{parents[leaf]}.{leaf}"
+            for tower, count in (("vision_model", stage.vision_layers), ("text_model", stage.text_layers))
+            for layer in range(count)
+            for leaf in self.targets
+        ]
+        if isinstance(excluded, str):
+            return [name for name in names if not re.fullmatch(excluded, name)]
+        return [name for name in names if not any(f".{name}".endswith(f".{end}") for end in excluded)]
 
     @classmethod
     def for_model(

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 
 from .atomic import atomic_folder
-from .hilora import NEW_MODULES, is_new_parameter, merge_stages
+from .hilora import NEW_MODULES, check_adapter_name, is_new_parameter, merge_stages
 from .hilora_options import check_stored_options
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .whole_weights import check_fit, load_whole
@@ -157,7 +157,7 @@ def load_stages(folder: str | Path) -> PeftModel:
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
     base = load_whole(folder / "base", dtype=torch.float32)
-    records = {path.parent: json.loads(path.read_text()) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
+    records = {path.parent: _read_record(path) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
     if not records:
         raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
     digest = bridge_and_head_hash(base)
@@ -168,6 +168,7 @@ def load_stages(folder: str | Path) -> PeftModel:
                 f"The adapter {path} was trained with another bridge and head than those in {folder / 'base'}: take "
                 "base/ and adapters/ of the same run and stage, or a folder of exports/, which holds its own."
             )
+        check_adapter_name(path.name)
         model = add_trained_adapter(model, path, path.name)
     assert isinstance(model, PeftModel)
     model.base_model.set_adapter(list(model.peft_config), inference_mode=True)
@@ -297,6 +298,17 @@ def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _has_module(model: PeftModel, name: str) -> bool:
     return any(path.split(".")[-1] == name for path, _ in model.get_base_model().named_modules())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Of a stage's adapter: its position and the hash of the bridge and head it belongs to."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record["position"], int) and isinstance(record["bridge_and_head_sha256"], str):
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{path} does not say which stage the adapter is and which base it belongs to; publish it again.")
 
 
 def _write_record(folder: Path, **content: Any) -> None:

@@ -77,8 +77,8 @@ ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_bias": (_is_bool, "true or false"),
     "init_lora_weights": (
         lambda value: any(value is start or (value == start and isinstance(value, str)) for start in STARTS),
-        "one of True, False, 'gaussian' and 'orthogonal' (the others, such as PiSSA and OLoRA, change CLIP's weights "
-        "or need a pass over the data first, so that what is published would not be what was trained)",
+        "one of True, False, 'gaussian' and 'orthogonal' (PiSSA, OLoRA and the others change CLIP's weights, need a "
+        "pass over the data first, or freeze what a stage trains: what is published would not be what was trained)",
     ),
     "exclude_modules": (_are_modules, "a list of module names or a regular expression"),
     "rank_pattern": (_are_ranks, "a mapping of regular expressions to ranks of at least 1"),

@@ -370,12 +370,28 @@ def test_options_that_cannot_be_published_exactly_are_refused(options, mode, tin
     [
         ({"lora_bias": True, "use_dora": True}, "do not go together: .*lora_bias=True is not supported for DoRA"),
         ({"lora_bias": True, "init_lora_weights": "gaussian"}, "do not go together: .*only supported with"),
+        ({"rank_pattern": {"query": 3}}, r"rank_pattern holds \['query'\], which no adapted layer takes"),
+        ({"alpha_pattern": {"q_proj": 3, "layers.0.*q_proj": 3}}, r"alpha_pattern holds \['layers.0.*q_proj'\]"),
+        ({"rank_pattern": {"fc1": 3}}, r"rank_pattern holds \['fc1'\]"),
+        ({"rank_pattern": {"q_proj": 3}, "exclude_modules": ["q_proj"]}, r"rank_pattern holds \['q_proj'\]"),
+        ({"exclude_modules": ["proj"]}, r"exclude_modules=\['proj'\] excludes no layer"),
+        ({"exclude_modules": r"clip\..*"}, r"exclude_modules leaves stage 'stage_1' no layer"),
         ({"init_lora_weights": "orthogonal", "rank_pattern": {"q_proj": 3}}, r"needs even ranks.*Got \[4, 3\]"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, message, tiny_config):
     with pytest.raises(ValueError, match=message):
         HiLoraConfig.for_model(tiny_config, 1, rank=4, lora_options=options)
+
+
+@pytest.mark.parametrize("excluded", [None, ["v_proj"], ["layers.0.self_attn.k_proj"], r".*layers\.0\..*"])
+def test_the_layers_that_patterns_are_checked_against_are_those_peft_adapts(excluded, tiny_model, tiny_config):
+    targets = ("q_proj", "v_proj", "k_proj", "fc1")
+    options = {"exclude_modules": excluded}
+    config = HiLoraConfig.for_model(tiny_config, 2, rank=2, targets=targets, lora_options=options)
+    model = start_stage(copy.deepcopy(tiny_model), config, 1)
+    adapted = {name for name, module in model.named_modules() if "stage_1" in getattr(module, "lora_A", {})}
+    assert adapted == {f"base_model.model.{name}" for name in config._adapted_layers(config.stages[0])}
 
 
 def test_no_stage_takes_the_name_of_a_part_of_the_model(tiny_model, tiny_config):

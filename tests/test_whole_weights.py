@@ -313,5 +313,20 @@ def test_an_adapter_whose_base_is_gone_is_named(run):
         load_pipeline(run / "exports" / "stage_2")
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"position": "1", "bridge_and_head_sha256": "x"}', "[" * 100_000]
+)
+def test_a_damaged_record_of_a_stage_is_named(content, run):
+    (run / "adapters" / "stage_2" / "hilora.json").write_text(content)
+    with pytest.raises(ValueError, match=r"stage_2/hilora\.json does not say which stage the adapter is"):
+        load_stages(run)
+
+
+def test_a_stage_s_folder_does_not_take_the_name_of_a_part_of_the_model(run):
+    (run / "adapters" / "stage_2").rename(run / "adapters" / "clip")
+    with pytest.raises(ValueError, match="Stage name 'clip' stands for something else"):
+        load_stages(run)
+
+
 def test_plain_transformers_and_peft_still_read_what_is_published(run):
     PeftModel.from_pretrained(AutoModel.from_pretrained(run / "base"), run / "exports" / "stage_2")
