@@ -177,8 +177,8 @@ class HiLoraConfig:
         excluded = self.lora_options.get("exclude_modules")
         if excluded and len(names) == (stage.vision_layers + stage.text_layers) * len(self.targets):
             raise ValueError(
-                f"HiLoraConfig.lora_options exclude_modules={excluded!r} excludes no layer: the layers' names end as in "
-                f"{names[0]}."
+                f"HiLoraConfig.lora_options exclude_modules={excluded!r} excludes no layer: the layers' names end "
+                f"as in {names[0]}."
             )
         for option in ("rank_pattern", "alpha_pattern"):
             patterns = self.lora_options.get(option, {})
