@@ -182,7 +182,7 @@ class ResultsFile:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({**row, "model": self.model}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({**row, "model": self.model}, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

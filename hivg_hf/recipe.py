@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .atomic import check_name
 from .hilora import HiLoraConfig, HiLoraStage
 from .strict_mapping import build_strictly, expand_variables, read_yaml
 
@@ -80,6 +81,10 @@ class DataRecipe:
     unique_images: bool = False
 
     def __post_init__(self) -> None:
+        for name in self.tests:
+            check_name(name, "Test")
+        if "validation" in self.tests:
+            raise ValueError("data.tests may not be named `validation`: data.validation is reported by that name.")
         named = {"train": self.train, "validation": self.validation}
         named.update({f"tests.{name}": spec for name, spec in self.tests.items()})
         for name, spec in named.items():
@@ -161,6 +166,7 @@ class PhaseRecipe:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_name(self.name, "Phase")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"Phase {self.name!r} needs exactly one of `epochs` and `steps`.")
         if (self.epochs or self.steps or 0) <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
@@ -218,6 +224,7 @@ class Recipe:
     contrastive_gather: bool | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.name, "Recipe")
         names = [phase.name for phase in self.phases]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"phases must be a list of phases with different names. Got {names}.")

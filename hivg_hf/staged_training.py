@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
@@ -52,6 +51,7 @@ from .training_setup import (
     build_model,
     build_processor,
     count_parameters,
+    load_growing,
     set_trainable,
 )
 
@@ -222,7 +222,7 @@ class StagedTraining:
         plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
         if plain:
             source = self._phase_folder(plain[-1]) / "result"
-            model: Any = HiVGForVisualGrounding.from_pretrained(source, dtype=torch.float32, **changes)
+            model: Any = load_growing(source, changes)
             processor = HiVGProcessor.from_pretrained(source)
         else:
             model = build_model(self.recipe.model, **changes)

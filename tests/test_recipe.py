@@ -133,3 +133,23 @@ def test_accelerate_configurations_start_what_they_say():
     assert files["fsdp2"]["fsdp_config"]["fsdp_version"] == 2
     assert files["deepspeed_zero2"]["deepspeed_config"]["zero_stage"] == 2
     assert files["multi_machine"]["num_machines"] == 2
+
+
+@pytest.mark.parametrize("name", ["../../..", "/tmp", "a/b", "a\\b", "a\0", "..", "", "nul"])
+def test_names_that_leave_the_run_folder_are_refused(name):
+    rows = {"source": "refshapes", "split": "val"}
+    train = {"source": "refshapes", "split": "train"}
+    for changes, what in (
+        ({"phases": phase(name=name)}, "Phase"),
+        ({"name": name}, "Recipe"),
+        ({"data": {"train": train, "tests": {name: rows}}}, "Test"),
+        ({"phases": phase(name=name, train="lora", vision_layers=1, text_layers=1)}, "Phase"),
+    ):
+        with pytest.raises(ValueError, match=f"{what} name .* cannot name a file or folder"):
+            parse_recipe(recipe(**changes))
+
+
+def test_a_test_does_not_take_the_place_of_the_validation_rows():
+    rows = {"source": "refshapes", "split": "val"}
+    with pytest.raises(ValueError, match=r"data\.tests may not be named `validation`"):
+        parse_recipe(recipe(data={"train": rows, "validation": rows, "tests": {"validation": rows}}))

@@ -161,6 +161,11 @@ class Report:
 
     def _take(self, asker: Asker, question: Question, answer: dict[str, Any]) -> None:
         row: dict[str, Any] = {"image": question.image}
+        if "results" in answer and (self.as_json or self.results is not None):
+            try:
+                row["results"] = [answer_as_json(result) for result in answer["results"]]
+            except ValueError as error:
+                answer = {"error": str(error)}
         if "error" in answer:
             row |= answer
             self._fail(answer["error"])
@@ -168,12 +173,11 @@ class Report:
             self.answered += 1
             drawn = self.writer.write(question, asker.local_image(question), answer["results"]) if self.writer else []
             if self.as_json or self.results is not None:
-                row["results"] = [answer_as_json(result) for result in answer["results"]]
                 row["picture"] = str(drawn[0]) if drawn else None
             if not self.as_json:
                 tqdm.write(_as_text(question, answer["results"], drawn), file=sys.stdout)
         if self.as_json:
-            tqdm.write(json.dumps(row, ensure_ascii=False), file=sys.stdout)
+            tqdm.write(json.dumps(row, ensure_ascii=False, allow_nan=False), file=sys.stdout)
         if self.results is not None:
             self.results.add(row)
 

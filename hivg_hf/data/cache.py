@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from hivg_hf.atomic import atomic_folder
+from hivg_hf.atomic import atomic_folder, check_name
 from hivg_hf.data.augmentation import resize_mask
 from hivg_hf.data.collator import letterbox_settings, open_row_image, scale_box
 from hivg_hf.data.order import column_values, without_image_decoding
@@ -68,6 +68,8 @@ def write_cache(
         raise ValueError(f"a cache is made for 'eval' or 'train', got {purpose!r}.")
     if purpose == "eval" and image_processor is None:
         raise ValueError("a cache for eval is letterboxed for one model: give its image processor.")
+    for name in splits:
+        check_name(name, "Split")
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "cache.json").is_file():
         raise ValueError(f"{folder} holds other files and no cache; choose another folder.")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from datasets import concatenate_datasets
 
 from ..data import load_grounding_dataset
 from ..hub_loading import download_checked, load_with_stages
 from ..inference import DTYPES
+from ..strict_mapping import parse_yaml
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
@@ -100,12 +100,12 @@ def read_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
     """`["root=/data", "size=5"]` to a dict, values read as YAML.
 
     Raises:
-        ValueError: a pair has no "=".
+        ValueError: a pair has no "=", or its value is not YAML.
     """
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
             raise ValueError(f"{flag} takes NAME=VALUE, got {pair!r}.")
-        options[name] = yaml.safe_load(value) if value else ""
+        options[name] = parse_yaml(value) if value else ""
     return options
