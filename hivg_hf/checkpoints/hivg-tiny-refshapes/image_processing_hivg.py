@@ -206,13 +206,19 @@ class HiVGImageProcessor(PilBackend):
         )
         return square
 
-    def map_to_image(self, values: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-        """Map over the square (any resolution, (a, b)) -> the original image's pixels, float32 (h, w), bilinear."""
+    def map_to_image(
+        self, values: torch.Tensor, image_size: tuple[int, int], map_size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Map over the square (any resolution, (a, b)) -> the original image's pixels, float32 (h, w), bilinear.
+
+        With `map_size` (height, width), the map of the whole image at that size instead of its own.
+        """
         height, width = int(image_size[0]), int(image_size[1])
         box = self.geometry(height, width)
         square = _resize_map(values.detach().cpu().float(), (self.side, self.side))
         crop = square[box.top : box.top + box.new_height, box.left : box.left + box.new_width]
-        return _resize_map(crop, (height, width))
+        height, width = (height, width) if map_size is None else map_size
+        return _resize_map(crop, (int(height), int(width)))
 
     def _scale_and_offset(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Per image, (x, y, x, y) factors and shifts from original pixels to pixels of the square, each (B, 4)."""

@@ -66,6 +66,7 @@ class VisualGroundingPipeline(Pipeline):
         timeout: float | None = None,
         long_text: str | None = None,
         on_error: str | None = None,
+        map_side: int | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort the options by the step that reads them.
@@ -78,14 +79,18 @@ class VisualGroundingPipeline(Pipeline):
             long_text: `"warn"` or `"error"`, for an expression the model cannot read to its end.
             on_error: `"raise"`, or `"return"`: an image or expression that cannot be used gives `{"error": sentence}`
                 in its place, and the rest goes on.
+            map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
+                at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
         """
         if unknown:
             raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.")
         if on_error not in (None, *ERROR_CHOICES):
             raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
+        if map_side is not None and map_side < 1:
+            raise ValueError(f"map_side must be at least 1 pixel, got {map_side}.")
         preprocess = {"timeout": timeout, "long_text": long_text}
         forward = {"mask": mask, "heatmap": heatmap}
-        postprocess = {"threshold": threshold, "on_error": on_error}
+        postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side}
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
         return next(given), next(given), next(given)
 
@@ -232,12 +237,16 @@ class VisualGroundingPipeline(Pipeline):
         }
         return {**{name: value for name, value in wanted.items() if value is not None}, "target_sizes": target_sizes}
 
-    def postprocess(self, outputs: dict[str, Any], threshold: float | None = None) -> list[dict[str, Any]]:
+    def postprocess(
+        self, outputs: dict[str, Any], threshold: float | None = None, map_side: int | None = None
+    ) -> list[dict[str, Any]]:
         """Model outputs of a batch -> one plain dict per pair."""
-        found = self.processor.post_process_grounding(outputs, outputs["target_sizes"])
+        sizes = outputs["target_sizes"]
+        map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
+        found = self.processor.post_process_grounding(outputs, sizes, map_sizes)
         heatmaps = None
         if "token_logits" in outputs:
-            heatmaps = self.processor.post_process_heatmaps(outputs, outputs["target_sizes"])
+            heatmaps = self.processor.post_process_heatmaps(outputs, sizes, map_sizes)
         results = []
         for row, entry in enumerate(found):
             score = None if entry["score"] is None else float(entry["score"])
@@ -263,6 +272,12 @@ class VisualGroundingPipeline(Pipeline):
 
 def _pad_rows(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) shrunk to a longest side, in proportion."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _required_score(score: float | None) -> float:

@@ -10,6 +10,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ProcessorMixin
 
+from .box_ops_hivg import rasterize_boxes
 from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, image_list
 from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
@@ -149,17 +150,25 @@ class HiVGProcessor(ProcessorMixin):
     def _mask_label(
         self, row: int, mask: Any, size: tuple[int, int], features: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """bool (S, S): the mask itself, or, where there is none, the box as a mask."""
+        """bool (S, S): the mask itself, or the box as a mask where there is none or scaling down lost all of it."""
         if mask is None:
             if "labels" not in features:
                 raise ValueError(f"Image {row} has neither a mask nor a box, while other images have masks.")
-            return box_mask(features["labels"][row], self.image_processor.side)
+            return self._box_as_mask(features["labels"][row])
         if tuple(mask.shape) != size:
             raise ValueError(f"Mask {row} is {tuple(mask.shape)} and its image {size} (height, width).")
-        return self.image_processor.mask_to_square(mask)
+        square = self.image_processor.mask_to_square(mask)
+        return square if square.any() or "labels" not in features else self._box_as_mask(features["labels"][row])
+
+    def _box_as_mask(self, box_cxcywh: torch.Tensor) -> torch.Tensor:
+        side = self.image_processor.side
+        return rasterize_boxes(box_cxcywh[None], side, side)[0].bool()  # (S, S)
 
     def post_process_grounding(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per sample `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
@@ -167,6 +176,7 @@ class HiVGProcessor(ProcessorMixin):
             outputs: a `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
                 `mask_logits (B, h, w)`.
             target_sizes: (height, width) of each original image.
+            map_sizes: (height, width) of each mask, where it is not that of the image.
 
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
@@ -179,13 +189,19 @@ class HiVGProcessor(ProcessorMixin):
         results = []
         for row, (height, width) in enumerate(sizes):
             limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-            mask = None if mask_logits is None else self.image_processor.map_to_image(mask_logits[row], sizes[row]) > 0
+            mask = None
+            if mask_logits is not None:
+                map_size = sizes[row] if map_sizes is None else map_sizes[row]
+                mask = self.image_processor.map_to_image(mask_logits[row], sizes[row], map_size) > 0
             score = None if scores is None else scores[row].detach().cpu().float()
             results.append({"box": boxes[row].clamp(min=torch.zeros(4), max=limit), "score": score, "mask": mask})
         return results
 
     def post_process_heatmaps(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[torch.Tensor]:
         """Similarity of each patch to the expression, 0..1, over the original images: float32 (height, width) each.
 
@@ -196,7 +212,9 @@ class HiVGProcessor(ProcessorMixin):
             raise ValueError("There are no token_logits: call the model with output_token_logits=True.")
         grid = math.isqrt(token_logits.shape[-1])
         maps = token_logits.float().sigmoid().reshape(-1, grid, grid)  # (B, N) -> (B, G, G)
-        return [self.image_processor.map_to_image(values, size) for values, size in zip(maps, target_sizes)]
+        map_sizes = target_sizes if map_sizes is None else map_sizes
+        triples = zip(maps, target_sizes, map_sizes)
+        return [self.image_processor.map_to_image(values, size, map_size) for values, size, map_size in triples]
 
 
 def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -225,15 +243,6 @@ def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
             raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
         rows[row] = values
     return rows
-
-
-def box_mask(box_cxcywh: torch.Tensor, size: int) -> torch.Tensor:
-    """`cxcywh` in 0..1 (4,) -> bool (size, size): pixels whose centre lies in the box; all False for a NaN box."""
-    centres = (torch.arange(size) + 0.5) / size
-    half = box_cxcywh[2:] / 2
-    inside_x = (centres - box_cxcywh[0]).abs() <= half[0]
-    inside_y = (centres - box_cxcywh[1]).abs() <= half[1]
-    return inside_y[:, None] & inside_x[None, :]
 
 
 def _box_list(boxes: Any) -> Any:
