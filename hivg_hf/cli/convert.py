@@ -1,7 +1,7 @@
 """`hivg convert PATH OUT`: an official checkpoint file to a folder that this package, transformers and PEFT open."""
 
 import json
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from . import run_verb
 CLIP_VOCABULARY = 49408
 
 
-class LoraChoice(str, Enum):
+class LoraChoice(StrEnum):
     """What becomes of the towers' low-rank terms."""
 
     MERGE = "merge"
