@@ -296,9 +296,10 @@ class RunsOnLoading:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("writer", ["torch", "pickle"])
+# pickle writes a tensor as a call that would read one more pickle, and that name comes first.
+@pytest.mark.parametrize(("writer", "name"), [("torch", r"\.system"), ("pickle", r"torch\.storage\._load_from_bytes")])
 def test_a_checkpoint_that_would_run_code_is_refused_by_name_and_has_not_run(
-    case: OfficialCase, tmp_path: Path, writer: str
+    case: OfficialCase, tmp_path: Path, writer: str, name: str
 ) -> None:
     proof, path = tmp_path / "it-ran", tmp_path / "best_checkpoint.pth"
     content = {"model": case.state, "args": RunsOnLoading(f"touch {proof}")}
@@ -306,7 +307,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_name_and_has_not_run(
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="system"):
+    with pytest.raises(ValueError, match=f"it asks for .*{name}"):
         load_official_checkpoint(path, config_of(case))
     assert not proof.exists()
 
