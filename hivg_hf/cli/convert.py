@@ -62,6 +62,8 @@ def convert(
     clip = None if clip_config is None else _clip_config(clip_config)
     file = read_official_file(path)
     if preset is None and args is None and file.kind == CLIP_ALONE:
+        if lora == LoraChoice.ADAPTER:
+            raise ValueError(f"{path} becomes a plain CLIP, which has no adapter: omit --lora, or give --preset.")
         model, report = official_clip(file, clip, lora_alpha=alpha)
         _write_plain_clip(model, out, tokenizer)
     else:
