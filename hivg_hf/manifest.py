@@ -58,7 +58,7 @@ def newest_whole_checkpoint(folder: str | Path) -> str | None:
         ValueError: If there are checkpoints and none is whole, or the best one so far is damaged.
     """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    damaged = {}
+    damaged: dict[str, str] = {}
     for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         damage = find_damage(path) or _why_not_resumable(path)
         if damage is None:

@@ -25,6 +25,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from peft import LoraConfig
+
 from .hilora import HiLoraConfig, HiLoraStage
 from .recipe_checks import (
     check_augmentation,
@@ -218,6 +220,9 @@ class HiLoraRecipe:
     mode: Literal["additive", "progressive"] = "additive"
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
     lora_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.lora_options, LoraConfig.__dataclass_fields__, "hilora.lora_options")
 
 
 @dataclass(frozen=True)

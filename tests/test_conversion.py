@@ -218,6 +218,13 @@ def test_a_processor_for_the_official_weights(case: OfficialCase, tmp_path: Path
 # -- faults: one clear error each -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["bridge_mixes_bach", "bridge_mix_batch"])
+def test_a_misspelt_field_is_refused_with_the_nearest_known_one(case: OfficialCase, tmp_path: Path, name: str) -> None:
+    path = save_pth(case, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"Unknown field `{name}` of HiVGConfig. Did you mean `bridge_mixes_batch`"):
+        load_official_checkpoint(path, clip_config=case.clip_config, **{name: True})
+
+
 def test_wrong_presets_are_named(case: OfficialCase, tmp_path: Path) -> None:
     path = save_state(case.state, tmp_path / "a.safetensors")
 

@@ -93,6 +93,7 @@ MISSPELT = [
     ({"data": {"train": {"source": "mixture", "split": "val", "parts": [], "sized": 3}}}, "sized", "size"),
     ({"data": {"train": {"source": "mixture", "split": "train", "parts": [{**ROWS, "sise": 3}]}}}, "sise", "size"),
     ({"hilora": {"mod": "additive"}}, "mod", "mode"),
+    ({"hilora": {"lora_options": {"use_rslra": True}}}, "use_rslra", "use_rslora"),
 ]  # fmt: skip
 
 

@@ -144,6 +144,7 @@ def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint
     [
         (["--data", "my.csv", "--seed", 5], "--seed would change nothing without --data refshapes"),
         (["--data", "my.csv", "--seed", 5, "--size", 4], "--seed and --size would change nothing without"),
+        (["--data", "refshapes", "--set", "fusion_layer=2"], "did you mean `fusion_layers`?"),
         (["--data", "refshapes", "--constant-expression", "x"], "--constant-expression would change nothing without"),
     ],
 )
