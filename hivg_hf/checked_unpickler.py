@@ -24,8 +24,8 @@ _MAX_INTEGER_BITS = 1024
 _MAX_HASHED_INTEGER = 2**60  # larger integers can be chosen to collide in a dict
 _MAX_KEY_LENGTH = 16  # of a tuple
 _ATOMS = frozenset({str, int, float, bool, complex, bytes, bytearray, type(None)})
-_CONTAINERS = frozenset(
-    {list, tuple, set, frozenset, dict, collections.OrderedDict, collections.Counter, argparse.Namespace}
+_CONTAINERS: frozenset[type] = frozenset(
+    (list, tuple, set, frozenset, dict, collections.OrderedDict, collections.Counter, argparse.Namespace)
 )
 _LEAVES = (np.ndarray, np.generic, torch.Tensor, torch.Size, torch.device, torch.dtype)
 
@@ -96,6 +96,12 @@ class CheckedUnpickler(pickle._Unpickler):  # type: ignore[misc, valid-type, nam
                 return self.stack.pop()
             dispatch[code[0]](self)
         raise EOFError("it ends in the middle")
+
+    def pop_mark(self) -> list[Any]:
+        """The values since the last MARK, taken off the stack."""
+        items, self.stack = self.stack, self.metastack.pop()
+        self.append = self.stack.append
+        return items
 
     def spend(self, size: int) -> None:
         """Count bytes or items that a stand-in is about to copy; a file can name one source again and again."""

@@ -26,7 +26,7 @@ class NumpyType:
         self.code, self.order = code, order
 
     def dtype(self) -> np.dtype:
-        return np.dtype(self.code).newbyteorder(self.order)
+        return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 def _bytearray(machine: CheckedUnpickler, source: Any = b"", encoding: str = "latin1") -> bytearray:
@@ -152,7 +152,7 @@ def _build_array(machine: CheckedUnpickler, target: np.ndarray, state: Any) -> N
     _, shape, kind, is_fortran, content = need(state, tuple)
     dtype = need(kind, NumpyType).dtype()
     content = _numpy_bytes(machine, content, dtype, shape)
-    target.__setstate__((1, shape, dtype, bool(need(is_fortran, bool, int)), content))  # type: ignore[attr-defined]
+    target.__setstate__((1, shape, dtype, bool(need(is_fortran, bool, int)), content))  # type: ignore[arg-type]
 
 
 def _build_numpy_type(machine: CheckedUnpickler, target: NumpyType, state: Any) -> None:

@@ -141,7 +141,7 @@ def _unpickle(
             raise RefusedPickleError(f"it has the storage {key[:20]} twice, with different sizes")
         return storages[key]
 
-    machine.persistent_load = storage
+    machine.persistent_load = storage  # type: ignore[method-assign]
     return machine.load()
 
 

@@ -193,6 +193,16 @@ class HiVGConfig(PreTrainedConfig):
         return {**super().to_dict(), "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "HiVGConfig":
+        """As `PreTrainedConfig.from_pretrained`; names that no config has are refused instead of ignored."""
+        if kwargs.get("return_unused_kwargs"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs["return_unused_kwargs"] = True
+        config, unused = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        _refuse_unknown(unused, cls)
+        return config
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "HiVGConfig":
         """A config from the content of a config.json, as `from_pretrained` reads it.
 
@@ -214,7 +224,8 @@ class HiVGConfig(PreTrainedConfig):
             )
             config_dict = {**known, "format_version": FORMAT_VERSION}
         if not kwargs.get("return_unused_kwargs"):  # with it, the caller asks which names are not the config's
-            _refuse_unknown(set(kwargs) - {"return_unused_kwargs", "_from_auto", "_from_pipeline"}, cls)
+            # Auto classes and `pipeline` call this with options of the model too, such as `low_cpu_mem_usage`
+            _refuse_unknown({name for name in kwargs if _nearest(name, cls, 0.8)}, cls)
         return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
@@ -323,11 +334,16 @@ def _is_known(name: str, config_class: type) -> bool:
     return name.startswith("_") or name in UNDECLARED_NAMES or name in {field.name for field in fields(config_class)}
 
 
+def _nearest(name: str, config_class: type, cutoff: float = 0.6) -> str | None:
+    close = difflib.get_close_matches(name, [field.name for field in fields(config_class)], n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
 def _refuse_unknown(names, config_class: type) -> None:
     for name in names:
         if not _is_known(name, config_class):
-            close = difflib.get_close_matches(name, [field.name for field in fields(config_class)], n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else "Its fields are listed in the docstring of HiVGConfig."
+            close = _nearest(name, config_class)
+            hint = f"Did you mean `{close}`?" if close else "Its fields are listed in the docstring of HiVGConfig."
             raise ValueError(f"Unknown field `{name}` of HiVGConfig. {hint}")
 
 

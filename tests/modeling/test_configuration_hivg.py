@@ -77,11 +77,13 @@ def test_unknown_fields_are_refused_with_the_nearest_known_one(name, hint, tmp_p
         lambda: HiVGConfig.preset("base-unc", **{name: True}),
         lambda: HiVGConfig.from_official_args(official, content, **{name: True}),
         lambda: HiVGConfig.from_dict({**tiny_config.to_dict(), name: True}),
-        lambda: HiVGConfig.from_dict(tiny_config.to_dict(), **{name: True}),
         lambda: HiVGConfig.from_pretrained(tmp_path, **{name: True}),
     ):
         with pytest.raises(ValueError, match=message):
             make()
+    if name != "zzz":  # what resembles no field may be meant for the model
+        with pytest.raises(ValueError, match=message):
+            HiVGConfig.from_dict(tiny_config.to_dict(), **{name: True})
 
 
 def test_what_transformers_writes_into_a_config_is_accepted(tmp_path, tiny_config):
@@ -100,6 +102,16 @@ def test_what_transformers_writes_into_a_config_is_accepted(tmp_path, tiny_confi
     )
     assert config.fusion_dropout == 0.3
     assert unused == {"device_map": "cpu"}
+
+
+def test_what_pipelines_and_auto_classes_hand_over_for_the_model_is_no_field(tmp_path, tiny_config):
+    tiny_config.save_pretrained(tmp_path)
+    options = {"low_cpu_mem_usage": True, "device_map": "cpu", "max_memory": None}
+    AutoConfig.from_pretrained(tmp_path, _from_pipeline="visual-grounding", **options)
+    with pytest.raises(ValueError, match=r"Unknown field `\w+` of HiVGConfig. Its fields are listed"):
+        HiVGConfig.from_pretrained(tmp_path, **options)
+    with pytest.raises(ValueError, match=r"Unknown field `fusion_dropuot` .* Did you mean `fusion_dropout`"):
+        AutoConfig.from_pretrained(tmp_path, _from_pipeline="visual-grounding", fusion_dropuot=0.3)
 
 
 def test_a_file_of_a_newer_format_loses_what_it_added_with_one_warning(tmp_path, tiny_config, caplog, monkeypatch):
