@@ -7,7 +7,7 @@ import os
 import re
 import types
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -96,16 +96,26 @@ def build_strictly(kind: type, content: Any, where: str) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must be a mapping. Got {content!r}.")
     known = {option.name: option for option in fields(kind)}
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), list(known), n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(known)}."
-            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+    refuse_unknown(content, known, where)
     for name, option in known.items():
         if name not in content and option.default is MISSING and option.default_factory is MISSING:
             raise ValueError(f"{where} needs the key `{name}`.")
     hints = get_type_hints(kind)
     return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
+
+
+def refuse_unknown(keys: Iterable[Any], known: Iterable[str], where: str) -> None:
+    """Refuse keys that nobody reads.
+
+    Raises:
+        ValueError: Naming the first such key and the nearest known one.
+    """
+    choices = list(known)
+    for key in keys:
+        if key not in choices:
+            close = difflib.get_close_matches(str(key), choices, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(sorted(choices))}."
+            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

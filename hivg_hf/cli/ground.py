@@ -83,6 +83,8 @@ def ground(
     ] = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
+    if no_pictures and (heatmap or layers):
+        raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
     images, expressions = split_images_and_expressions(arguments)
     from_lines = images == ["-"]
     found, single = ([], False) if from_lines else find_images(images, recursive)

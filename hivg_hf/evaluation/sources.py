@@ -12,6 +12,7 @@ from datasets import concatenate_datasets
 from ..data import load_grounding_dataset
 from ..hub_loading import download_checked, load_with_stages
 from ..inference import DTYPES
+from ..recipe_checks import check_config_fields
 from ..strict_mapping import parse_yaml
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
@@ -44,6 +45,7 @@ def open_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_config_fields("the overrides of the config", overrides or {})
     if name.endswith(_OFFICIAL_SUFFIXES):
         if overrides or revision:
             raise ValueError(

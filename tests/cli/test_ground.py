@@ -229,6 +229,14 @@ def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[st
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--heatmap", "--layers"])
+def test_pictures_that_are_not_drawn_cannot_be_asked_for(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ground", "photos/a.png", "the star", option, "--no-pictures"])
+    assert ended.value.code == 2
+    assert f"{option} draws pictures: omit it, or omit --no-pictures" in capsys.readouterr().err
+
+
 def test_images_that_a_shell_expanded_are_images(photos: Path) -> None:
     arguments = ["photos/a.png", "photos/b.jpg", "the star", "red"]
     assert split_images_and_expressions(arguments) == (arguments[:2], arguments[2:])
