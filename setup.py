@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent
 REQUIRED = [
     "torch>=2.6",
     "transformers>=5.23,<6",
-    "peft>=0.21",
+    "peft>=0.20",
     "accelerate>=1.15",
-    "datasets>=4.0",
+    "datasets>=5.1",
     "evaluate>=0.4.6",
     "huggingface_hub>=2.4",
     "safetensors>=0.8",
@@ -59,7 +59,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # The sources of the model stand in the top-level folder `modeling`, the files that travel to the Hub. The symbolic
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],

@@ -6,7 +6,6 @@ python ground_with_onnxruntime.py EXPORTED_FOLDER street.jpg "the man in blue" "
 
 import html
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -14,6 +13,20 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
+
+# Pillow's other formats may start programs (EPS) when a picture is opened.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
+
+
+def open_picture(path):
+    """Upright 8-bit RGB, transparency on white, as a viewer shows it."""
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"{path} has {image.mode} samples, deeper than 8 bits: convert it first.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def letterbox(image, settings):
@@ -34,9 +47,10 @@ def letterbox(image, settings):
 
 
 def encode(tokenizer, expressions):
-    """Clean as the model was trained, and pad to the longest: token ids and mask, each (B, T)."""
-    cleaned = [re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip().lower() for text in expressions]
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(cleaned)]
+    """Resolve HTML entities (the tokenizer cleans the rest), pad to the longest: token ids and mask, each (B, T)."""
+    rows = [
+        encoding.ids for encoding in tokenizer.encode_batch([html.unescape(html.unescape(t)) for t in expressions])
+    ]
     ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, tokens in enumerate(rows):
@@ -48,11 +62,12 @@ def ground(folder, path, expressions):
     """Yields (expression, score or None, (left, top, right, bottom) in pixels of the image)."""
     settings = json.loads((folder / "grounding.json").read_text())
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # their names in an expression are plain text
     tokenizer.no_padding()
     tokenizer.enable_truncation(settings["max_text_length"])
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = open_picture(path)
     square, image_mask, (top, left, height, width) = letterbox(image, settings)
     ids, text_mask = encode(tokenizer, expressions)
     count = len(expressions)

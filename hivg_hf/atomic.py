@@ -2,15 +2,50 @@
 
 The work is done under a temporary name beside the target (the same file system, so that a rename is one step), flushed
 to the disk, and renamed. A process killed at any moment leaves the old content or the new, and at worst a hidden
-`.NAME.*.partial` that nobody reads.
+`.NAME.*.partial` that nobody reads. Names that come from a file or a user pass `check_name` where they are defined.
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+# Windows gives these to devices, with any suffix and in any case.
+_DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_NAME_BYTES = 100  # file systems take 255; a name gets a number before it and a suffix behind
+
+
+def check_name(name: Any, what: str) -> str:
+    """Refuse a name that is not one file or folder on every system, inside the folder it is meant for.
+
+    Args:
+        name: Becomes part of a path.
+        what: Whose name it is, for the message: "Phase", "Stage".
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: It is empty, too long, reserved, or holds separators or other characters than letters, digits,
+            spaces, ``_``, ``-``, ``+``, ``.`` and parentheses.
+    """
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"\w([\w .+()-]*[\w+()-])?", name)
+        or _DEVICE_NAMES.fullmatch(name)
+        or len(name.encode("utf-8", "surrogatepass")) > _NAME_BYTES
+    ):
+        shown = name if not isinstance(name, str) or len(name) <= _NAME_BYTES else f"{name[:40]}..."
+        raise ValueError(
+            f"{what} name {shown!r} cannot name a file or folder: use up to {_NAME_BYTES} letters, digits, '_', '-', "
+            "'+', parentheses, spaces and dots, with a letter or digit first and no dot or space last, and none of "
+            "the names that Windows keeps for devices (con, nul, ...)."
+        )
+    return name
 
 
 @contextmanager

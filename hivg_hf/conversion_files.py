@@ -120,7 +120,7 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None]:
 
 def _arguments(args: Any) -> Namespace | None:
     if isinstance(args, Mapping):
-        return Namespace(**args)
+        return Namespace(**{str(name): value for name, value in args.items()})
     return args if isinstance(args, Namespace) else None
 
 

@@ -4,14 +4,22 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+# Suffixes of pictures, films and documents that are not opened, but that no expression ends in either.
+OTHER_SUFFIXES = {".heic", ".heif", ".jp2", ".jxl", ".svg", ".eps", ".ps", ".pdf", ".ico", ".tga", ".raw", ".dng"}
+OTHER_SUFFIXES |= {".jfif", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".json", ".jsonl", ".csv", ".txt", ".zip", ".tar"}
 # Suffixes that annotated pictures keep; pictures in other formats become PNG files.
 KEPT_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+# Characters of a file name; file systems allow 255 bytes, and endings are added.
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,45 @@ def split_images_and_expressions(arguments: Sequence[str]) -> tuple[list[str], l
     """The first argument is an image; so are those after it that are existing image files.
 
     A shell turns an unquoted `photos/*.jpg` into many arguments, of which only the first would be taken otherwise.
+
+    Raises:
+        FileNotFoundError: If a later argument is written as a file is, and there is none.
+        ValueError: If a later argument is a folder, a URL, a pattern, another file, or an image behind an expression.
     """
     count = 1
     while count < len(arguments) and _is_image_file(arguments[count]):
         count += 1
+    for argument in arguments[count:]:
+        _refuse_path(argument)
     return list(arguments[:count]), list(arguments[count:])
+
+
+def _refuse_path(argument: str) -> None:
+    """An expression that names a place on disk or on the web is a mistake, which would be answered with a box."""
+    if _is_image_file(argument):
+        raise ValueError(f"The image '{argument}' stands behind an expression: images come first, then expressions.")
+    if os.path.isdir(argument):
+        advice = "give one folder, image or pattern, then the expressions"
+        raise ValueError(f"'{argument}' is a folder, where an expression was expected: {advice} (as in 'the dog').")
+    if os.path.exists(argument):
+        raise ValueError(f"'{argument}' is a file that is not an image, where an expression was expected.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", argument):
+        raise ValueError(f"'{argument}' is a URL, where an expression was expected: one URL per call, and first.")
+    if not _looks_like_path(argument):
+        return
+    if glob.has_magic(argument):
+        raise ValueError(f"'{argument}' is a pattern, where an expression was expected: put one pattern first.")
+    raise FileNotFoundError(f"Image file not found: '{argument}', which does not read as an expression either.")
+
+
+def _looks_like_path(argument: str) -> bool:
+    if os.path.splitext(argument)[1].lower() in IMAGE_SUFFIXES | OTHER_SUFFIXES:
+        return True
+    if argument.startswith(("/", "./", "../", "~/", ".\\", "..\\")) or argument.endswith(("/", "\\")):
+        return True
+    # "black/white" may be said of a cat; photos/street is a place where there is a folder photos.
+    folder = os.path.dirname(argument)
+    return bool(folder) and not re.search(r"\s", argument) and os.path.isdir(folder)
 
 
 def find_images(arguments: Iterable[str], recursive: bool = False) -> tuple[list[tuple[str, str]], bool]:
@@ -102,8 +144,7 @@ def read_questions(lines: Iterable[str], expressions: Sequence[str]) -> Iterator
                 '{"image": "street.jpg", "expressions": ["the man in blue"]}, got: ' + line.strip()[:80]
             )
             continue
-        name = url_name(row["image"]) if is_url(row["image"]) else _safe_name(row["image"])
-        yield Question(row["image"], tuple(asked), name)
+        yield Question(row["image"], tuple(asked), _picture_name(row["image"]))
 
 
 def picture_path(folder: Path, name: str, ending: str = "") -> Path:
@@ -141,7 +182,7 @@ class ResultsFile:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({**row, "model": self.model}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({**row, "model": self.model}, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -175,6 +216,14 @@ def _images_in(folder: str, recursive: bool) -> list[str]:
         return sorted(entry.path for entry in os.scandir(folder) if _is_image_file(entry.path))
     paths = (os.path.join(parent, file) for parent, _, files in os.walk(folder) for file in files)
     return sorted(path for path in paths if _is_image_file(path))
+
+
+def _picture_name(image: str) -> str:
+    if is_url(image):
+        return url_name(image)
+    if image[:5].lower() == "data:" or len(os.path.basename(image)) > LONGEST_NAME:  # a picture in base64
+        return f"{_digest(image)}-image"
+    return _safe_name(image)
 
 
 def _safe_name(path: str) -> str:

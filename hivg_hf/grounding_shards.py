@@ -59,7 +59,7 @@ class ShardedRun:
 
     def write(self, shard: int, rows: list[dict[str, Any]]) -> None:
         with atomic_path(self.path(shard)) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """All rows in the dataset's order.
@@ -121,7 +121,12 @@ def ground_shards(
             answers = pipe(asked.select(indices), on_error="return", **options)
             rows = []
             for index, name, answer in zip(indices, names.select(indices), answers, strict=True):
-                rows.append({"row": index, **name, **(answer if "error" in answer else answer_as_json(answer))})
+                if "error" not in answer:
+                    try:
+                        answer = answer_as_json(answer)
+                    except ValueError as error:
+                        answer = {"error": str(error)}
+                rows.append({"row": index, **name, **answer})
                 failed += "error" in answer
                 bar.update()
             run.write(shard, rows)

@@ -18,13 +18,18 @@ Example:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from torch import nn
+
+from .atomic import check_name
+from .hilora_options import check_lora_options
 
 if TYPE_CHECKING:
     from .modeling.configuration_hivg import HiVGConfig
@@ -36,7 +41,16 @@ ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP_TARGETS = ("fc1", "fc2")
 _NEW_MODULE_PATTERN = re.compile(r"(^|\.)(bridge|grounding_head)\.")
 _TOWER_LAYER_PATTERN = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.")
-_STAGE_FIELDS_OF_LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias"}
+_TAKEN = nn.ModuleDict()
+# Parts of parameter names: PEFT tells adapters apart by finding ".NAME." in them, and would drop other parts' tensors.
+_PARTS_OF_NAMES = frozenset(
+    "base_model model clip vision_model text_model encoder embeddings layers self_attn mlp activation_fn q_proj "
+    "k_proj v_proj out_proj fc1 fc2 layer_norm1 layer_norm2 pre_layrnorm post_layernorm final_layer_norm "
+    "visual_projection text_projection patch_embedding position_embedding token_embedding class_embedding "
+    "logit_scale bridge attention dropout activation norm norm1 norm2 adaptive_weights text_norms text_proj "
+    "grounding_head fusion visual_proj visual_levels_proj reg_token token_mlp token_norm mask_convs box_head "
+    "score_head in_proj_weight in_proj_bias base_layer weight bias default original_module modules_to_save".split()
+)
 
 
 @dataclass(frozen=True)
@@ -67,10 +81,14 @@ class HiLoraStage:
     batch_size: int = 420
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise ValueError(f"HiLoraStage.name may hold letters, digits, '_' and '-' only. Got {self.name!r}.")
+        check_adapter_name(self.name)
         if self.rank < 1:
             raise ValueError(f"HiLoraStage.rank must be at least 1. Got {self.rank} in stage {self.name!r}.")
+        if not math.isfinite(self.alpha) or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"Stage {self.name!r} needs a finite alpha and a dropout from 0 to below 1. Got alpha={self.alpha} "
+                f"and dropout={self.dropout}."
+            )
         if self.vision_layers < 0 or self.text_layers < 0 or self.vision_layers + self.text_layers == 0:
             raise ValueError(
                 f"Stage {self.name!r} must adapt at least one layer. Got vision_layers={self.vision_layers} and "
@@ -87,10 +105,11 @@ class HiLoraConfig:
         mode: ``"additive"`` as in the paper, ``"progressive"`` as in the official code.
         targets: Linear layers of a tower's layer that get a low-rank term, among q_proj, k_proj, v_proj, out_proj,
             fc1, fc2. Never the bridge's.
-        lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``.
+        lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``; see `hilora_options`.
 
     Raises:
-        ValueError: If the stages shrink, repeat a name, or (progressive mode) differ in rank, alpha or dropout.
+        ValueError: If the stages shrink, repeat a name, or (progressive mode) differ in rank, alpha or dropout; or an
+            option could not be published exactly.
     """
 
     stages: tuple[HiLoraStage, ...]
@@ -107,6 +126,7 @@ class HiLoraConfig:
             raise ValueError(f"HiLoraConfig.mode must be 'additive' or 'progressive'. Got {self.mode!r}.")
         self._check_targets()
         self._check_stages()
+        self._check_combinations()
 
     def _check_targets(self) -> None:
         unknown = [name for name in self.targets if name not in ATTENTION_TARGETS + MLP_TARGETS]
@@ -114,21 +134,11 @@ class HiLoraConfig:
             raise ValueError(
                 f"HiLoraConfig.targets must be some of {ATTENTION_TARGETS + MLP_TARGETS}. Got {self.targets}."
             )
-        known = {option.name for option in fields(LoraConfig)} - _STAGE_FIELDS_OF_LORA
-        strange = sorted(set(self.lora_options) - known)
-        if strange:
-            raise ValueError(
-                f"HiLoraConfig.lora_options holds {strange}, which peft.LoraConfig does not take here; rank, alpha "
-                "and dropout belong to the stages, the adapted layers to vision_layers, text_layers and targets."
-            )
-        if self.mode == "additive" and len(self.stages) > 1 and self.lora_options.get("use_dora"):
-            raise ValueError(
-                "DoRA rescales the whole weight, so its stages do not add up: use mode='progressive', or one stage."
-            )
+        check_lora_options(self.lora_options, "HiLoraConfig.lora_options")
 
     def _check_stages(self) -> None:
         names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
+        if len({name.casefold() for name in names}) != len(names):  # some file systems do not tell A from a
             raise ValueError(f"HiLoRA stages need different names. Got {names}.")
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if after.vision_layers < before.vision_layers or after.text_layers < before.text_layers:
@@ -143,6 +153,55 @@ class HiLoraConfig:
                 "In progressive mode all stages share one adapter, so rank, alpha and dropout must be equal in all of "
                 f"them. Got {sorted(shapes)}; use mode='additive' for stages of different size."
             )
+
+    def _check_combinations(self) -> None:
+        if self.mode == "additive" and len(self.stages) > 1 and self.lora_options.get("use_dora"):
+            raise ValueError(
+                "DoRA rescales the whole weight, so its stages do not add up: use mode='progressive', or one stage."
+            )
+        ranks = [*(stage.rank for stage in self.stages), *self.lora_options.get("rank_pattern", {}).values()]
+        if self.lora_options.get("init_lora_weights") == "orthogonal" and any(rank % 2 for rank in ranks):
+            raise ValueError(f"The start 'orthogonal' needs even ranks, in rank_pattern too. Got {ranks}.")
+        self._check_patterns()
+        for stage in range(1, len(self.stages) + 1):
+            try:
+                self.lora_config(stage)
+            except (ValueError, TypeError, ImportError) as error:
+                raise ValueError(f"HiLoraConfig.lora_options do not go together: {error}") from error
+
+    def _check_patterns(self) -> None:
+        """Refuse a pattern that hits no layer, which PEFT would pass over in silence, and a stage without layers."""
+        for stage in self.stages:
+            if not (names := self._adapted_layers(stage)):
+                raise ValueError(f"HiLoraConfig.lora_options exclude_modules leaves stage {stage.name!r} no layer.")
+        excluded = self.lora_options.get("exclude_modules")
+        if excluded and len(names) == (stage.vision_layers + stage.text_layers) * len(self.targets):
+            raise ValueError(
+                f"HiLoraConfig.lora_options exclude_modules={excluded!r} excludes no layer: the layers' names end "
+                f"as in {names[0]}."
+            )
+        for option in ("rank_pattern", "alpha_pattern"):
+            patterns = self.lora_options.get(option, {})
+            idle = sorted(set(patterns) - {get_pattern_key(patterns, name) for name in names})
+            if idle:
+                raise ValueError(
+                    f"HiLoraConfig.lora_options {option} holds {idle}, which no adapted layer takes (the first "
+                    f"pattern that fits counts): the layers' names end as in {names[0]}."
+                )
+
+    def _adapted_layers(self, stage: HiLoraStage) -> list[str]:
+        """Module names that get a low-rank term in a stage."""
+        excluded = self.lora_options.get("exclude_modules") or []
+        parents = dict.fromkeys(ATTENTION_TARGETS, "self_attn") | dict.fromkeys(MLP_TARGETS, "mlp")
+        names = [
+            f"clip.{tower}.encoder.layers.{layer}.{parents[leaf]}.{leaf}"
+            for tower, count in (("vision_model", stage.vision_layers), ("text_model", stage.text_layers))
+            for layer in range(count)
+            for leaf in self.targets
+        ]
+        if isinstance(excluded, str):
+            return [name for name in names if not re.fullmatch(excluded, name)]
+        return [name for name in names if not any(f".{name}".endswith(f".{end}") for end in excluded)]
 
     @classmethod
     def for_model(
@@ -202,6 +261,23 @@ class HiLoraConfig:
             bias="none",
             target_modules=target_pattern(reach.vision_layers, reach.text_layers, self.targets),
             **self.lora_options,
+        )
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse a name that cannot be both a folder and the name of a PEFT adapter.
+
+    Raises:
+        ValueError: It holds other characters than letters, digits, `_` and `-`, or PEFT or torch would take it for
+            something else.
+    """
+    check_name(name, "Stage")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"Stage name {name!r} may hold letters, digits, '_' and '-' only.")
+    if name in _PARTS_OF_NAMES or name.startswith("lora_") or name.isdigit() or hasattr(_TAKEN, name):
+        raise ValueError(
+            f"Stage name {name!r} stands for something else in the model, in torch or in PEFT: add to it, for example "
+            f"'stage_{name}'."
         )
 
 

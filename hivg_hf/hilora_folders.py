@@ -14,19 +14,24 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from .atomic import atomic_folder
-from .hilora import NEW_MODULES, is_new_parameter, merge_stages
+from .hilora import NEW_MODULES, check_adapter_name, is_new_parameter, merge_stages
+from .hilora_options import check_stored_options
 from .modeling.modeling_hivg import HiVGForVisualGrounding
+from .whole_weights import check_fit, load_whole
 
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 NEW_MODULES_FILE = "new_modules.safetensors"
 RECORD_FILE = "hilora.json"
@@ -110,21 +115,33 @@ def concatenated_adapter(model: PeftModel) -> tuple[LoraConfig, dict[str, torch.
         config = copy.deepcopy(deepest)
         config.inference_mode = True
         return config, get_peft_model_state_dict(model, adapter_name=names[0])
-    rank = sum(model.peft_config[name].r for name in names)
-    # a uniform scale of 1: each B carries its own alpha / r, so stages of different size and rsLoRA add up too
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, bias="none", target_modules=deepest.target_modules, inference_mode=True
-    )
     state: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
         present = [name for name in names if name in getattr(module, "lora_A", {})]
-        if not present:
-            continue
-        down = torch.cat([module.lora_A[name].weight for name in present])  # (r, d_in)
-        up = torch.cat([module.lora_B[name].weight * module.scaling[name] for name in present], dim=1)  # (d_out, r)
-        missing = rank - down.shape[0]
-        state[f"{path}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing))
-        state[f"{path}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing))
+        if present:
+            state[f"{path}.lora_A.weight"] = torch.cat([module.lora_A[name].weight for name in present])  # (r, d_in)
+            # a uniform scale of 1: each B carries its own, so stages of different size and rsLoRA add up too
+            ups = [module.lora_B[name].weight * module.scaling[name] for name in present]
+            state[f"{path}.lora_B.weight"] = torch.cat(ups, dim=1)  # (d_out, r)
+            if deepest.lora_bias:
+                biases = [module.lora_B[name].bias * module.scaling[name] for name in present]
+                state[f"{path}.lora_B.bias"] = torch.stack(biases).sum(0)
+    # the widest layer's, which a rank_pattern may take beyond the stages' own ranks
+    rank = max(tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight"))
+    for name, tensor in state.items():
+        if name.endswith(".lora_A.weight"):
+            state[name] = torch.nn.functional.pad(tensor, (0, 0, 0, rank - tensor.shape[0]))
+        elif name.endswith(".lora_B.weight"):
+            state[name] = torch.nn.functional.pad(tensor, (0, rank - tensor.shape[1]))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        bias="none",
+        target_modules=deepest.target_modules,
+        exclude_modules=deepest.exclude_modules,
+        lora_bias=deepest.lora_bias,
+        inference_mode=True,
+    )
     return config, state
 
 
@@ -139,24 +156,58 @@ def load_stages(folder: str | Path) -> PeftModel:
     for part in ("base", "adapters"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
-    base = HiVGForVisualGrounding.from_pretrained(folder / "base", dtype=torch.float32)
-    records = {path.parent: json.loads(path.read_text()) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
+    base = load_whole(folder / "base", dtype=torch.float32)
+    records = {path.parent: _read_record(path) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
     if not records:
         raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
     digest = bridge_and_head_hash(base)
-    model: PeftModel | None = None
+    model: HiVGForVisualGrounding | PeftModel = base
     for path in sorted(records, key=lambda path: records[path]["position"]):
         if records[path]["bridge_and_head_sha256"] != digest:
             raise ValueError(
                 f"The adapter {path} was trained with another bridge and head than those in {folder / 'base'}: take "
                 "base/ and adapters/ of the same run and stage, or a folder of exports/, which holds its own."
             )
-        if model is None:
-            model = PeftModel.from_pretrained(base, path, adapter_name=path.name)
-        else:
-            model.load_adapter(path, path.name)
-    assert model is not None
+        check_adapter_name(path.name)
+        model = add_trained_adapter(model, path, path.name)
+    assert isinstance(model, PeftModel)
     model.base_model.set_adapter(list(model.peft_config), inference_mode=True)
+    return model
+
+
+def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -> PeftModel:
+    """Add an adapter from its folder, whole: PEFT itself takes what fits and leaves the rest at its start.
+
+    Args:
+        model: A plain model or one with adapters; changed in place.
+        folder: What `save_pretrained` of PEFT wrote.
+        name: Of the adapter in the model.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: Its weights are not exactly those that its config describes on this model, or are not finite; or
+            it has an option that cannot be loaded exactly.
+    """
+    folder = Path(folder)
+    for file in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"The adapter {folder} holds no {file}; publish or download it again.")
+    check_stored_options(folder / ADAPTER_CONFIG_FILE)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = True
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = PeftModel(model, config, name)
+        state = load_file(folder / ADAPTER_FILE)
+    except (ValueError, TypeError, KeyError, re.error, SafetensorError) as error:
+        raise ValueError(
+            f"The adapter {folder} cannot be put on this model: {' '.join(str(error).split())}"
+        ) from error
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    check_fit(folder / ADAPTER_FILE, state, expected)
+    set_peft_model_state_dict(model, state, adapter_name=name)
     return model
 
 
@@ -217,11 +268,11 @@ def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
         state = load_file(path)
-        _check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
+        check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
         whole.update({_with_adapter_name(key, name): tensor for key, tensor in state.items()})
     path = folder / NEW_MODULES_FILE
     state = load_file(path)
-    _check_fit(path, state, _new_modules(model.state_dict()))
+    check_fit(path, state, _new_modules(model.state_dict()))
     whole.update({f"{_PEFT_PREFIX}{key}": tensor for key, tensor in state.items()})
     _load_by_name(model, whole)
 
@@ -241,22 +292,23 @@ def _with_adapter_name(key: str, adapter: str) -> str:
     return f"{key}.{adapter}.weight" if last == "lora_magnitude_vector" else f"{path}.{adapter}.{last}"
 
 
-def _check_fit(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    differing = sorted(set(state) ^ set(expected))
-    differing += sorted(name for name in set(state) & set(expected) if state[name].shape != expected[name].shape)
-    if differing:
-        raise ValueError(
-            f"{path} does not fit the model: {differing[0]}{' and others' * (len(differing) > 1)} differ in name or "
-            "shape; it was written for another model or other stages."
-        )
-
-
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _has_module(model: PeftModel, name: str) -> bool:
     return any(path.split(".")[-1] == name for path, _ in model.get_base_model().named_modules())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Of a stage's adapter: its position and the hash of the bridge and head it belongs to."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record["position"], int) and isinstance(record["bridge_and_head_sha256"], str):
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{path} does not say which stage the adapter is and which base it belongs to; publish it again.")
 
 
 def _write_record(folder: Path, **content: Any) -> None:

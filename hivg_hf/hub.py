@@ -73,7 +73,8 @@ def push_folder(
 
     Raises:
         FileNotFoundError: the folder, or a file that the model needs, is missing.
-        ValueError: the folder cannot be read, the token is missing or refused, or the name is taken.
+        ValueError: the folder cannot be read, its model is not whole, the token is missing or refused, or the name is
+            taken.
         PermissionError: the token may not write there.
         ConnectionError: the connection broke, or what was downloaded is damaged; the same call goes on from there.
     """
@@ -82,6 +83,8 @@ def push_folder(
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
     token = _require_token(token)
+    if folder_kind(folder) == "model":
+        load_with_stages(str(folder))  # a model that is not whole is refused while nobody can see it
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as workplace:
         if folder_kind(folder) == "adapter":

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
+
+from .whole_weights import check_finite
 
 FolderKind = Literal["model", "adapter"]
 
@@ -26,6 +28,8 @@ OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][\w-]*\.safetensors", re.ASCII)
+_MODULE_NAME = re.compile(r"[A-Za-z]\w*\.py", re.ASCII)
 # Paths in a repository that an update replaces as a whole: what the new commit does not write, it deletes.
 REPLACED = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|\w+_hivg\.py"
@@ -63,7 +67,8 @@ def files_to_push(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no such folder, or a file that the model needs is missing from it.
-        ValueError: the folder holds no model, or its weights cannot be read.
+        ValueError: the folder holds no model; its weights cannot be read or are not finite; or a file is not really
+            in the folder.
     """
     if folder_kind(folder) == "adapter":
         weights, required = [Path("adapter_model.safetensors")], [Path(ADAPTER_CONFIG_FILE)]
@@ -79,10 +84,13 @@ def files_to_push(folder: Path) -> list[Path]:
                 f"The file {path} is missing from {folder}; save the model and its processor there again "
                 "(pipeline.save_pretrained writes both)."
             )
+    optional = [Path(name) for name in OPTIONAL_FILES if (folder / name).is_file()]
+    files = sorted({*weights, *required, *optional})
+    for path in files:
+        _check_inside(folder, path)
     for path in weights:
         _check_weights(folder / path)
-    optional = [Path(name) for name in OPTIONAL_FILES if (folder / name).is_file()]
-    return sorted({*weights, *required, *optional})
+    return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The file {path} is not readable JSON ({error}); save the model again.") from None
     if not isinstance(content, dict):
         raise ValueError(f"The file {path} holds a {type(content).__name__}, not an object; save the model again.")
@@ -102,16 +110,36 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _weight_files(folder: Path) -> list[str]:
     """One safetensors file, or the shards that an index names."""
-    if (folder / INDEX_FILE).is_file():
-        return sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
-    return ["model.safetensors"]
+    if not (folder / INDEX_FILE).is_file():
+        return ["model.safetensors"]
+    shards = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"The file {folder / INDEX_FILE} names no shards (weight_map); save the model again.")
+    for name in shards.values():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+            raise ValueError(
+                f"The file {folder / INDEX_FILE} names {name!r}, which is not a shard such as "
+                "model-00001-of-00002.safetensors in the same folder; save the model again."
+            )
+    return sorted(set(shards.values()))
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    """Refuse a file whose content lies elsewhere: a link would send what it points to."""
+    target = (folder / path).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"The file {path} in {folder} leads to {target}, outside the folder, and would be sent; copy into the "
+            "folder what belongs to the model (cp -L), and remove what does not."
+        )
 
 
 def _check_weights(path: Path) -> None:
-    """Refuse a file that is cut off or is no safetensors; only its header is read."""
+    """Refuse a file that is cut off, is no safetensors, or holds NaN or infinite values."""
     try:
-        with safe_open(path, framework="numpy"):
-            pass
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():
+                check_finite(path, {name: tensors.get_tensor(name)})
     except SafetensorError as error:
         raise ValueError(f"The weights {path} are damaged ({error}); save the model again.") from None
 
@@ -121,21 +149,37 @@ def _code_files(folder: Path) -> set[Path]:
     configs = [read_json(folder / name) for name in ("config.json", PROCESSOR_FILES[0]) if (folder / name).is_file()]
     # "module.Class"; with a prefix "repository--" the code is read from that repository instead.
     modules = {name.rpartition(".")[0] for name in _class_names(configs) if "--" not in name}
-    found = {Path(f"{module}.py") for module in modules}
-    root = folder.absolute()
-    for path in sorted(found):
-        try:
-            found |= {Path(file).relative_to(root) for file in get_relative_import_files(root / path)}
-        except FileNotFoundError as error:  # the caller names it with every other missing file
-            found.add(Path(error.filename).relative_to(root))
+    root, found, left = folder.resolve(), set(), {Path(f"{module}.py") for module in sorted(modules)}
+    while left:
+        path = left.pop()
+        if not _MODULE_NAME.fullmatch(path.as_posix()):
+            raise ValueError(
+                f"The model's code would include {path.as_posix()!r}, which is not a Python file beside the config; "
+                "correct auto_map and the imports of the code, or save the model again."
+            )
+        found.add(path)
+        if (folder / path).is_file():  # the caller names a missing one with every other missing file
+            _check_inside(folder, path)
+            # no recursion of transformers' own: it would follow an import out of the folder
+            left |= {Path(f"{name}.py") for name in get_relative_imports(root / path)} - found
     return found
 
 
 def _class_names(configs: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Every class that `auto_map` and `custom_pipelines` name, those of nested configs included."""
     for config in configs:
-        for value in config.get("auto_map", {}).values():
-            yield from [value] if isinstance(value, str) else filter(None, value)
-        for entry in config.get("custom_pipelines", {}).values():
-            yield entry["impl"]
+        for value in _mapping(config, "auto_map").values():
+            names = [value] if isinstance(value, str) else [name for name in value or () if name]
+            yield from map(str, names)
+        for entry in _mapping(config, "custom_pipelines").values():
+            yield str(entry["impl"] if isinstance(entry, dict) and "impl" in entry else entry)
         yield from _class_names(nested for nested in config.values() if isinstance(nested, dict))
+
+
+def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{key} in the model's config must map names to classes. Got {value!r}; save the model again."
+        )
+    return value

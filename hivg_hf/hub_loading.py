@@ -12,6 +12,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from .hub_errors import hub_errors
 from .hub_files import ADAPTER_CONFIG_FILE, folder_kind, read_json
 from .modeling import HiVGForVisualGrounding, HiVGProcessor
+from .whole_weights import load_whole
 
 logger = logging.getLogger(__name__)
 
@@ -85,33 +86,56 @@ def load_with_stages(
         model_options: for `from_pretrained` of the base, for example `dtype` or `device_map`.
 
     Raises:
-        ValueError: there is no such repository, or an adapter was trained with another bridge and head than the base.
+        FileNotFoundError: a folder holds no weights.
+        ValueError: there is no such repository; an adapter was trained with another bridge and head than the base, or
+            is its own base; or weights are missing, renamed, of another shape, NaN or infinite.
         ConnectionError: a download failed; the same call tries again.
     """
-    folder = download_checked(base, token, cache_dir)
-    if folder_kind(folder) == "adapter":
-        return load_with_stages(_base_of(folder), [base, *stages], token=token, cache_dir=cache_dir, **model_options)
-    stage_folders = [download_checked(stage, token, cache_dir) for stage in stages]
-    model = HiVGForVisualGrounding.from_pretrained(folder, use_safetensors=True, **model_options)
+    folder, adapters = _follow_bases(base, token, cache_dir)
+    stage_folders = [*adapters, *(download_checked(stage, token, cache_dir) for stage in stages)]
+    model = load_whole(folder, **model_options)
     processor = HiVGProcessor.from_pretrained(folder)
     return _fold_in(model, stage_folders) if stage_folders else model, processor
+
+
+def _follow_bases(name: str, token: str | None, cache_dir: str | Path | None) -> tuple[Path, list[Path]]:
+    """The folder of a model and those of the adapters that stand between `name` and it, the deepest first."""
+    adapters: list[Path] = []
+    while folder_kind(folder := download_checked(name, token, cache_dir)) == "adapter":
+        if folder.resolve() in [adapter.resolve() for adapter in adapters]:
+            raise ValueError(
+                f"The adapter {folder} is its own base ({' on '.join(map(str, [*reversed(adapters), folder]))}): name "
+                f"a model in base_model_name_or_path of its {ADAPTER_CONFIG_FILE}."
+            )
+        adapters.insert(0, folder)
+        name = _base_of(folder)
+    return folder, adapters
 
 
 def _base_of(folder: Path) -> str:
     """The base that an adapter names, with its revision."""
     config = read_json(folder / ADAPTER_CONFIG_FILE)
-    revision = config.get("revision")
-    return config["base_model_name_or_path"] + (f"@{revision}" if revision else "")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise ValueError(
+            f"The adapter {folder} names no base (base_model_name_or_path is {base!r}): load its model, and give the "
+            "adapter as a stage."
+        )
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise FileNotFoundError(f"The adapter {folder} belongs to the model {base}, which is not there.")
+    return base + (f"@{revision}" if revision and not Path(base).is_dir() else "")
 
 
 def _fold_in(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> HiVGForVisualGrounding:
     """All stages active together, then merged into the weights."""
-    from peft import PeftModel  # adds seconds to an import that most users of this file do not need
+    from .hilora_folders import (
+        add_trained_adapter,  # adds seconds to an import that most users of this file do not need
+    )
 
     _check_hashes(model, stage_folders)
-    adapted = PeftModel.from_pretrained(model, stage_folders[0], adapter_name="stage_1")
-    for position, folder in enumerate(stage_folders[1:], start=2):
-        adapted.load_adapter(folder, f"stage_{position}")
+    adapted: Any = model
+    for position, folder in enumerate(stage_folders, start=1):
+        adapted = add_trained_adapter(adapted, folder, f"stage_{position}")
     names = list(adapted.peft_config)
     adapted.base_model.set_adapter(names, inference_mode=True)
     return adapted.merge_and_unload(adapter_names=names).eval()

@@ -1,15 +1,17 @@
 """Open a checkpoint for grounding: what the command line, the web page and the scripts share."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from . import TINY_CHECKPOINT
-from .hub_loading import download_checked
+from .hub_loading import download_checked, load_with_stages
 from .modeling.pipeline_hivg import VisualGroundingPipeline
+from .whole_weights import load_whole, quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,38 +30,46 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: there is no such folder, or no model in it.
-        ValueError: the folder holds another kind of model, there is no such repository, or `dtype` is unknown.
+        ValueError: the folder holds another kind of model, there is no such repository, or `dtype` is unknown; or
+            weights are missing, of another shape, NaN or infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     name = str(model)
     _check_model_name(name)
-    if not Path(name).is_dir() and not trust_remote_code:
+    if not trust_remote_code:
         name = str(download_checked(name))
-    was_shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     try:
-        # An adapter folder has no config of its own: `pipeline` finds its base.
-        if not (Path(name) / "adapter_config.json").exists():
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            if config.model_type != "hivg":
-                raise ValueError(f"'{name}' is a {config.model_type} model; a HiVG model was expected.")
-        return transformers.pipeline(
-            "visual-grounding",
-            model=name,
-            device=device,
-            dtype=DTYPES[dtype] if dtype else "auto",
-            trust_remote_code=trust_remote_code,
-        )
+        with quiet_transformers():
+            # An adapter folder has no config of its own: its base has.
+            is_adapter = (Path(name) / "adapter_config.json").exists()
+            if not is_adapter:
+                config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+                if config.model_type != "hivg":
+                    raise ValueError(f"'{name}' is a {config.model_type} model; a HiVG model was expected.")
+            open_model = _load_trusted if trust_remote_code and not is_adapter else _load_own
+            opened, processor, kind = open_model(name, dtype=DTYPES[dtype] if dtype else "auto")
+            return transformers.pipeline(
+                "visual-grounding", model=opened, processor=processor, device=device, pipeline_class=kind
+            )
+    except ConnectionError:
+        raise
     except OSError as error:
         # Some of the library's messages run over many lines, all but the first general advice.
         raise FileNotFoundError(f"No model could be opened at '{name}': {str(error).splitlines()[0]}") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if was_shown:
-            transformers_logging.enable_progress_bar()
+
+
+def _load_own(name: str, **options: Any) -> tuple[Any, Any, type]:
+    return *load_with_stages(name, **options), VisualGroundingPipeline
+
+
+def _load_trusted(name: str, **options: Any) -> tuple[Any, Any, type]:
+    """Model, processor and pipeline class by the code that the repository brings."""
+    model = load_whole(name, transformers.AutoModel, trust_remote_code=True, **options)
+    processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    impl = (getattr(model.config, "custom_pipelines", None) or {}).get("visual-grounding", {}).get("impl")
+    return model, processor, get_class_from_dynamic_module(impl, name) if impl else VisualGroundingPipeline
 
 
 def _check_model_name(name: str) -> None:
@@ -79,7 +89,17 @@ def _check_model_name(name: str) -> None:
 
 
 def answer_as_json(result: dict[str, Any]) -> dict[str, Any]:
-    """A pipeline result as values that JSON can hold: the mask as COCO run lengths, no heat map."""
+    """A pipeline result as values that JSON can hold: the mask as COCO run lengths, no heat map.
+
+    Raises:
+        ValueError: the model gave NaN or an infinite value, which JSON has no way to write.
+    """
+    numbers = [*result["box"].values(), 0.0 if result["score"] is None else result["score"]]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"The model's answer to {result['expression']!r} is not finite (box {result['box']}, score "
+            f"{result['score']}): load it in float32."
+        )
     plain = {key: value for key, value in result.items() if key not in ("mask", "heatmap")}
     if result.get("mask") is not None:
         from .data.schema import encode_mask  # needs pycocotools, which only masks in JSON ask for

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from . import card_tables
 from .atomic import atomic_path
 from .evaluation.records import read_results
+from .strict_mapping import read_yaml
 
 TEMPLATE = Path(__file__).parent / "templates" / "hivg_model_card.md"
 CARD_NAME = "README.md"
@@ -81,11 +81,11 @@ def read_facts(path: str | Path) -> CardFacts:
     Raises:
         ValueError: a key is unknown or missing.
     """
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    content = read_yaml(path, "facts file", "model_cards")
     known = {one.name for one in fields(CardFacts)}
     required = {"name", "summary", "training", "limits"}
-    if not isinstance(content, Mapping) or set(content) - known or required - set(content):
-        given = set(content) if isinstance(content, Mapping) else set()
+    given = set(content)
+    if given - known or required - given:
         raise ValueError(
             f"{path} is no facts file: unknown keys {sorted(given - known)}, missing keys {sorted(required - given)}."
         )

@@ -21,12 +21,24 @@ phases:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from peft import LoraConfig
+
+from .atomic import check_name
 from .hilora import HiLoraConfig, HiLoraStage
-from .strict_mapping import build_strictly, expand_variables, read_yaml
+from .recipe_checks import (
+    check_augmentation,
+    check_config_fields,
+    check_loss_weights,
+    check_options,
+    check_rows,
+    drop_unread,
+    refuse_unread,
+)
+from .strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class ModelRecipe:
             raise ValueError("model needs one of checkpoint, clip or preset.")
         if self.preset and not self.clip and not self.tokenizer:
             raise ValueError("A model from model.preset alone has no tokenizer: name one in model.tokenizer.")
+        check_config_fields("model.config", self.config)
 
 
 @dataclass(frozen=True)
@@ -80,11 +93,16 @@ class DataRecipe:
     unique_images: bool = False
 
     def __post_init__(self) -> None:
+        for name in self.tests:
+            check_name(name, "Test")
+        if "validation" in self.tests:
+            raise ValueError("data.tests may not be named `validation`: data.validation is reported by that name.")
         named = {"train": self.train, "validation": self.validation}
         named.update({f"tests.{name}": spec for name, spec in self.tests.items()})
         for name, spec in named.items():
-            if spec is not None and not ("source" in spec and "split" in spec):
-                raise ValueError(f"data.{name} needs `source` and `split`. Got the keys {sorted(spec)}.")
+            if spec is not None:
+                check_rows(f"data.{name}", spec)
+        check_augmentation("data.augmentation", self.augmentation)
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,7 @@ class PhaseRecipe:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_name(self.name, "Phase")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"Phase {self.name!r} needs exactly one of `epochs` and `steps`.")
         if (self.epochs or self.steps or 0) <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
@@ -169,6 +188,21 @@ class PhaseRecipe:
             raise ValueError(f"Phase {self.name!r} trains lora: say how deep with `vision_layers` and `text_layers`.")
         if self.train == "lora" and self.config:
             raise ValueError(f"Phase {self.name!r} trains lora: its model cannot change, so `config` must be empty.")
+        if len(self.betas) != 2:
+            raise ValueError(f"Phase {self.name!r}: `betas` must be two numbers. Got {self.betas}.")
+        self._check_what_others_read()
+
+    def _check_what_others_read(self) -> None:
+        where = f"Phase {self.name!r}"
+        refuse_unread(where, self.train, _changed(self))
+        check_config_fields(f"{where}, config", self.config)
+        if self.loss_weights is not None:
+            check_loss_weights(f"{where}, loss_weights", self.loss_weights)
+        if self.options:
+            check_options(f"{where}, options", self.train, self.options)
+        if self.data is not None:
+            check_rows(f"{where}, data", self.data)
+        check_augmentation(f"{where}, augmentation", self.augmentation)
 
     def stage(self) -> HiLoraStage:
         """This `lora` phase as a HiLoRA stage."""
@@ -192,6 +226,9 @@ class HiLoraRecipe:
     mode: Literal["additive", "progressive"] = "additive"
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
     lora_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.lora_options, LoraConfig.__dataclass_fields__, "hilora.lora_options")
 
 
 @dataclass(frozen=True)
@@ -218,12 +255,18 @@ class Recipe:
     contrastive_gather: bool | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.name, "Recipe")
         names = [phase.name for phase in self.phases]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"phases must be a list of phases with different names. Got {names}.")
         kinds = [phase.train for phase in self.phases]
         if "lora" in kinds and set(kinds[kinds.index("lora") :]) != {"lora"}:
             raise ValueError(f"`lora` phases come last, since nothing else can train on adapters. Got {kinds}.")
+        if "lora" not in kinds and _changed(self.hilora):
+            raise ValueError(f"No phase trains lora, so `hilora` is not read: omit it. Got {_changed(self.hilora)}.")
+        stopping = [phase.name for phase in self.phases if phase.early_stop is not None]
+        if stopping and self.data.validation is None:
+            raise ValueError(f"`early_stop` of phase {stopping[0]!r} needs `data.validation`, which is missing.")
         self.hilora_config()
 
     def hilora_config(self) -> HiLoraConfig | None:
@@ -236,6 +279,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """A plain, JSON-ready copy with every default written out."""
         return asdict(self)
+
+
+def _changed(recipe: Any) -> list[str]:
+    """Names of the keys whose values are not the defaults."""
+    return [
+        option.name
+        for option in fields(recipe)
+        if getattr(recipe, option.name)
+        != (option.default if option.default_factory is MISSING else option.default_factory())
+    ]
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -256,6 +309,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
         raise ValueError("phases must be a list of mappings, one for each phase.")
     content["data"] = _data_with_defaults(content.get("data"))
+    refuse_unknown(defaults, PhaseRecipe.__annotations__, "recipe.defaults")
     content["phases"] = [_phase_with_defaults(phase, defaults) for phase in phases]
     return build_strictly(Recipe, expand_variables(content, "recipe"), "recipe")
 
@@ -274,7 +328,7 @@ def _data_with_defaults(data: Any) -> Any:
 
 
 def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**defaults, **phase}
+    merged = {**drop_unread(defaults, phase.get("train", defaults.get("train"))), **phase}
     if "steps" in phase and "epochs" not in phase:
         merged.pop("epochs", None)
     if "epochs" in phase and "steps" not in phase:

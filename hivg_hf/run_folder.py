@@ -65,13 +65,20 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
     """Note which recipe runs here.
 
     Raises:
-        ValueError: If another recipe ran here before, naming the first difference.
+        ValueError: If another recipe ran here before, naming the first difference, or its record is damaged.
     """
     path, content = folder / RECIPE_FILE, json.loads(json.dumps(recipe.to_dict()))
     if not path.is_file():
         write_json(path, content)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or not before:
+        raise ValueError(
+            f"{path} is damaged, so nothing says which recipe ran in {folder}: restore it, or choose another folder."
+        )
     differing = [key for key in _differences(before, content) if key.split(".")[0] not in _FREE_KEYS]
     if differing:
         raise ValueError(

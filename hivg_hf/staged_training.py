@@ -16,7 +16,6 @@ one take the same way and end with the same weights.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
@@ -36,6 +34,7 @@ from .atomic import atomic_folder
 from .evaluation.records import describe_versions
 from .hilora import HiLoraConfig, merge_stages, start_stage
 from .hilora_folders import load_adapter_state, publish_stages, save_adapter_state
+from .manifest import find_damage, write_manifest
 from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor
@@ -43,7 +42,7 @@ from .recipe import PhaseRecipe, Recipe
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 from .sharding import restore_shapes
 from .trainer import HiVGTrainer
-from .training_report import ReadableLog, write_curves, write_json
+from .training_report import ReadableLog, read_json, write_curves, write_json
 from .training_results import measure, write_run_card
 from .training_setup import (
     RowCache,
@@ -52,6 +51,7 @@ from .training_setup import (
     build_model,
     build_processor,
     count_parameters,
+    load_growing,
     set_trainable,
 )
 
@@ -72,6 +72,7 @@ class StagedTraining:
         self.recipe, self.folder = recipe, Path(folder)
         self.rows = RowCache()
         self.state = PartialState()
+        self._whole: set[Path] = set()  # results whose checksums were compared
 
     def run(self) -> dict[str, Any]:
         """Train every phase that is not done yet and write the results.
@@ -92,7 +93,7 @@ class StagedTraining:
                 sweep_leftovers(self.folder)
             self.state.wait_for_everyone()
             for number, phase in enumerate(self.recipe.phases):
-                if not self._outcome(number).is_file():
+                if not self._is_done(number):
                     self._run_phase(number, phase)
                 self._drop_checkpoints(number)
                 if phase.train == "lora":
@@ -117,7 +118,7 @@ class StagedTraining:
         if self.state.is_main_process:
             check_disk(self.folder, model)
         with training_config(_plain(model).config, self.recipe, phase):
-            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) is not None)
         outcome = choose_weights(phase, trainer, before)
         if outcome["kept"] == "before":
             model, processor = self._load_start(number, new_stage=False)
@@ -162,12 +163,15 @@ class StagedTraining:
     def _start_accuracy(self, folder: Path, trainer: HiVGTrainer) -> float:
         """Accuracy before the first step, measured once and remembered over restarts."""
         path = folder / "start.json"
-        if not path.is_file():
+        measured = read_json(path).get("eval_accuracy")
+        self.state.wait_for_everyone()
+        if measured is None:
             metrics = trainer.evaluate()
+            measured = metrics["eval_accuracy"]
             if self.state.is_main_process:
                 write_json(path, metrics)
             self.state.wait_for_everyone()
-        return float(json.loads(path.read_text())["eval_accuracy"])
+        return float(measured)
 
     def _write_result(self, number: int, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
         """Write result/, whole or not at all."""
@@ -178,6 +182,7 @@ class StagedTraining:
                 model.save_pretrained(folder)
                 processor.save_pretrained(folder)
             write_json(folder / OUTCOME_FILE, outcome)
+            write_manifest(folder)
 
     def _drop_checkpoints(self, number: int) -> None:
         """A finished phase needs its checkpoints no more."""
@@ -190,7 +195,7 @@ class StagedTraining:
         marker = self._phase_folder(number) / "published"
         if self.state.is_main_process and not marker.is_file():
             model, processor = self._load_start(number + 1, new_stage=False)
-            kept = json.loads(self._outcome(number).read_text())["kept"] == "after"
+            kept = read_json(self._result(number) / OUTCOME_FILE)["kept"] == "after"
             if isinstance(model, PeftModel):
                 publish_stages(model, self.folder, self.recipe.phases[number].name if kept else None, processor)
             else:
@@ -208,8 +213,22 @@ class StagedTraining:
     def _phase_folder(self, number: int) -> Path:
         return self.folder / "phases" / f"{number + 1:02d}-{self.recipe.phases[number].name}"
 
-    def _outcome(self, number: int) -> Path:
-        return self._phase_folder(number) / "result" / OUTCOME_FILE
+    def _is_done(self, number: int) -> bool:
+        return (self._phase_folder(number) / "result").is_dir()
+
+    def _result(self, number: int) -> Path:
+        """The result of a finished phase, whole.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        folder = self._phase_folder(number) / "result"
+        if folder not in self._whole:
+            damage = find_damage(folder)
+            if damage:
+                raise ValueError(f"{folder} is damaged: {damage}. Restore it, or delete it to train this phase again.")
+            self._whole.add(folder)
+        return folder
 
     def _load_start(self, number: int, new_stage: bool = True) -> tuple[Any, HiVGProcessor]:
         """Model and processor as phase `number` finds them (one past the last: as the run ends).
@@ -221,8 +240,8 @@ class StagedTraining:
         changes = self.recipe.phases[number].config if number < len(self.recipe.phases) else {}
         plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
         if plain:
-            source = self._phase_folder(plain[-1]) / "result"
-            model: Any = HiVGForVisualGrounding.from_pretrained(source, dtype=torch.float32, **changes)
+            source = self._result(plain[-1])
+            model: Any = load_growing(source, changes)
             processor = HiVGProcessor.from_pretrained(source)
         else:
             model = build_model(self.recipe.model, **changes)
@@ -239,7 +258,7 @@ class StagedTraining:
 
     def _with_adapters(self, model: Any, number: int) -> Any:
         """The model with the adapters, bridge and head of the result of the `lora` phase `number`."""
-        config, result = self._hilora(), self._phase_folder(number) / "result"
+        config, result = self._hilora(), self._result(number)
         for stage in range(1, self._stage_of(number) + 1):
             if (result / config.adapter_name(stage)).is_dir():
                 model = start_stage(model, config, stage)
@@ -260,15 +279,16 @@ class StagedTraining:
     def _finish(self) -> dict[str, Any]:
         """Write the final model, measure it, and leave results, curves and a card."""
         path = self.folder / "results.json"
-        if path.is_file():
-            return json.loads(path.read_text())
+        written = read_json(path)
+        if written:
+            return written
         model, processor = self._load_start(len(self.recipe.phases))
         if isinstance(model, PeftModel):
             model = merge_stages(model)
         name = "model" if self.recipe.hilora_config() is None else "merged"
         if self.state.is_main_process and name == "model":
             self._save_model(model, processor, name)
-        phases = [json.loads(self._outcome(number).read_text()) for number in range(len(self.recipe.phases))]
+        phases = [read_json(self._result(number) / OUTCOME_FILE) for number in range(len(self.recipe.phases))]
         measured = measure(self.recipe, self.folder, model, processor, self.rows)
         results = {
             "recipe": self.recipe.to_dict(),

@@ -6,35 +6,89 @@ import difflib
 import os
 import re
 import types
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+MAX_YAML_BYTES = 2**18
+MAX_YAML_VALUES = 100_000
+MAX_YAML_DEPTH = 50
 
-def read_yaml(path: str | Path, kind: str) -> Mapping[str, Any]:
+
+def read_yaml(path: str | Path, kind: str, own: str = "recipes") -> Mapping[str, Any]:
     """The mapping that a YAML file holds.
 
     Args:
         path: The file.
         kind: What it is, for messages: "recipe" or "study".
+        own: The folder with the repository's files of this kind, for messages.
 
     Raises:
         FileNotFoundError: It is not there.
-        ValueError: It is no YAML or no mapping.
+        ValueError: It is no YAML, too large once its aliases are written out, or no mapping.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No {kind} at {path}; the repository's own are in recipes/.")
+        raise FileNotFoundError(f"No {kind} at {path}; the repository's own are in {own}/.")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ValueError(f"{path} holds {path.stat().st_size} bytes; a {kind} has at most {MAX_YAML_BYTES}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold a mapping with the keys of a {kind}. Got {type(content).__name__}.")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, checked before anything of it is built.
+
+    An alias costs a few letters and stands for all that its anchor holds, aliases included: ten lines can stand for
+    more than any memory. So the size is counted with every alias written out.
+
+    Raises:
+        ValueError: It is no YAML, too large or too deep, holds an alias of what contains it, or names a key twice.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _written_out(node, {}, 0)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels") from None
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _written_out(node: yaml.Node, sizes: dict[yaml.Node, int], depth: int) -> int:
+    """Number of values in a node, each alias counted in full; `sizes` holds those of the nodes that were visited."""
+    if depth > MAX_YAML_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels")
+    if node in sizes:
+        if not sizes[node]:
+            raise ValueError(f"an alias stands inside its own anchor, at line {node.start_mark.line + 1}")
+        return sizes[node]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        if keys and keys.most_common(1)[0][1] > 1:
+            twice = keys.most_common(1)[0][0]
+            raise ValueError(f"the key `{twice}` stands twice in one mapping, at line {node.start_mark.line + 1}")
+        children = [child for pair in node.value for child in pair]
+    sizes[node] = 0  # begun
+    total = 1 + sum(_written_out(child, sizes, depth + 1) for child in children)
+    if total > MAX_YAML_VALUES:
+        raise ValueError(f"it holds more than {MAX_YAML_VALUES} values once its aliases are written out")
+    sizes[node] = total
+    return total
 
 
 def build_strictly(kind: type, content: Any, where: str) -> Any:
@@ -42,16 +96,26 @@ def build_strictly(kind: type, content: Any, where: str) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must be a mapping. Got {content!r}.")
     known = {option.name: option for option in fields(kind)}
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), list(known), n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(known)}."
-            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+    refuse_unknown(content, known, where)
     for name, option in known.items():
         if name not in content and option.default is MISSING and option.default_factory is MISSING:
             raise ValueError(f"{where} needs the key `{name}`.")
     hints = get_type_hints(kind)
     return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
+
+
+def refuse_unknown(keys: Iterable[Any], known: Iterable[str], where: str) -> None:
+    """Refuse keys that nobody reads.
+
+    Raises:
+        ValueError: Naming the first such key and the nearest known one.
+    """
+    choices = list(known)
+    for key in keys:
+        if key not in choices:
+            close = difflib.get_close_matches(str(key), choices, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(sorted(choices))}."
+            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -13,17 +13,36 @@ from transformers.trainer_callback import ExportableState
 
 from .atomic import flush, flush_folder
 from .hilora_folders import load_adapter_state, save_adapter_state
+from .manifest import check_resumable, find_damage, newest_whole_checkpoint, write_manifest
 
 
 class CheckpointingTrainer(Trainer):
     """transformers' Trainer with checkpoints that a kill at any moment leaves usable.
 
     `checkpoint-N` appears under its name when everything is on the disk, and loses its name before it is deleted. The
-    newest `save_total_limit` are kept, and the best.
+    newest `save_total_limit` are kept, and the best. Each has a manifest with the checksums of its files, and training
+    resumes from nothing else.
     """
 
     processor: Any = None  # the HiVGProcessor that is saved beside a model
     initial_accuracy: float | None = None  # what a checkpoint has to beat to count as best
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers, from a checkpoint that is whole.
+
+        Args:
+            resume_from_checkpoint: A checkpoint, or True for the newest of `output_dir` that is whole.
+            args: Further arguments of `transformers.Trainer.train`.
+            kwargs: The same by name.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, or none is whole; the message names what is.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_whole_checkpoint(self.args.output_dir) or True
+        elif resume_from_checkpoint:
+            check_resumable(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if self.state.best_metric is None and self.initial_accuracy is not None:
@@ -56,6 +75,7 @@ class CheckpointingTrainer(Trainer):
             self.state.save_to_json(str(staging / "trainer_state.json"))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            write_manifest(staging, resumable=not self.args.save_only_model)
             flush_folder(staging)
             shutil.rmtree(target, ignore_errors=True)
             staging.rename(target)
@@ -98,10 +118,21 @@ class CheckpointingTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def load_best_weights(self) -> None:
-        """Load `checkpoint-N` of the best step; without one, nothing beat the start and nothing is loaded."""
+        """Load `checkpoint-N` of the best step; without one, nothing beat the start and nothing is loaded.
+
+        Raises:
+            ValueError: If that checkpoint is damaged or gone.
+        """
         if not self.state.best_global_step:
             return
-        self.state.best_model_checkpoint = str(self._checkpoint(self.state.best_global_step))
+        best = self._checkpoint(self.state.best_global_step)
+        damage = find_damage(best) if best.is_dir() else "it is missing"
+        if damage:
+            raise ValueError(
+                f"The best weights cannot be loaded from {best}: {damage}. Restore it, or delete the checkpoints in "
+                f"{best.parent} and train again."
+            )
+        self.state.best_model_checkpoint = str(best)
         target = self.accelerator.unwrap_model(self.model)
         if isinstance(target, PeftModel) and not self.is_deepspeed_enabled:
             load_adapter_state(target, self.state.best_model_checkpoint)

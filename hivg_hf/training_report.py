@@ -53,6 +53,20 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a file that can be made again; empty where it is missing, or damaged, which the log says."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content:
+        logger.warning("%s is damaged: it is made again.", path)
+        return {}
+    return content
+
+
 def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
     """Draw loss, its terms and held-out accuracy over the steps of all phases, one after the other.
 

@@ -25,6 +25,7 @@ from .modeling.processing_hivg import HiVGProcessor
 from .recipe import ModelRecipe, PhaseRecipe, Recipe
 from .training_args import HiVGTrainingArguments
 from .training_launch import wants_cpu
+from .whole_weights import load_whole
 
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 
@@ -38,7 +39,7 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     """
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        model = HiVGForVisualGrounding.from_pretrained(recipe.checkpoint, dtype=torch.float32, **fields)
+        model = load_growing(recipe.checkpoint, fields)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
@@ -54,6 +55,18 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
         )
         model = HiVGForVisualGrounding(config)
     return model
+
+
+def load_growing(source: str | Path, changes: Mapping[str, Any]) -> HiVGForVisualGrounding:
+    """A model in float32 whose weights are whole; with changed config fields, bridge and head may have new ones.
+
+    Args:
+        source: Folder or Hub id.
+        changes: Config fields that differ from the stored ones.
+    """
+    return load_whole(
+        source, may_be_new=lambda name: bool(changes) and is_new_parameter(name), dtype=torch.float32, **changes
+    )
 
 
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:

@@ -1,5 +1,6 @@
 """Pictures of what a model found: boxes, masks and heat maps with labels that can be read at any image size."""
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ SMALLEST_SIDE = 480
 SMALLEST_FONT = 13
 FONT_PER_SIDE = 1 / 34
 LABEL_LINES = 3
+# More letters than fit on the label of any picture; measuring a word takes time for each of its letters.
+LONGEST_WORD = 1000
 
 
 class _Rectangle(NamedTuple):
@@ -98,13 +101,14 @@ def _tint_masks(
 ) -> PIL.Image.Image:
     if not any(entry.get("mask") is not None for entry in entries):
         return picture.copy()
-    pixels = np.array(picture, dtype=np.float32)
+    pixels = np.array(picture)
     for entry, color in zip(entries, colors, strict=True):
         mask = entry.get("mask")
         if mask is not None and entry.get("found", True):
             inside = np.asarray(mask, dtype=bool)
-            pixels[inside] = (1 - MASK_STRENGTH) * pixels[inside] + MASK_STRENGTH * np.array(color)
-    return PIL.Image.fromarray(pixels.round().astype(np.uint8))
+            tinted = (1 - MASK_STRENGTH) * pixels[inside] + MASK_STRENGTH * np.array(color)
+            pixels[inside] = tinted.round().astype(np.uint8)  # floats of the whole picture take 16 times its memory
+    return PIL.Image.fromarray(pixels)
 
 
 def _color(entry: Mapping[str, Any], place: int) -> tuple[int, int, int]:
@@ -194,12 +198,15 @@ def _wrap(draw: PIL.ImageDraw.ImageDraw, text: str, font: Any, width: float, lin
     """At most `lines_allowed` lines that fit the width; a longer text ends in an ellipsis, but keeps its score."""
     lines, words = [""], text.split(" ")
     for word in words:
-        longer = f"{lines[-1]} {word}".strip(" ")
+        longer = f"{lines[-1]} {word[:LONGEST_WORD]}".strip(" ")
         if not lines[-1] or draw.textlength(longer, font=font) <= width:
             lines[-1] = longer
+        elif len(lines) > lines_allowed:
+            break
         else:
-            lines.append(word)
-    if len(lines) > lines_allowed or any(draw.textlength(line, font=font) > width for line in lines):
+            lines.append(word[:LONGEST_WORD])
+    is_cut = max(map(len, words)) > LONGEST_WORD or len(lines) > lines_allowed
+    if is_cut or any(draw.textlength(line, font=font) > width for line in lines):
         ending = f"… {words[-1]}" if len(words[-1]) <= len("0.00)") else "…"
         lines = [_cut(draw, line, "…", font, width) for line in lines[:lines_allowed]]
         lines[-1] = _cut(draw, f"{lines[-1].rstrip('…')} …", ending, font, width)
@@ -211,9 +218,10 @@ def _cut(draw: PIL.ImageDraw.ImageDraw, line: str, ending: str, font: Any, width
     if draw.textlength(line, font=font) <= width and not line.endswith("…"):
         return line
     line = line.rstrip(" …")
-    while line and draw.textlength(f"{line}{ending}", font=font) > width:
-        line = line[:-1]
-    return f"{line}{ending}"
+    # Halving the range: taking letters off one by one measures a long word once per letter.
+    lengths = range(1, len(line) + 1)
+    fitting = bisect.bisect_right(lengths, width, key=lambda n: draw.textlength(f"{line[:n]}{ending}", font=font))
+    return f"{line[:fitting]}{ending}"
 
 
 def _font(size: int, text: str) -> Any:

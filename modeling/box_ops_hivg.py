@@ -2,6 +2,8 @@
 
 import torch
 
+RASTER_TOLERANCE_PIXELS = 1e-3
+
 
 def box_cxcywh_to_xyxy(boxes_cxcywh: torch.Tensor) -> torch.Tensor:
     """Centre and size to corners: (0.5, 0.5, 0.2, 0.4) -> (0.4, 0.3, 0.6, 0.7). Any unit.
@@ -72,7 +74,10 @@ def box_coverage(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.T
 
 
 def rasterize_boxes(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Boxes as masks: 1 where a pixel's centre lies in the box. A box with NaN gives an empty mask.
+    """Boxes as masks: 1 where a pixel's centre lies in the box, its left and top edge included.
+
+    The one raster of the package: processor, collator and model call it. A box between two centres keeps the column
+    (row) of its own centre, so that a thin box never vanishes. A box with NaN gives an empty mask.
 
     Args:
         boxes_cxcywh: (B, 4), in 0..1 of the square.
@@ -81,16 +86,26 @@ def rasterize_boxes(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torc
     Returns:
         (B, height, width), 0 or 1, in the dtype of the boxes.
     """
-    x0, y0, x1, y1 = box_cxcywh_to_xyxy(boxes_cxcywh)[:, :, None].unbind(1)  # each (B, 1)
-    columns = (torch.arange(width, device=boxes_cxcywh.device) + 0.5) / width
-    rows = (torch.arange(height, device=boxes_cxcywh.device) + 0.5) / height
-    across = (columns >= x0) & (columns < x1)  # (B, width)
-    down = (rows >= y0) & (rows < y1)  # (B, height)
+    cx, cy, w, h = boxes_cxcywh[:, :, None].unbind(1)  # each (B, 1)
+    across = _pixels_inside(cx, w, width)  # (B, width)
+    down = _pixels_inside(cy, h, height)  # (B, height)
     return (down[:, :, None] & across[:, None, :]).to(boxes_cxcywh.dtype)
 
 
 def _area(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(-1)
+
+
+def _pixels_inside(center: torch.Tensor, length: torch.Tensor, pixels: int) -> torch.Tensor:
+    """(B, 1) centers and lengths of intervals in 0..1 -> (B, pixels) bool, the pixels whose center lies inside."""
+    # A whole or half pixel edge comes back from cxcywh with a rounding error, which must not move the raster.
+    first = ((center - length / 2) * pixels - 0.5 - RASTER_TOLERANCE_PIXELS).ceil()
+    end = ((center + length / 2) * pixels - 0.5 - RASTER_TOLERANCE_PIXELS).ceil()
+    own = (center * pixels).floor().clamp(max=pixels - 1)
+    is_thin = end <= first
+    first, end = torch.where(is_thin, own, first), torch.where(is_thin, own + 1, end)
+    index = torch.arange(pixels, device=center.device)
+    return (index >= first) & (index < end)  # NaN compares as False
 
 
 def _interval_coverage(start: torch.Tensor, end: torch.Tensor, cells: int) -> torch.Tensor:

@@ -6,11 +6,14 @@ arXiv 2404.13400. `Official:` names a file and line of the authors' code (commit
 """
 
 import copy
+import difflib
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .presets_hivg import OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
 
@@ -19,7 +22,17 @@ if TYPE_CHECKING:
     # weights what relative import lines name, these included.
     from .pipeline_hivg import VisualGroundingPipeline  # noqa: F401
 
+logger = logging.get_logger(__name__)
+
 FORMAT_VERSION = 1
+
+# What PreTrainedConfig takes, or writes into config.json, without declaring a field; Trainer writes the tokens' ids.
+UNDECLARED_NAMES = (
+    *("model_type", "auto_map", "custom_pipelines", "quantization_config", "transformers.js_config"),
+    *("torch_dtype", "num_labels", "name_or_path", "output_attentions", "attn_implementation"),
+    *("experts_implementation", "per_layer_config", "use_cache", "tie_word_embeddings", "use_return_dict"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
+)
 
 # The official terms, and the score of ours: official weights hold none.
 LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
@@ -155,6 +168,7 @@ class HiVGConfig(PreTrainedConfig):
                 "This is the configuration of a plain CLIP, not of a HiVG model. Start a new model from it with "
                 "`HiVGForVisualGrounding.from_clip(folder_or_hub_id)`."
             )
+        _refuse_unknown(kwargs, type(self))
         super().__post_init__(**kwargs)
         vision_depth = self.clip_config.vision_config.num_hidden_layers
         if self.image_size is None:
@@ -177,6 +191,42 @@ class HiVGConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """The config as plain values, with the entry that lets `pipeline(...)` find our pipeline on the Hub."""
         return {**super().to_dict(), "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "HiVGConfig":
+        """As `PreTrainedConfig.from_pretrained`; names that no config has are refused instead of ignored."""
+        if kwargs.get("return_unused_kwargs"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs["return_unused_kwargs"] = True
+        config, unused = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        _refuse_unknown(unused, cls)
+        return config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "HiVGConfig":
+        """A config from the content of a config.json, as `from_pretrained` reads it.
+
+        Fields that a newer version of this package added are left out with a warning.
+
+        Args:
+            config_dict: the content of the file.
+            kwargs: fields that replace the file's.
+
+        Raises:
+            ValueError: for names that no config has.
+        """
+        version = config_dict.get("format_version", FORMAT_VERSION)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            known = {name: value for name, value in config_dict.items() if _is_known(name, cls)}
+            logger.warning(
+                f"This model was saved in format {version}, newer than format {FORMAT_VERSION} of this version of "
+                f"hivg_hf, which leaves out {sorted(set(config_dict) - set(known))}. Install a newer hivg_hf."
+            )
+            config_dict = {**known, "format_version": FORMAT_VERSION}
+        if not kwargs.get("return_unused_kwargs"):  # with it, the caller asks which names are not the config's
+            # Auto classes and `pipeline` call this with options of the model too, such as `low_cpu_mem_usage`
+            _refuse_unknown({name for name in kwargs if _nearest(name, cls, 0.8)}, cls)
+        return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """CLIP's text config, where transformers looks for the vocabulary (`resize_token_embeddings`)."""
@@ -277,6 +327,24 @@ class HiVGConfig(PreTrainedConfig):
 def default_bridge_layers(depth: int) -> list[int]:
     """The first layer and the last of each third: 0, 3, 7, 11 of 12 as official base (models/HiVG.py:682)."""
     return sorted({0, max(depth // 3 - 1, 0), max(2 * depth // 3 - 1, 0), depth - 1})
+
+
+def _is_known(name: str, config_class: type) -> bool:
+    """Whether a config has a field of that name; what begins with an underscore is transformers' own."""
+    return name.startswith("_") or name in UNDECLARED_NAMES or name in {field.name for field in fields(config_class)}
+
+
+def _nearest(name: str, config_class: type, cutoff: float = 0.6) -> str | None:
+    close = difflib.get_close_matches(name, [field.name for field in fields(config_class)], n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def _refuse_unknown(names, config_class: type) -> None:
+    for name in names:
+        if not _is_known(name, config_class):
+            close = _nearest(name, config_class)
+            hint = f"Did you mean `{close}`?" if close else "Its fields are listed in the docstring of HiVGConfig."
+            raise ValueError(f"Unknown field `{name}` of HiVGConfig. {hint}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,21 +8,21 @@ and an expression that repeats within a batch is encoded once.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
-from .image_loading_hivg import load_grounding_image
+from .image_loading_hivg import image_size, open_image
 from .pipeline_streams_hivg import (
+    Entry,
+    EntryDataset,
     GroundingResults,
-    ItemDataset,
     PendingItem,
     ResultStream,
-    is_item,
     is_one_image,
-    make_item,
+    is_text_list,
     pair_up,
     preparing_loader,
     take_batch,
@@ -66,6 +66,7 @@ class VisualGroundingPipeline(Pipeline):
         timeout: float | None = None,
         long_text: str | None = None,
         on_error: str | None = None,
+        map_side: int | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort the options by the step that reads them.
@@ -78,51 +79,63 @@ class VisualGroundingPipeline(Pipeline):
             long_text: `"warn"` or `"error"`, for an expression the model cannot read to its end.
             on_error: `"raise"`, or `"return"`: an image or expression that cannot be used gives `{"error": sentence}`
                 in its place, and the rest goes on.
+            map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
+                at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
         """
         if unknown:
             raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.")
         if on_error not in (None, *ERROR_CHOICES):
             raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
+        if map_side is not None and map_side < 1:
+            raise ValueError(f"map_side must be at least 1 pixel, got {map_side}.")
         preprocess = {"timeout": timeout, "long_text": long_text}
         forward = {"mask": mask, "heatmap": heatmap}
-        postprocess = {"threshold": threshold, "on_error": on_error}
+        postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side}
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
         return next(given), next(given), next(given)
 
-    def __call__(self, inputs: Any = None, text: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Any = None, text: Any = None, *, image: Any = None, images: Any = None, **kwargs: Any
+    ) -> Any:
         """Ground expressions.
 
         Args:
-            inputs: an image (path, URL, PIL image, bytes, array) or a list of them; or, without `text`, one or a list
-                of `{"image": ..., "text": expression or list}`; or a `datasets` dataset, a torch dataset, a generator
-                or another iterable of images (with `text`) or of such dicts (`"expression"` is read where there is no
-                `"text"`).
+            inputs: an image (path, URL, PIL image, bytes, open file, array) or a list of them; or, without `text`, one
+                or a list of `{"image": ..., "text": expression or list}`; or a `datasets` dataset, a torch dataset, a
+                generator or another iterable of images (with `text`) or of such dicts (`"expression"` is read where
+                there is no `"text"`).
             text: for one image, an expression or a list of them; for a list of images, one expression for all, an
                 expression per image, or a list of expressions per image; for a stream, what to ask of every image.
+            image, images: other names for `inputs`.
 
         Returns:
             `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score"}` and what the options add: boxes are
-            floats in pixels of the image as a viewer shows it, `score` is in 0..1 or None where the model has none. A
+            floats in pixels of the image, which for a file, URL or bytes is the upright one that a viewer shows, and
+            for a PIL image or array the object that was passed; `score` is in 0..1 or None where the model has none. A
             string gives one dict, a list of expressions a list. A list of images gives a list, a stream an iterator.
 
         Raises:
             ValueError: an input cannot be used; the message names it.
         """
-        if inputs is None:
+        given = [value for value in (inputs, image, images) if value is not None]
+        if not given:
             raise ValueError("Give an image and an expression, as in pipe('street.jpg', 'the man in blue').")
-        if is_one_image(inputs) or is_item(inputs):
-            item = make_item(inputs, text)
-            if not isinstance(item["text"], str) and self._batch_size is None:
-                kwargs.setdefault("batch_size", max(1, min(len(item["text"]), EXPRESSIONS_PER_PASS)))
-            return super().__call__([item], **kwargs)[0]
+        if len(given) > 1:
+            raise TypeError("Give the image once: as the first argument, or as image= or images=.")
+        inputs = given[0]
+        text = list(text) if isinstance(text, Iterator) and is_text_list(text) else text
+        is_sequence = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
+        if is_one_image(inputs) or isinstance(inputs, Mapping) or not (is_sequence or isinstance(inputs, Iterable)):
+            asked = inputs.get("text") if isinstance(inputs, Mapping) and text is None else text
+            if isinstance(asked, (list, tuple)) and self._batch_size is None:
+                kwargs.setdefault("batch_size", max(1, min(len(asked), EXPRESSIONS_PER_PASS)))
+            return super().__call__([Entry(inputs, text)], **kwargs)[0]
         if isinstance(inputs, (list, tuple)) or (hasattr(inputs, "ndim") and hasattr(inputs, "shape")):
-            items = pair_up(list(inputs), text)
-            return super().__call__(items, **kwargs) if items else []
-        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-            return super().__call__(ItemDataset(inputs, text), **kwargs)
-        if isinstance(inputs, Iterable):
-            return super().__call__((make_item(entry, text) for entry in inputs), **kwargs)
-        raise TypeError(f"An image must be a path, a URL, a PIL image or an array, not {type(inputs).__name__}.")
+            entries = pair_up(list(inputs), text)
+            return super().__call__(entries, **kwargs) if entries else []
+        if is_sequence:
+            return super().__call__(EntryDataset(inputs, text), **kwargs)
+        return super().__call__((Entry(row, text) for row in inputs), **kwargs)
 
     def get_iterator(
         self,
@@ -176,10 +189,11 @@ class VisualGroundingPipeline(Pipeline):
         self, inputs: dict[str, Any], timeout: float | None = None, long_text: str = "warn"
     ) -> dict[str, Any]:
         """One item `{"image", "text"}` -> tensors of one image (3, S, S) and the token ids of its E expressions."""
-        image = load_grounding_image(inputs["image"], timeout=timeout)
+        image = open_image(inputs["image"], timeout=timeout)
         several = not isinstance(inputs["text"], str)
         expressions = list(inputs["text"]) if several else [inputs["text"]]
-        features = {name: value[0] for name, value in self.processor(images=image).items()}
+        opened = self.processor.image_processor([image], input_data_format="channels_last", return_tensors="pt")
+        features = {name: value[0] for name, value in opened.items()}
         tokens = self.processor(text=expressions, long_text=long_text)
         lengths = tokens["attention_mask"].sum(-1).tolist()
         return {
@@ -187,7 +201,7 @@ class VisualGroundingPipeline(Pipeline):
             "token_ids": [tuple(ids[:length].tolist()) for ids, length in zip(tokens["input_ids"], lengths)],
             "expressions": expressions,
             "several": several,
-            "target_size": (image.height, image.width),
+            "target_size": image_size(image),
         }
 
     def _collate(self, batch: "list[tuple[PendingItem, int]]") -> dict[str, Any]:
@@ -223,12 +237,16 @@ class VisualGroundingPipeline(Pipeline):
         }
         return {**{name: value for name, value in wanted.items() if value is not None}, "target_sizes": target_sizes}
 
-    def postprocess(self, outputs: dict[str, Any], threshold: float | None = None) -> list[dict[str, Any]]:
+    def postprocess(
+        self, outputs: dict[str, Any], threshold: float | None = None, map_side: int | None = None
+    ) -> list[dict[str, Any]]:
         """Model outputs of a batch -> one plain dict per pair."""
-        found = self.processor.post_process_grounding(outputs, outputs["target_sizes"])
+        sizes = outputs["target_sizes"]
+        map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
+        found = self.processor.post_process_grounding(outputs, sizes, map_sizes)
         heatmaps = None
         if "token_logits" in outputs:
-            heatmaps = self.processor.post_process_heatmaps(outputs, outputs["target_sizes"])
+            heatmaps = self.processor.post_process_heatmaps(outputs, sizes, map_sizes)
         results = []
         for row, entry in enumerate(found):
             score = None if entry["score"] is None else float(entry["score"])
@@ -254,6 +272,12 @@ class VisualGroundingPipeline(Pipeline):
 
 def _pad_rows(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) shrunk to a longest side, in proportion."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _required_score(score: float | None) -> float:

@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images-per-round", type=int, default=96)
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile; takes minutes")
-    today = datetime.now(timezone.utc).date().isoformat()
+    today = datetime.now(UTC).date().isoformat()
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/pipeline/{today}-cpu.json"))
     options = parser.parse_args(arguments)
     scenes = refshapes_dataset("val", seed=SEED, size=SCENES, masks=False)
@@ -134,7 +134,7 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "hivg_hf": hivg_hf.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
     }
 
 

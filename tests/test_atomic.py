@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hivg_hf.atomic import atomic_folder, atomic_path
+from hivg_hf.atomic import atomic_folder, atomic_path, check_name
 
 
 def names_in(folder: Path) -> list[str]:
@@ -115,3 +115,32 @@ def test_names_show_no_partial_folder_to_a_glob(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "model"):
         hidden = names_in(tmp_path)
     assert all(name.startswith(".") for name in hidden)
+
+
+@pytest.mark.parametrize("name", ["stage_1", "heads-long", "val+none", "phase 1 (again)", "échauffement", "3", "v1.2"])
+def test_names_of_one_file_pass(name: str) -> None:
+    assert check_name(name, "Phase") == name
+
+
+ELSEWHERE = [".", "..", "../../..", "/absolute", "a/b", "a\\b", "C:x", "a\0b", ".hidden", "~", "*"]
+NO_NAMES = [
+    "",
+    " ",
+    "a\nb",
+    "dot.",
+    "space ",
+    "-x",
+    "con",
+    "NUL.txt",
+    "COM1",
+    "x" * 101,
+    "é" * 60,
+    "a\u202eb",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("name", [*ELSEWHERE, *NO_NAMES, "\ud800", 5, None])
+def test_names_that_leave_their_folder_or_name_no_file_are_refused(name: object) -> None:
+    with pytest.raises(ValueError, match=r"Phase name .* cannot name a file or folder: use up to 100 letters"):
+        check_name(name, "Phase")

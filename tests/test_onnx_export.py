@@ -1,6 +1,7 @@
 """An exported model computes what the model computes, for any batch and length, and needs nothing of ours to run."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from turned_pictures import UNDONE, save_turned
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline, onnx_export
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.onnx_export import GroundingGraph, check_onnx, export_onnx
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
@@ -38,6 +41,21 @@ def test_outputs_equal_torch_for_two_batches_and_two_lengths(
     assert max(check_onnx(graph, folder / "model.onnx", batches=[3, 5]).values()) <= 1e-4
 
 
+def test_left_padding_changes_no_answer_of_the_file(exported: tuple[Path, dict[str, float]]) -> None:
+    session = onnx_export._session(exported[0] / "model.onnx")
+    ids = np.array([[512, 40, 41, 42, 513], [512, 50, 513, 513, 513]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "pixel_values": np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32),
+        "pixel_mask": np.ones((2, 64, 64), dtype=np.int64),
+    }
+    left = {**inputs, "input_ids": ids.copy(), "attention_mask": inputs["attention_mask"][:, ::-1].copy()}
+    left["input_ids"][1] = [513, 513, 512, 50, 513]
+    for expected, found in zip(session.run(None, inputs), session.run(None, left), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_export_leaves_the_model_as_it_was(
     exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
 ) -> None:
@@ -59,7 +77,7 @@ def test_the_documented_script_grounds_with_onnxruntime_alone(
     folder, _ = exported
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
     PIL.Image.fromarray(pixels).save(tmp_path / "photo.png")
-    expressions = ["The  red star", "the blue ring left of it"]
+    expressions = ["The  red star", "\u200bthe \u201cblue\u201d ring &amp; left of it", "<|endoftext|> star"]
     block = "import sys\nfor name in ('torch', 'transformers', 'hivg_hf'): sys.modules[name] = None\n"
     run = f"{block}import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     command = [sys.executable, "-c", run, str(folder), str(tmp_path / "photo.png"), *expressions]
@@ -88,3 +106,21 @@ def test_settings_say_how_to_feed_it(exported: tuple[Path, dict[str, float]], ti
     assert settings["size"] == tiny_processor.image_processor.side
     assert settings["outputs"] == ["pred_boxes", "scores", "mask_logits", "token_logits"]
     assert (exported[0] / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_the_documented_script_opens_pictures_as_the_package_does(orientation: int, tmp_path: Path) -> None:
+    opens = runpy.run_path(str(SCRIPT))["open_picture"]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 4), dtype=np.uint8)
+    save_turned(PIL.Image.fromarray(pixels), tmp_path / "photo.png", orientation)
+    assert np.array_equal(np.asarray(opens(tmp_path / "photo.png")), load_grounding_image(tmp_path / "photo.png"))
+
+
+def test_the_documented_script_refuses_what_it_would_show_wrongly(tmp_path: Path) -> None:
+    opens = runpy.run_path(str(SCRIPT))["open_picture"]
+    PIL.Image.fromarray(np.zeros((5, 7), dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit, match="deeper than 8 bits"):
+        opens(tmp_path / "deep.png")
+    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "program.png", "EPS")
+    with pytest.raises(PIL.UnidentifiedImageError):
+        opens(tmp_path / "program.png")

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "scripts", "docs", "model_cards")
 # huggingface_hub (strict configs) comes with transformers wherever remote code is loaded at all.
 MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
@@ -116,8 +117,28 @@ def test_sources_parse_under_the_oldest_python() -> None:
 
 
 def test_oldest_python_is_the_one_that_is_promised() -> None:
-    promise = f'python_requires=">={OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]}"'
-    assert promise in (ROOT / "setup.py").read_text(encoding="utf-8")
+    oldest = f"{OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]}"
+    assert f'python_requires=">={oldest}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f'target-version = "py{oldest.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for document in ("README.md", "CONTRIBUTING.md"):
+        assert f"Python {oldest} or newer" in (ROOT / document).read_text(encoding="utf-8"), document
+
+
+def test_oldest_python_has_the_libraries_that_are_required() -> None:
+    """transformers 5.23 does not install on Python 3.10, whatever setup.py promises."""
+    for library in ("transformers", "peft", "accelerate", "datasets", "torch", "numpy"):
+        demand = re.search(r">=\s*3\.(\d+)", metadata(library)["Requires-Python"])
+        assert demand is not None, library
+        assert (3, int(demand[1])) <= OLDEST_PYTHON, library
+
+
+def test_peft_is_at_least_what_add_adapter_of_transformers_demands() -> None:
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    bound = re.search(r'"peft>=([\d.]+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert bound is not None
+    parts = [int(part) for part in bound[1].split(".")]
+    assert parts >= [int(part) for part in MIN_PEFT_VERSION.split(".")][: len(parts)]
 
 
 def test_nothing_imports_modeling_bare() -> None:

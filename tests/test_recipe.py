@@ -60,6 +60,92 @@ def test_what_is_wrong_is_said(changes, message):
         parse_recipe(recipe(**changes))
 
 
+HEADS = {"train": "heads", "epochs": 1, "learning_rate": 1e-3, "batch_size": 8}
+ROWS = {"source": "refshapes", "split": "train"}
+
+
+def two_phases(**second):
+    return {"phases": [{"name": "a", **HEADS}, {"name": "b", **HEADS, **second}]}
+
+
+# Everything here was accepted, ignored, or found after the first phase had trained.
+MISSPELT = [
+    ({"model": {**recipe()["model"], "config": {"fusion_layer": 2}}}, "fusion_layer", "fusion_layers"),
+    ({"model": {"checkpoint": "x", "config": {"fusion_dropuot": 0.3}}}, "fusion_dropuot", "fusion_dropout"),
+    ({"model": {"checkpoint": "x", "config": {"loss_weights": {"giuo": 1}}}}, "giuo", "giou"),
+    (two_phases(config={"bridge_layer": [0]}), "bridge_layer", "bridge_layers"),
+    (two_phases(loss_weights={"giuo": 2.0}), "giuo", "giou"),
+    (two_phases(augmentation={"jiter": 0.1}), "jiter", "jitter"),
+    (two_phases(data={**ROWS, "sise": 16}), "sise", "size"),
+    (two_phases(train="assisted", options={"tower": False}), "tower", "towers"),
+    (two_phases(train="assisted", options={"loss_weights": {"attribute": 1}}), "attribute", "attributes"),
+    (two_phases(train="pretrain", options={"loss_weight": {}}), "loss_weight", "loss_weights"),
+    (two_phases(weight_dekay=0.1), "weight_dekay", "weight_decay"),
+    ({"defaults": {"weight_dekay": 0.1}, **two_phases()}, "weight_dekay", "weight_decay"),
+    ({"data": {"train": ROWS, "augmentation": {"jiter": 0.1}}}, "jiter", "jitter"),
+    ({"data": {"train": {**ROWS, "sise": 16}}}, "sise", "size"),
+    ({"data": {"train": ROWS, "validation": {**ROWS, "seeed": 1}}}, "seeed", "seed"),
+    ({"data": {"train": ROWS, "tests": {"x": {**ROWS, "style_": 1}}}}, "style_", "style"),
+    ({"data": {"defaults": {"sise": 16}, "train": ROWS}}, "sise", "size"),
+    ({"data": {"train": {"source": "refcoco", "split": "val", "roott": "/x"}}}, "roott", "root"),
+    ({"data": {"train": {"source": "rows.csv", "split": "val", "box_fromat": "xyxy"}}}, "box_fromat", "box_format"),
+    ({"data": {"train": {"source": "unc", "split": "val", "multi_targets": 1}}}, "multi_targets", "multi_target"),
+    ({"data": {"train": {"source": "mixture", "split": "val", "parts": [], "sized": 3}}}, "sized", "size"),
+    ({"data": {"train": {"source": "mixture", "split": "train", "parts": [{**ROWS, "sise": 3}]}}}, "sise", "size"),
+    ({"hilora": {"mod": "additive"}}, "mod", "mode"),
+    ({"hilora": {"lora_options": {"use_rslra": True}}}, "use_rslra", "use_rslora"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "nearest"), MISSPELT, ids=[f"{key}-{n}" for n, (_, key, _) in enumerate(MISSPELT)]
+)
+def test_a_misspelt_key_is_refused_at_any_depth_with_the_nearest_known_one(changes, key, nearest, tmp_path):
+    message = rf"Unknown key `{key}` in .*: did you mean `{nearest}`\?"
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(recipe(**changes))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(**changes)))
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (two_phases(rank=99, alpha=3), r"Phase 'b' trains heads, which does not read `rank`: omit it, or train lora"),
+        (two_phases(alpha=3), r"does not read `alpha`"),
+        (two_phases(vision_layers=2), r"does not read `vision_layers`"),
+        (two_phases(options={"foo": 1}), r"does not read `options`: omit it, or train pretrain or assisted"),
+        (two_phases(train="pretrain", augmentation={"jitter": 0.1}), r"trains pretrain, .* read `augmentation`"),
+        (two_phases(train="pretrain", loss_weights={"giou": 1}), r"trains pretrain, .* read `loss_weights`"),
+        ({**two_phases(), "hilora": {"mode": "progressive"}}, r"No phase trains lora, so `hilora` is not read"),
+        (two_phases(early_stop=3), r"`early_stop` of phase 'b' needs `data.validation`, which is missing"),
+        (two_phases(loss_weights={"giou": -1}), r"loss_weights.giou must be a finite number of at least 0. Got -1"),
+        (two_phases(loss_weights={"giou": "2"}), r"loss_weights.giou must be a finite number of at least 0. Got '2'"),
+        (two_phases(augmentation={"crop_sides": [700, 800]}), r"augmentation: crop_sides=\(700, 800\) begins above"),
+        (two_phases(betas=[0.9]), r"`betas` must be two numbers. Got \[0.9\]"),
+        (two_phases(data={"split": "train"}), r"Phase 'b', data needs `source` and `split`"),
+    ],
+)
+def test_what_does_not_apply_or_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(recipe(**changes))
+
+
+def test_shared_keys_reach_the_phases_that_read_them():
+    content = recipe()
+    content["defaults"] = {**content["defaults"], "rank": 4, "loss_weights": {"giou": 1.0}}
+    heads, lora = parse_recipe(content).phases
+    assert (heads.rank, lora.rank) == (32, 4)
+    assert heads.loss_weights == lora.loss_weights == {"giou": 1.0}
+
+
+def test_a_recipe_written_out_in_full_is_read_again():
+    parsed = parse_recipe(recipe())
+    assert parse_recipe(parsed.to_dict()) == parsed
+
+
 def test_nothing_trains_after_adapters():
     phases = [
         *phase(name="s", train="lora", vision_layers=1, text_layers=1),
@@ -133,3 +219,23 @@ def test_accelerate_configurations_start_what_they_say():
     assert files["fsdp2"]["fsdp_config"]["fsdp_version"] == 2
     assert files["deepspeed_zero2"]["deepspeed_config"]["zero_stage"] == 2
     assert files["multi_machine"]["num_machines"] == 2
+
+
+@pytest.mark.parametrize("name", ["../../..", "/tmp", "a/b", "a\\b", "a\0", "..", "", "nul"])
+def test_names_that_leave_the_run_folder_are_refused(name):
+    rows = {"source": "refshapes", "split": "val"}
+    train = {"source": "refshapes", "split": "train"}
+    for changes, what in (
+        ({"phases": phase(name=name)}, "Phase"),
+        ({"name": name}, "Recipe"),
+        ({"data": {"train": train, "tests": {name: rows}}}, "Test"),
+        ({"phases": phase(name=name, train="lora", vision_layers=1, text_layers=1)}, "Phase"),
+    ):
+        with pytest.raises(ValueError, match=f"{what} name .* cannot name a file or folder"):
+            parse_recipe(recipe(**changes))
+
+
+def test_a_test_does_not_take_the_place_of_the_validation_rows():
+    rows = {"source": "refshapes", "split": "val"}
+    with pytest.raises(ValueError, match=r"data\.tests may not be named `validation`"):
+        parse_recipe(recipe(data={"train": rows, "validation": rows, "tests": {"validation": rows}}))

@@ -67,6 +67,15 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
         claim_folder(tmp_path, parse_recipe({**RECIPE, "phases": phases}))
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
+def test_a_damaged_record_of_the_recipe_is_named(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"recipe.json is damaged, so nothing says which recipe ran in .*: restore it"
+    ):
+        claim_folder(tmp_path, parse_recipe(RECIPE))
+
+
 def test_leftovers_of_a_killed_process_go(tmp_path):
     (tmp_path / "phases" / ".checkpoint-3.partial").mkdir(parents=True)
     (tmp_path / "phases" / "checkpoint-2").mkdir()

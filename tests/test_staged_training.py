@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,46 @@ def test_the_same_command_on_a_finished_run_answers_at_once(unbroken_run, tiny_c
     results = StagedTraining(parse_recipe(tiny_recipe(tiny_checkpoint)), folder).run()
     assert results == json.loads((folder / "results.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("part", ["01-warmup", "03-stage_2"])
+@pytest.mark.parametrize("pattern", ["phase.json", "**/*.safetensors", "manifest.json"])
+def test_a_damaged_result_of_a_phase_is_named(part, pattern, unbroken_run, tiny_checkpoint, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken_run, folder)
+    (folder / "results.json").unlink()
+    (folder / "phases" / part / "published").unlink(missing_ok=True)
+    victim = next((folder / "phases" / part / "result").glob(pattern))
+    victim.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"phases/{part}/result is damaged: .*{victim.name}.*delete it to train"):
+        run_staged(tiny_recipe(tiny_checkpoint), str(folder))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[", "null"])
+def test_damaged_records_of_a_run_are_made_again(content, unbroken_run, tiny_checkpoint, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken_run, folder)
+    expected = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(content)
+    with caplog.at_level("WARNING", logger="hivg_hf"):
+        found = StagedTraining(parse_recipe(tiny_recipe(tiny_checkpoint)), folder).run()
+    assert "results.json is damaged: it is made again" in caplog.text
+    assert found["phases"] == expected["phases"]
+    assert found["evaluation"]["validation"]["counts"] == expected["evaluation"]["validation"]["counts"]
+
+
+def test_a_damaged_start_accuracy_is_measured_again(unbroken_run, tiny_checkpoint, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken_run, folder)
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "phases" / "04-stage_3" / "result")
+    (folder / "phases" / "04-stage_3" / "start.json").write_text("{}")
+    run_staged(tiny_recipe(tiny_checkpoint), str(folder))
+    assert folder_bytes(folder) == folder_bytes(unbroken_run)
+    found, expected = (
+        json.loads((run / "phases" / "04-stage_3" / "start.json").read_text()) for run in (folder, unbroken_run)
+    )
+    assert found["eval_accuracy"] == expected["eval_accuracy"]
 
 
 @pytest.mark.parametrize("mode", ["additive", "progressive"])

@@ -9,8 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
+from hivg_hf.strict_mapping import build_strictly
 from hivg_hf.study import load_study, run_study, schedule, write_report
-from hivg_hf.study.plan import Cell
+from hivg_hf.study.plan import Cell, Study
 from hivg_hf.study.run import ControlledTraining
 
 REPOSITORY = Path(__file__).parent.parent
@@ -197,6 +198,17 @@ def test_bad_studies_are_refused_in_a_sentence(tmp_path, tiny_checkpoint):
     path.write_text(yaml.safe_dump({**content(tiny_checkpoint), "methods": {"heads": {"label": "x", "step": 3}}}))
     with pytest.raises(ValueError, match=r"no cell \(stages, bridge\)"):
         load_study(path)
+
+
+def test_names_that_leave_the_study_s_folder_are_refused(tiny_checkpoint):
+    for key, value, kind in (
+        ("name", "../x", "Study"),
+        ("methods", {"../x": {"label": "x"}}, "Method"),
+        ("bridges", {"/x": {"label": "x"}}, "Bridge"),
+        ("data", {"train": {}, "tests": {"a/b": {}}}, "Test"),
+    ):
+        with pytest.raises(ValueError, match=f"{kind} name .* cannot name a file or folder"):
+            build_strictly(Study, {**content(tiny_checkpoint), key: value}, "study")
 
 
 def test_a_report_needs_results_of_its_own_study(study_file, tmp_path):

@@ -1,5 +1,6 @@
 """Drawn labels can be read: inside the picture, in contrast, at a size that follows the picture's."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import PIL.ImageDraw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turned_pictures import UNDONE, save_turned
 
 from hivg_hf import visualize
 from hivg_hf.visualize import draw_grounding, draw_heatmap
@@ -19,6 +21,18 @@ def result(box: tuple[float, float, float, float], expression: str = "the red mu
 
 def plates_of(picture: PIL.Image.Image, color: tuple[int, int, int]) -> np.ndarray:
     return (np.asarray(picture) == color).all(-1)
+
+
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_boxes_are_drawn_on_the_picture_that_was_grounded(orientation: int, tmp_path: Any) -> None:
+    """Files upright, objects as they are held: as the pipeline takes them."""
+    upright = PIL.Image.new("RGB", (600, 500))
+    upright.paste((200, 200, 200), (10, 20, 60, 90))
+    stored = save_turned(upright, tmp_path / "a.png", orientation)
+    drawn = draw_grounding(tmp_path / "a.png", [result((10, 20, 60, 90))])
+    assert np.array_equal(np.asarray(drawn), np.asarray(draw_grounding(upright, [result((10, 20, 60, 90))])))
+    with PIL.Image.open(tmp_path / "a.png") as held:
+        assert np.array_equal(np.asarray(draw_grounding(held, [])), np.asarray(stored))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 200), (640, 480), (1200, 90), (4000, 3000)])
@@ -76,6 +90,31 @@ def test_a_long_expression_is_cut_but_keeps_its_score() -> None:
     assert all(draw.textlength(line, font=font) <= 280 for line in lines)
     assert visualize._wrap(draw, "the mug 0.12", font, 280, lines_allowed=3) == "the mug 0.12"
     assert draw.textlength(visualize._wrap(draw, "m" * 200, font, 280, lines_allowed=1), font=font) <= 280
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["m" * 4000, "m " * 20_000, "m" * 3_000_000, "i" * 4000 + " star", "star " + "ü" * 4000, "\u0301" * 5000],
+    ids=["one word", "many words", "endless word", "long word first", "long word last", "marks without width"],
+)
+def test_drawing_does_not_slow_down_with_long_words(expression: str) -> None:
+    picture = PIL.Image.new("RGB", (640, 480))
+    start = time.perf_counter()
+    drawn = draw_grounding(picture, result((100, 100, 300, 200), expression))
+    assert time.perf_counter() - start < 1
+    assert drawn.size == (640, 480)
+
+
+def test_a_cut_word_keeps_as_many_letters_as_fit() -> None:
+    draw = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (300, 300)))
+    font = visualize._font(14, "")
+    for length in (1, 5, 30, 200, 1500):
+        line = visualize._wrap(draw, "m" * length, font, 280, lines_allowed=1)
+        kept = line.rstrip("…")
+        assert kept == "m" * len(kept)
+        if len(kept) < length:
+            assert draw.textlength(f"{kept}m…", font=font) > 280 >= draw.textlength(line, font=font)
+    assert visualize._cut(draw, "mug", "…", font, 1) == "…"
 
 
 def test_boxes_and_masks_lie_where_they_should() -> None:

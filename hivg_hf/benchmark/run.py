@@ -101,7 +101,7 @@ def run_benchmark(
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def measure_group(group: Group, rounds: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`hivg convert PATH OUT`: an official checkpoint file to a folder that this package, transformers and PEFT open."""
 
 import json
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from . import run_verb
 CLIP_VOCABULARY = 49408
 
 
-class LoraChoice(str, Enum):
+class LoraChoice(StrEnum):
     """What becomes of the towers' low-rank terms."""
 
     MERGE = "merge"
@@ -62,6 +62,8 @@ def convert(
     clip = None if clip_config is None else _clip_config(clip_config)
     file = read_official_file(path)
     if preset is None and args is None and file.kind == CLIP_ALONE:
+        if lora == LoraChoice.ADAPTER:
+            raise ValueError(f"{path} becomes a plain CLIP, which has no adapter: omit --lora, or give --preset.")
         model, report = official_clip(file, clip, lora_alpha=alpha)
         _write_plain_clip(model, out, tokenizer)
     else:

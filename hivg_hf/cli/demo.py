@@ -1,7 +1,7 @@
 """`hivg demo`: a web page to try a model on pictures. Needs `pip install 'hivg_hf[demo]'`."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,14 @@ def demo(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
     queue_size: Annotated[int, typer.Option(help="Visitors that may wait; more are asked to come back.", min=1)] = 32,
-    max_upload_mb: Annotated[int, typer.Option(help="Largest upload in megabytes.", min=1)] = 10,
+    max_upload_mb: Annotated[int, typer.Option(help="Largest upload in megabytes.", min=1)] = 32,
+    workers: Annotated[int | None, typer.Option(help="Questions answered at once. Default: 2.", min=1)] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds a question may take before the page gives up on it. Default: 60.")
+    ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Path under which a proxy shows the page to visitors, for example /hivg.")
+    ] = None,
 ) -> None:
     """Serve a web page: upload a picture or pick an example, write one expression per line, see what is found."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere, and no network is needed
@@ -28,8 +35,10 @@ def demo(
     from ..inference import load_pipeline
     from ..web_page import build_page, serve
 
-    page = build_page(load_pipeline(model or hivg_hf.TINY_CHECKPOINT, device, dtype))
-    serve(page, host, port or None, queue_size, max_upload_mb)
+    limits: dict[str, Any] = {"workers": workers, "seconds": time_limit}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    page = build_page(load_pipeline(model or hivg_hf.TINY_CHECKPOINT, device, dtype), **limits)
+    serve(page, host, port or None, queue_size, max_upload_mb, **({"root_path": root_path} if root_path else {}))
 
 
 def main() -> None:

@@ -52,8 +52,9 @@ def evaluate(
         bool, typer.Option("--controls", help="Also: bridge off, constant text in the bridge, another expression.")
     ] = False,
     constant_expression: Annotated[
-        str, typer.Option(help="What the bridges read under the control of constant text.")
-    ] = "the object",
+        str | None,
+        typer.Option(help="What the bridges read under --controls with constant text. Default: 'the object'."),
+    ] = None,
     compare: Annotated[
         str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
     ] = None,
@@ -68,6 +69,10 @@ def evaluate(
     from ..evaluation.sources import open_data, open_foils, open_model, read_options
     from ..import_utils import require_package
 
+    _refuse_what_does_not_apply(
+        {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
+    )
+    _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
     state = process_state()
     if plots:
         require_package("matplotlib", extra="plots")  # now, not after an hour of work
@@ -79,7 +84,7 @@ def evaluate(
         score_threshold=score_threshold,
         several_targets=several_targets,
         controls=CONTROLS if controls else (),
-        constant_expression=constant_expression,
+        constant_expression=constant_expression or "the object",
         resamples=resamples,
     )
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
@@ -101,6 +106,12 @@ def evaluate(
 def main() -> None:
     """Entry point of scripts/evaluate.py."""
     run_verb("evaluate")
+
+
+def _refuse_what_does_not_apply(given: dict[str, bool], applies: bool, needs: str) -> None:
+    unread = [name for name, is_given in given.items() if is_given]
+    if unread and not applies:
+        raise ValueError(f"{' and '.join(unread)} would change nothing without {needs}: omit it.")
 
 
 def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, dtype: str) -> None:

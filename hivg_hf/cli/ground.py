@@ -99,6 +99,8 @@ def ground(
     ] = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
+    if no_pictures and (heatmap or layers):
+        raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
     images, expressions = split_images_and_expressions(arguments)
     from_lines = images == ["-"]
     found, single = ([], False) if from_lines else find_images(images, recursive)
@@ -201,6 +203,11 @@ class Report:
 
     def _take(self, asker: Asker, question: Question, answer: dict[str, Any]) -> None:
         row: dict[str, Any] = {"image": question.image}
+        if "results" in answer and (self.as_json or self.results is not None):
+            try:
+                row["results"] = [answer_as_json(result) for result in answer["results"]]
+            except ValueError as error:
+                answer = {"error": str(error)}
         if "error" in answer:
             row |= answer
             self._fail(answer["error"])
@@ -208,12 +215,11 @@ class Report:
             self.answered += 1
             drawn = self.writer.write(question, asker.local_image(question), answer["results"]) if self.writer else []
             if self.as_json or self.results is not None:
-                row["results"] = [answer_as_json(result) for result in answer["results"]]
                 row["picture"] = str(drawn[0]) if drawn else None
             if not self.as_json:
                 tqdm.write(_as_text(question, answer["results"], drawn), file=sys.stdout)
         if self.as_json:
-            tqdm.write(json.dumps(row, ensure_ascii=False), file=sys.stdout)
+            tqdm.write(json.dumps(row, ensure_ascii=False, allow_nan=False), file=sys.stdout)
         if self.results is not None:
             self.results.add(row)
 

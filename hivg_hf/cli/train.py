@@ -16,9 +16,11 @@ def train(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures that --data names.")] = None,
     base: Annotated[
-        str,
-        typer.Option(help="What --data trains: folder or Hub id of a HiVG or CLIP model; `tiny`: the shipped one."),
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            help="What --data trains: folder or Hub id of a HiVG or CLIP model. Default: `tiny`, the shipped one."
+        ),
+    ] = None,
     val: Annotated[
         Path | None, typer.Option(help="Validation file; by default a part of --data is split off.")
     ] = None,
@@ -28,7 +30,7 @@ def train(
         typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
-    seed: Annotated[int, typer.Option(help="Of a run on --data; a recipe names its own.")] = 13,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the run (only with --data). Default: 13.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
@@ -48,12 +50,26 @@ def train(
         raise ValueError(
             "Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml, or your own data with --data."
         )
+    own_data = {
+        "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
+        "--epochs": epochs, "--seed": seed,
+    }  # fmt: skip
+    given = [name for name, value in own_data.items() if value not in (None, [])]
+    if recipe is not None and given:
+        raise ValueError(
+            f"{', '.join(given)} {'goes' if len(given) == 1 else 'go'} with --data; a recipe says all of this itself. "
+            f"Change {recipe}, or omit {'it' if len(given) == 1 else 'them'}."
+        )
     say = announcer()
     say(describe_processes())
     if recipe is not None:
         plan = load_recipe(recipe)
     else:
-        plan = parse_recipe(_plan_own_data(data, images, base, val, out, box_format, option, epochs, seed))
+        plan = parse_recipe(
+            _plan_own_data(
+                data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
+            )
+        )
     if dry_run:
         from ..training_plan import describe_plan, plan_training
 

@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from hivg_hf.atomic import atomic_folder
+from hivg_hf.atomic import atomic_folder, check_name
 from hivg_hf.data.augmentation import resize_mask
 from hivg_hf.data.collator import letterbox_settings, open_row_image, scale_box
 from hivg_hf.data.order import column_values, without_image_decoding
 from hivg_hf.data.schema import FEATURES, decode_mask, encode_mask
 from hivg_hf.data.splits import resolve_split
+from hivg_hf.modeling.image_loading_hivg import read_header
 
 Purpose = Literal["eval", "train"]
 
@@ -67,6 +68,8 @@ def write_cache(
         raise ValueError(f"a cache is made for 'eval' or 'train', got {purpose!r}.")
     if purpose == "eval" and image_processor is None:
         raise ValueError("a cache for eval is letterboxed for one model: give its image processor.")
+    for name in splits:
+        check_name(name, "Split")
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "cache.json").is_file():
         raise ValueError(f"{folder} holds other files and no cache; choose another folder.")
@@ -181,7 +184,7 @@ def _encoded(row: Mapping[str, Any], picture: Image.Image) -> dict[str, Any]:
     """The picture's own bytes where it is small enough and opens as it is, otherwise a JPEG of the right size."""
     width, height = training_size(picture.width, picture.height)
     data = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-    with Image.open(io.BytesIO(data)) as original:
+    with read_header(io.BytesIO(data), "the picture") as original:
         plain = original.format in ("JPEG", "PNG") and original.mode == "RGB" and original.size == (width, height)
     if not plain:
         buffer = io.BytesIO()

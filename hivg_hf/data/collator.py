@@ -4,7 +4,9 @@
                                   box, mask with it        --> labels (cxcywh of the square), mask_labels
         --expression--> the processor's tokenizer          --> input_ids, attention_mask
 
-Nothing here draws from global random state: the augmentation of a row is a function of (seed, epoch, row index).
+Nothing here draws from global random state. The augmentation of a row that carries its key is a function of (seed,
+epoch, row index). Rows of any other Trainer or DataLoader carry none: there it is a function of the seed, of the batch
+that the sampler dealt (which a shuffled order changes every epoch) and of how often that batch came before.
 """
 
 import hashlib
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from hivg_hf.data.augmentation import PlacedImage, resize_mask
 from hivg_hf.data.schema import decode_mask
+from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
 from hivg_hf.modeling.image_processing_hivg import load_grounding_image
 
 # Keeps the augmentation's random numbers apart from every other stream with the same seed.
@@ -36,13 +40,17 @@ class GroundingCollator:
         seed: seed of the augmentation.
         masks: whether to make `mask_labels`; False saves the work where no loss term reads them.
 
+    Under any Trainer or DataLoader the augmentation differs by row and by epoch. With a shuffled order it is the same
+    for any number of workers and after a resume; with rows in their own order, or batches of one row, call
+    `set_epoch` before each epoch to have it so there too.
+
     A call takes a list of rows, each optionally with `epoch` and `row_index` (see `KeyedDataset`), and returns
 
     - `pixel_values` (B, 3, S, S) float32, `pixel_mask` (B, S, S) int64 with 1 = image;
     - `patch_index` (B, P) int64, where the processor skips padded patches;
     - `input_ids`, `attention_mask` (B, T) int64;
     - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target;
-    - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterised box where it has none;
+    - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterized box where it has none;
     - `image_ids` (B,) int64, equal exactly for rows of the same image.
 
     Raises:
@@ -57,9 +65,16 @@ class GroundingCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.masks = masks
+        self._seen = SeenBatches() if augmentation is not None else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of rows that carry none; workers that outlive an epoch see it too."""
+        if self._seen is not None:
+            self._seen.set_epoch(epoch)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        placed = [self._place_row(row) for row in rows]
+        place_in_order = () if self._seen is None or _are_keyed(rows) else self._seen.number(rows)
+        placed = [self._place_row(row, (*place_in_order, position)) for position, row in enumerate(rows)]
         image_processor = self.processor.image_processor
         squares = [image_processor.place(sample.pixels, sample.top, sample.left) for sample in placed]
         batch = {
@@ -72,11 +87,11 @@ class GroundingCollator:
         side = image_processor.size["height"]
         batch["labels"] = torch.tensor([box_label(sample, side) for sample in placed], dtype=torch.float32)
         if self.masks:
-            batch["mask_labels"] = torch.from_numpy(np.stack([mask_label(sample, side) for sample in placed]))
+            batch["mask_labels"] = mask_labels(placed, batch["labels"], side)
         batch["image_ids"] = torch.tensor([image_id_hash(row["image_id"]) for row in rows])
         return batch
 
-    def _place_row(self, row: Row) -> PlacedImage:
+    def _place_row(self, row: Row, place_in_order: Sequence[int]) -> PlacedImage:
         box = target_box(row)
         mask = row_mask(row) if self.masks and box is not None else None
         cached = row.get("letterboxed")
@@ -91,7 +106,8 @@ class GroundingCollator:
             )
         if self.augmentation is None:
             return letterbox(image, box, mask, self.processor.image_processor)
-        rng = np.random.default_rng([self.seed, row.get("epoch", 0), row.get("row_index", 0), AUGMENTATION_STREAM])
+        key = [row["epoch"], row.get("row_index", 0)] if "epoch" in row else place_in_order
+        rng = np.random.default_rng([self.seed, *key, AUGMENTATION_STREAM])
         return self.augmentation(image, box, mask, row["expression"], rng)
 
     def _place_cached(self, row: Row, cached: Mapping[str, Any], box: Any, mask: np.ndarray | None) -> PlacedImage:
@@ -113,6 +129,51 @@ class GroundingCollator:
             box=None if box is None else scale_box(box, width / row["width"], height / row["height"]),
             mask=None if mask is None else resize_mask(mask, width, height),
         )
+
+
+class SeenBatches:
+    """Number batches of rows without keys, so that no two draw the same random numbers.
+
+    The numbers live in shared memory: workers are copies of the collator, and most are made anew every epoch. Batches
+    with the same rows in the same order are told apart by a count of how often they came.
+
+    Args:
+        places: batches that are remembered; beyond that, old ones are forgotten.
+    """
+
+    def __init__(self, places: int = 1 << 16) -> None:
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._counts = torch.zeros(places, 2, dtype=torch.int64).share_memory_()  # (batch, times it came)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch: what came in earlier ones is forgotten."""
+        self._epoch[0] = epoch
+        self._counts.zero_()
+
+    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+        self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
+
+    def number(self, rows: Sequence[Row]) -> tuple[int, int, int, int]:
+        """Epoch, batch, how often it came before, and, for a batch with a row twice, the worker that makes it."""
+        names = [_row_identity(row) for row in rows]
+        batch = _short_hash("\n".join(names))
+        place = self._counts[batch % len(self._counts)]
+        times = int(place[1]) if int(place[0]) == batch else 0
+        place[0], place[1] = batch, times + 1
+        # Workers that get the same batch at the same moment read the same count.
+        worker = get_worker_info() if len(set(names)) < len(names) else None
+        return int(self._epoch[0]), batch, times, 0 if worker is None else worker.id + 1
+
+
+def _are_keyed(rows: Sequence[Row]) -> bool:
+    return all("epoch" in row for row in rows)
+
+
+def _row_identity(row: Row) -> str:
+    """What tells a row from the others of its dataset, whatever columns it has."""
+    return repr([row.get(name) for name in ("source", "split", "row_index", "image_id", "ref_id", "sent_id")]) + repr(
+        [row.get("expression"), row.get("box")]
+    )
 
 
 def letterbox(
@@ -157,26 +218,17 @@ def box_label(sample: PlacedImage, side: int) -> list[float]:
     ]
 
 
-def mask_label(sample: PlacedImage, side: int) -> np.ndarray:
-    """The mask on the square, float32 (S, S): the rasterised box where there is none, zeros without target."""
-    square = np.zeros((side, side), dtype=np.float32)
-    if sample.box is None:
-        return square
-    height, width = sample.pixels.shape[:2]
-    mask = sample.mask
-    # Scaling down can lose a thin mask altogether; its box still says where it was.
-    if mask is None or not mask.any():
-        mask = rasterize_box(sample.box, height, width)
-    square[sample.top : sample.top + height, sample.left : sample.left + width] = mask
-    return square
-
-
-def rasterize_box(box: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Pixels whose centre lies in a box (xyxy pixels), at least the one at the box's centre: bool (height, width)."""
-    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-    mask = ((rows >= box[1]) & (rows <= box[3]))[:, None] & ((columns >= box[0]) & (columns <= box[2]))[None, :]
-    mask[min(int((box[1] + box[3]) / 2), height - 1), min(int((box[0] + box[2]) / 2), width - 1)] = True
-    return mask  # (height, width)
+def mask_labels(placed: Sequence[PlacedImage], labels: torch.Tensor, side: int) -> torch.Tensor:
+    """Masks on the square, float32 (B, S, S): the rasterized box where there is none, zeros without target."""
+    squares = rasterize_boxes(labels, side, side)  # (B, S, S)
+    for square, sample in zip(squares, placed, strict=True):
+        # Scaling down can lose a thin mask altogether; its box still says where it was.
+        if sample.box is not None and sample.mask is not None and sample.mask.any():
+            height, width = sample.pixels.shape[:2]
+            square.zero_()
+            region = square[sample.top : sample.top + height, sample.left : sample.left + width]
+            region.copy_(torch.from_numpy(sample.mask))
+    return squares
 
 
 def row_name(row: Row) -> str:
@@ -254,5 +306,10 @@ def image_id_hash(image_id: str) -> int:
 
     The source is left out on purpose: RefCOCO, RefCOCO+ and RefCOCOg ask about the same COCO photographs.
     """
-    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return _short_hash(image_id)
+
+
+def _short_hash(text: str) -> int:
+    """A stable non-negative int64 of a text."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

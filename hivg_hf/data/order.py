@@ -125,6 +125,8 @@ def unique_image_order(image_codes: np.ndarray, batch_size: int, seed: int, epoc
 class KeyedDataset(Dataset[dict[str, Any]]):
     """Give the rows of a dataset by `(epoch, index)` keys, each row carrying `epoch` and `row_index`.
 
+    A sampler of another kind asks by index alone; such a row carries no epoch, which the sampler did not say.
+
     The images of a `datasets.Dataset` stay undecoded paths or bytes: the collator opens them, strictly, and names the
     row when one is broken.
 
@@ -141,7 +143,7 @@ class KeyedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: RowKey | int) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row = self.rows.row_at(epoch, index) if hasattr(self.rows, "row_at") else self.rows[index]
-        return {**row, "epoch": epoch, "row_index": index}
+        return {**row, "row_index": index, **({"epoch": epoch} if isinstance(key, tuple) else {})}
 
 
 def image_ids_of(rows: Any) -> Any:

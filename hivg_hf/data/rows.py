@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hivg_hf.data.image_check import image_facts
-from hivg_hf.data.readers.common import Annotations, Draft
+from hivg_hf.data.readers.common import ROW_ERRORS, SMALLEST_DOUBTFUL_SIDE, Annotations, Draft, whole_side
+from hivg_hf.data.schema import checked_run_lengths, shown, shown_text
 
 MultiTarget = Literal["keep", "union", "drop"]
 OnError = Literal["raise", "skip"]
@@ -16,6 +17,7 @@ VerifyImages = Literal["no", "quick", "decode"]
 # Annotations stick out of their pictures by rounding; more than this is another picture or another box format.
 OUTSIDE_TOLERANCE_PIXELS = 2.0
 LISTED_IN_MESSAGE = 200
+MESSAGE_CHARACTERS = 600
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class BrokenRowsError(ValueError):
         rest = f"\n  and {more:,} more (all in the exception's .problems)" if more > 0 else ""
         super().__init__(
             f"{source} {split}: {len(problems):,} of {total:,} rows cannot be used ({count_kinds(problems)}). "
-            f'Mend them, or leave them out with on_error="skip".{listed}{rest}'
+            f'Fix them, or omit them with on_error="skip".{listed}{rest}'
         )
 
 
@@ -81,33 +83,36 @@ class RowBuilder:
         try:
             record = self.annotations.records[position]
             draft = self.annotations.read(record)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            return RowProblem(self._record_name(record, position), "wrong type or field", reason)
+        except ROW_ERRORS as error:
+            return RowProblem(self._record_name(record, position), "wrong type or field", _reason(error))
         try:
             return self._finish(draft)
         except _RowError as error:
-            return RowProblem(f"ref_id {draft.ref_id}, sent_id {draft.sent_id}", error.kind, str(error))
+            return RowProblem(_draft_name(draft), error.kind, shown_text(str(error), MESSAGE_CHARACTERS))
+        except ROW_ERRORS as error:
+            return RowProblem(_draft_name(draft), "wrong type or field", _reason(error))
 
     def __iter__(self) -> Iterator[dict[str, Any] | RowProblem | None]:
         return (self.build(position) for position in range(len(self)))
 
     def _record_name(self, record: Any, position: int) -> str:
         try:
-            return self.annotations.name_record(record, position)
-        except (TypeError, KeyError, IndexError, AttributeError, ValueError):
+            return shown_text(self.annotations.name_record(record, position))
+        except ROW_ERRORS:
             return f"record {position}"
 
     def _finish(self, draft: Draft) -> dict[str, Any] | None:
         expression = _checked_expression(draft.expression)
+        _check_text(draft)
         width, height = self._image_size(draft)
         boxes = [_checked_box(box, width, height) for box in draft.boxes]
         if draft.no_target == bool(boxes):
             raise _RowError("box", "it says no_target and has a box" if boxes else "it has no box and no no_target")
-        if draft.mask is not None and list(draft.mask["size"]) != [height, width]:
-            raise _RowError(
-                "mask", f"its mask is {draft.mask['size'][1]} x {draft.mask['size'][0]}, its image {width} x {height}"
-            )
+        if draft.mask is not None:
+            try:
+                checked_run_lengths(draft.mask, height, width)
+            except ValueError as error:
+                raise _RowError("mask", str(error).rstrip(".")) from error
         if len(boxes) > 1 and self.multi_target == "drop":
             return None
         return {
@@ -135,15 +140,16 @@ class RowBuilder:
         return [min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)]
 
     def _image_size(self, draft: Draft) -> tuple[int, int]:
-        if self.verify_images == "no" and draft.width is not None and draft.height is not None:
-            return draft.width, draft.height
+        width, height = whole_side(draft.width, "width"), whole_side(draft.height, "height")
+        if self.verify_images == "no" and width is not None and height is not None:
+            return width, height
         facts = image_facts(draft.image, decode=self.verify_images == "decode")
         if facts.problem is not None or facts.width is None or facts.height is None:
             raise _RowError(facts.kind or "unreadable image", facts.problem or "its image has no size")
-        if (draft.width or facts.width, draft.height or facts.height) != (facts.width, facts.height):
+        if (width or facts.width, height or facts.height) != (facts.width, facts.height):
             raise _RowError(
                 "image size",
-                f"its image is {facts.width} x {facts.height}, the annotation says {draft.width} x {draft.height}",
+                f"its image is {facts.width} x {facts.height}, the annotation says {width} x {height}",
             )
         return facts.width, facts.height
 
@@ -154,9 +160,33 @@ def count_kinds(problems: list[RowProblem]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}" if error.args else "it lacks a field"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error).rstrip(".")
+    return shown_text(text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}", MESSAGE_CHARACTERS)
+
+
+def _draft_name(draft: Draft) -> str:
+    return f"ref_id {shown_text(draft.ref_id)}, sent_id {shown_text(draft.sent_id)}"
+
+
+def _check_text(draft: Draft) -> None:
+    """Refuse half a surrogate pair: Arrow stores UTF-8, which has none, and would end the reading of all rows."""
+    for name in ("expression", "category", "image_id", "ref_id", "sent_id"):
+        try:
+            str(getattr(draft, name)).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise _RowError(
+                "text", f"its {name} {getattr(draft, name)!a} holds half a character at position {error.start}"
+            ) from error
+
+
 def _checked_expression(expression: Any) -> str:
     if not isinstance(expression, str):
-        raise _RowError("wrong type or field", f"its expression is {expression!r}, expected text")
+        raise _RowError("wrong type or field", f"its expression is {shown(expression)}, expected text")
     if not expression.strip():
         raise _RowError("blank expression", "its expression is blank")
     return expression
@@ -174,5 +204,12 @@ def _checked_box(box: list[float], width: int, height: int) -> list[float]:
             "box outside",
             f"its box {box} (xyxy pixels) reaches {outside:g} pixels out of its image of {width} x {height}; "
             "is the box format right?",
+        )
+    if max(box) <= 1 and min(width, height) > SMALLEST_DOUBTFUL_SIDE:
+        raise _RowError(
+            "box",
+            f"its box {box} lies within the first pixel of its image of {width} x {height}: it is a share of the "
+            "image, not pixels; say so with a box_format that ends in _normalized (xyxy_normalized, for example), or "
+            "multiply it by the image's width and height",
         )
     return box

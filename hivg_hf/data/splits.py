@@ -1,7 +1,7 @@
 """Split names and published totals: `test` means four different things, so every alias is said aloud and checked."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -80,6 +80,20 @@ def resolve_split(split: str, known: Sequence[str], source: str, aliases: Mappin
         logger.info("%s: split %r is %r there.", source, split, named[split])
         return named[split]
     raise ValueError(f"{source} has no split {split!r}; it has {', '.join(known)}. No other split is read instead.")
+
+
+def distinct_splits(values: Iterable[str | None], source: str) -> list[str]:
+    """The splits that a file's rows name, in order; blank ones do not count.
+
+    Raises:
+        ValueError: two names differ in upper and lower case only, so that each split would lose the other's rows.
+    """
+    names = sorted(set(filter(None, values)))
+    by_lower = {name.lower(): name for name in names}
+    alike = [f"{name!r} and {by_lower[name.lower()]!r}" for name in names if by_lower[name.lower()] != name]
+    if alike:
+        raise ValueError(f"{source}: the splits {', '.join(alike)} differ in case only; write them alike.")
+    return names
 
 
 def compare_totals(published_as: str, split: str, found: Totals) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.data.augmentation import DIRECTION_WORDS
+from hivg_hf.data.readers.common import ROW_ERRORS
 from hivg_hf.data.readers.tables import column_of, open_records
 from hivg_hf.data.reading import open_source
 
@@ -166,10 +167,10 @@ def _splits_of(reading: Mapping[str, Any]) -> set[str]:
     """The values of a table's split column; empty where it has none."""
     path = Path(reading["source"])
     if path.suffix == ".json":
-        import json
+        from hivg_hf.data.readers.refer import Instances
 
-        content = json.loads(path.read_text(encoding="utf-8"))
-        records: Any = [*content.get("images", []), *content.get("annotations", [])]
+        content = Instances.load(path)
+        records: Any = [*content.images, *content.annotations]
     else:
         if not path.is_file():
             raise FileNotFoundError(f"There is no table {path}.")
@@ -189,7 +190,7 @@ def _count(spec: Mapping[str, Any]) -> tuple[int, int]:
     for record in builder.annotations.records:
         try:
             drafts.append(builder.annotations.read(record).image_id)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except ROW_ERRORS:
             drafts.append("")  # counted as a row; refused by name when it is read
     return len(drafts), len(set(drafts))
 

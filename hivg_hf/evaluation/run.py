@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ def evaluate_model(
     }
     results["versions"] = describe_versions()
     results["seconds"] = round(time.perf_counter() - began, 1)
-    results["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    results["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     return Evaluation(results, predictions, rows)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from datasets import concatenate_datasets
 
 from ..data import load_grounding_dataset
 from ..hub_loading import download_checked, load_with_stages
 from ..inference import DTYPES
+from ..recipe_checks import check_config_fields
+from ..strict_mapping import parse_yaml
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
@@ -44,6 +45,7 @@ def open_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_config_fields("the overrides of the config", overrides or {})
     if name.endswith(_OFFICIAL_SUFFIXES):
         if overrides or revision:
             raise ValueError(
@@ -100,12 +102,12 @@ def read_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
     """`["root=/data", "size=5"]` to a dict, values read as YAML.
 
     Raises:
-        ValueError: a pair has no "=".
+        ValueError: a pair has no "=", or its value is not YAML.
     """
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
             raise ValueError(f"{flag} takes NAME=VALUE, got {pair!r}.")
-        options[name] = yaml.safe_load(value) if value else ""
+        options[name] = parse_yaml(value) if value else ""
     return options

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .matching import matched_array
-from .protocols import MetricProtocol
+from .protocols import MetricProtocol, ref_l4_class
 
 Buckets = dict[str, np.ndarray]
 
@@ -40,8 +40,12 @@ def by_image_shape(references: Sequence[Mapping[str, Any]], protocol: MetricProt
 
 
 def by_category(references: Sequence[Mapping[str, Any]], protocol: MetricProtocol) -> Buckets:
-    """The category of the target, where the source has one."""
-    return _by_name(references, "category")
+    """The category of the target, where the source has one; merged as Ref-L4 does where its classes are averaged."""
+    if not protocol.class_average:
+        return _by_name(references, "category")
+    named = [reference.get("category") for reference in references]
+    classes = [{"category": None if name is None else ref_l4_class(str(name))} for name in named]
+    return _by_name(classes, "category")
 
 
 def by_source(references: Sequence[Mapping[str, Any]], protocol: MetricProtocol) -> Buckets:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.schema import decode_mask
+from ..data.schema import checked_run_lengths, decode_mask
 from ..import_utils import require_package
 
 
@@ -70,7 +70,7 @@ def mask_intersection_union(first: Any, second: Any) -> tuple[int, int]:
         )
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         coder = require_package("pycocotools.mask", extra="data")
-        first, second = _as_run_length(first), _as_run_length(second)
+        first, second = checked_run_lengths(first), checked_run_lengths(second)
         shared = int(coder.area(coder.merge([first, second], intersect=True)))
         return shared, int(coder.area(first)) + int(coder.area(second)) - shared
     first, second = decode_mask_array(first), decode_mask_array(second)
@@ -85,9 +85,3 @@ def decode_mask_array(mask: Any) -> np.ndarray:
 def _mask_size(mask: Any) -> tuple[int, ...]:
     size = mask["size"] if isinstance(mask, Mapping) else np.shape(mask)
     return tuple(int(length) for length in size)
-
-
-def _as_run_length(mask: Mapping[str, Any]) -> dict[str, Any]:
-    counts = mask["counts"]
-    # Arrow and JSON hold text, pycocotools wants bytes.
-    return {"size": list(_mask_size(mask)), "counts": counts.encode() if isinstance(counts, str) else counts}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..atomic import check_name
 from ..recipe import Recipe, parse_recipe
 from ..strict_mapping import build_strictly, read_yaml
 
@@ -118,6 +119,14 @@ class Study:
     findings: str = ""
 
     def __post_init__(self) -> None:
+        check_name(self.name, "Study")
+        for kind, names in (
+            ("Method", self.methods),
+            ("Bridge", self.bridges),
+            ("Test", self.data.get("tests") or {}),
+        ):
+            for name in names:
+                check_name(name, kind)
         compared = [cell for comparison in self.comparisons for cell in (comparison.first, comparison.second)]
         for method, bridge in [*self.pairs(), *compared]:
             if method not in self.methods or bridge not in self.bridges:

@@ -28,13 +28,13 @@ import torch
 from ..data import load_grounding_dataset
 from ..evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
 from ..evaluation.records import describe_versions
-from ..modeling.modeling_hivg import HiVGForVisualGrounding
 from ..modeling.processing_hivg import HiVGProcessor
 from ..recipe import Recipe, parse_recipe
 from ..run_folder import RECIPE_FILE, claim_folder
 from ..staged_training import StagedTraining
 from ..training_report import write_json
 from ..training_setup import row_options
+from ..whole_weights import load_whole
 from .plan import Cell, Study
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ControlledTraining(StagedTraining):
 
 def _measure(study: Study, folder: Path, constant_text: bool) -> dict[str, Any]:
     """Every test, with the expression of another object beside it."""
-    model = HiVGForVisualGrounding.from_pretrained(folder).eval()
+    model = load_whole(folder).eval()
     processor = HiVGProcessor.from_pretrained(folder)
     settings = EvaluationSettings(
         batch_size=64, num_workers=study.workers, controls=("other-expression",), progress=sys.stderr.isatty()

@@ -84,6 +84,16 @@ def test_the_debiased_clip_becomes_a_plain_clip_folder(files: Path, case: Offici
     assert model.config.bridge_layers == [2]
 
 
+def test_a_plain_clip_has_no_adapter(files: Path, case: OfficialCase) -> None:
+    clip = {n.removeprefix("clip."): t for n, t in case.state.items() if n.startswith("clip.") and ".cross_" not in n}
+    save_file(clip, files / "debiased.safetensors")
+    arguments = [str(files / "debiased.safetensors"), str(files / "out"), "--clip-config", str(files / "clip.json")]
+    result = CliRunner().invoke(app, ["convert", *arguments, "--lora", "adapter"])
+    assert result.exit_code == 2
+    assert "becomes a plain CLIP, which has no adapter: omit --lora, or give --preset" in result.output
+    assert nothing_written(files)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

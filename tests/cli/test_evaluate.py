@@ -137,3 +137,18 @@ def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint
     assert sentence in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "my.csv", "--seed", 5], "--seed would change nothing without --data refshapes"),
+        (["--data", "my.csv", "--seed", 5, "--size", 4], "--seed and --size would change nothing without"),
+        (["--data", "refshapes", "--set", "fusion_layer=2"], "did you mean `fusion_layers`?"),
+        (["--data", "refshapes", "--constant-expression", "x"], "--constant-expression would change nothing without"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(words, message, tmp_path):
+    result = run("--model", "nowhere", *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.output

@@ -1,5 +1,6 @@
 """`hivg export` and `hivg demo`: what they say, and that mistakes are one sentence."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,43 @@ def test_demo_serves_with_its_limits(model_folder: str, monkeypatch: pytest.Monk
     assert run("demo", "--model", model_folder, "--port", "8123", "--queue-size", "5", "--max-upload-mb", "2") == 0
     assert served["arguments"] == ("page", "127.0.0.1", 8123, 5, 2)
     assert isinstance(served["pipe"], VisualGroundingPipeline)
+
+
+def test_demo_passes_on_what_a_service_needs(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
+    served: dict[str, Any] = {}
+    monkeypatch.setattr("hivg_hf.web_page.build_page", lambda pipe, **limits: served.update(limits=limits))
+    monkeypatch.setattr("hivg_hf.web_page.serve", lambda *arguments, **more: served.update(more=more))
+    options = ("--workers", "3", "--time-limit", "7.5", "--root-path", "/hivg")
+    assert run("demo", "--model", model_folder, *options) == 0
+    assert served == {"limits": {"workers": 3, "seconds": 7.5}, "more": {"root_path": "/hivg"}}
+
+
+def test_demo_refuses_limits_that_answer_nothing(model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
+    assert run("demo", "--model", model_folder, "--time-limit", "0") == 2
+    assert "Expected at least 1 worker and a time limit above 0, got 2 and 0.0." in capsys.readouterr().err
+    assert run("demo", "--model", model_folder, "--workers", "0") == 2
+
+
+def test_the_container_serves_the_page_without_root() -> None:
+    lines = (Path(__file__).parents[2] / "Dockerfile").read_text().splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith(("#", " "))]
+    users = [value for step, value in steps if step == "USER"]
+    assert users[-1:] not in ([], ["root"], ["0"])
+    assert [step for step, _ in steps].index("USER") > max(n for n, (step, _) in enumerate(steps) if step == "RUN")
+    command = json.loads(next(value for step, value in steps if step == "ENTRYPOINT"))
+    assert command[:2] == ["hivg", "demo"]
+    assert "/health" in next(value for step, value in steps if step == "HEALTHCHECK")
+    described = {name for parameter in typer_options() for name in parameter}
+    assert {part for part in command if part.startswith("--")} <= described
+
+
+def typer_options() -> list[list[str]]:
+    import typer
+
+    from hivg_hf.cli.demo import demo
+
+    app = typer.Typer()
+    app.command()(demo)
+    return [parameter.opts for parameter in typer.main.get_command(app).params]

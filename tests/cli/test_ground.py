@@ -1,8 +1,10 @@
 """`hivg ground`: what it prints, what it writes, how it goes on after bad images and after being stopped."""
 
+import base64
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,14 +176,16 @@ def test_json_lines_are_read_as_they_come(run: Run, photos: Path) -> None:
     found = rows(out)
     assert [[r["expression"] for r in row.get("results", [])] for row in found] == [["the star"], ["the blue"], []]
     assert "Line 3 must be like" in err
-    assert "no image file 'absent.png'" in err
+    assert "Image file not found: 'absent.png'" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["photos/a.png"], "Say what to find after the image"),
-        (["absent.png", "the star"], "There is no image file 'absent.png'."),
+        (["absent.png", "the star"], "Image file not found: 'absent.png'."),
+        (["photos/a.png", "photos/absent.png", "the star"], "Image file not found: 'photos/absent.png'"),
+        (["photos", "photos/more", "the star"], "'photos/more' is a folder, where an expression was expected"),
         (["photos/*.gif", "the star"], "No image matches the pattern 'photos/*.gif'."),
         (["photos/a.png", " "], "Expression 0 is blank"),
         (["photos/a.png", "the star", "--dtype", "int8"], "dtype must be one of"),
@@ -207,6 +211,16 @@ def test_a_cut_expression_is_said_in_a_line(run: Run, photos: Path) -> None:
     assert "cut '" in err
 
 
+def test_json_lines_may_hold_pictures_in_base64(run: Run, photos: Path) -> None:
+    data = base64.b64encode((photos / "a.png").read_bytes()).decode()
+    lines = [json.dumps({"image": image, "text": "the star"}) for image in (data, f"data:image/png;base64,{data}")]
+    status, out, _ = run("-", "--json", "--out", "done", stdin="\n".join(lines))
+    assert status == 0
+    found = rows(out)
+    assert found[0]["results"] == found[1]["results"]
+    assert all(Path(row["picture"]).is_file() for row in found)
+
+
 def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name, message in {"./absent": "no model folder './absent'", str(photos): "holds no model"}.items():
         with pytest.raises(SystemExit) as ended:
@@ -215,10 +229,56 @@ def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[st
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--heatmap", "--layers"])
+def test_pictures_that_are_not_drawn_cannot_be_asked_for(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ground", "photos/a.png", "the star", option, "--no-pictures"])
+    assert ended.value.code == 2
+    assert f"{option} draws pictures: omit it, or omit --no-pictures" in capsys.readouterr().err
+
+
 def test_images_that_a_shell_expanded_are_images(photos: Path) -> None:
-    arguments = ["photos/a.png", "photos/b.jpg", "the star", "photos/a.png"]
+    arguments = ["photos/a.png", "photos/b.jpg", "the star", "red"]
     assert split_images_and_expressions(arguments) == (arguments[:2], arguments[2:])
     assert split_images_and_expressions(["absent.png", "x"]) == (["absent.png"], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("photos/absent.png", FileNotFoundError, "Image file not found: 'photos/absent.png'"),
+        ("absent.JPG", FileNotFoundError, "Image file not found: 'absent.JPG'"),
+        ("my holiday.heic", FileNotFoundError, "Image file not found"),
+        ("photos/absent", FileNotFoundError, "Image file not found"),
+        ("./absent", FileNotFoundError, "Image file not found"),
+        ("/absent/star", FileNotFoundError, "Image file not found"),
+        ("absent/", FileNotFoundError, "Image file not found"),
+        ("photos/more", ValueError, "'photos/more' is a folder"),
+        ("photos", ValueError, "'photos' is a folder"),
+        ("photos/notes.txt", ValueError, "'photos/notes.txt' is a file that is not an image"),
+        ("https://example.org/star", ValueError, "is a URL"),
+        ("s3://bucket/star.png", ValueError, "is a URL"),
+        ("photos/*.png", ValueError, "is a pattern"),
+    ],
+)
+@pytest.mark.parametrize("before", [["photos/a.png"], ["photos/a.png", "the star"], ["photos"]])
+def test_a_path_is_never_an_expression(
+    photos: Path, argument: str, error: type[Exception], message: str, before: list[str]
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        split_images_and_expressions([*before, argument])
+
+
+def test_an_image_behind_an_expression_is_refused(photos: Path) -> None:
+    with pytest.raises(ValueError, match=r"'photos/b\.jpg' stands behind an expression"):
+        split_images_and_expressions(["photos/a.png", "the star", "photos/b.jpg"])
+
+
+@pytest.mark.parametrize(
+    "expression", ["black/white", "the black / white cat", "no. 5", "what?", "U.S.A.", "12.5", "a"]
+)
+def test_words_with_signs_of_paths_are_expressions(photos: Path, expression: str) -> None:
+    assert split_images_and_expressions(["photos/a.png", expression]) == (["photos/a.png"], [expression])
 
 
 def test_patterns_and_places_outside_keep_pictures_apart(photos: Path, tmp_path: Path) -> None:

@@ -42,6 +42,40 @@ def test_what_it_cannot_do_is_one_sentence(words, message):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--epochs", 1), "--epochs goes"),
+        (("--seed", 13), "--seed goes"),
+        (("--base", "tiny"), "--base goes"),
+        (("--images", "x"), "--images goes"),
+        (("--val", "x.csv"), "--val goes"),
+        (("--box-format", "y"), "--box-format goes"),
+        (("--option", "foo=bar"), "--option goes"),
+        (("--epochs", 1, "--seed", 99, "--base", "nowhere"), "--base, --epochs, --seed go"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_options_of_own_data_are_refused_beside_a_recipe(words, named, dry, tmp_path):
+    result = run(TINY, *words, *dry, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"hivg: {named} with --data; a recipe says all of this itself" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_misspelt_key_is_found_before_anything_is_made(dry, tmp_path):
+    content = yaml.safe_load(TINY.read_text())
+    content["phases"][1]["loss_weights"] = {"giuo": 2.0}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    result = run(path, *dry, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "Unknown key `giuo`" in result.output
+    assert "did you mean `giou`?" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_fsdp_on_the_cpu_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -2,12 +2,18 @@
 
 import json
 import logging
+import os
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from turned_pictures import UNDONE, save_turned
 
+from hivg_hf.data.collator import open_row_image
 from hivg_hf.data.image_check import image_facts
 from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.rows import BrokenRowsError
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
 ROWS = 1000
 
@@ -96,15 +102,42 @@ def test_missing_images_of_all_rows_come_in_one_message(tmp_path):
     assert "gone199.jpg" in str(caught.value)
 
 
-def test_a_rotated_photo_has_the_size_it_is_shown_in(tmp_path, make_image):
-    from PIL import Image
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_a_rotated_photo_is_read_as_it_is_shown(tmp_path, orientation, suffix):
+    path = tmp_path / f"turned.{suffix}"
+    save_turned(Image.new("RGB", (64, 48)), path, orientation)
+    for image in (str(path), {"bytes": path.read_bytes()}):
+        facts = image_facts(image)
+        assert (facts.width, facts.height, facts.problem) == (64, 48, None)
+    (tmp_path / "rows.csv").write_text(f"image,expression,box\n{path.name},x,1 2 60 40\n")
+    row = load_grounding_dataset(tmp_path / "rows.csv", "all", box_format="xyxy")[0]
+    assert (row["width"], row["height"]) == row["image"].size == (64, 48)
+    for image in (row["image"], {"path": str(path), "bytes": None}, str(path)):
+        assert open_row_image({**row, "image": image}).size == (64, 48)
 
-    picture = Image.new("RGB", (64, 48))
-    exif = picture.getexif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    facts = image_facts(str(tmp_path / "turned.jpg"))
-    assert (facts.width, facts.height, facts.problem) == (48, 64, None)
+
+def test_an_orientation_in_xmp_counts_as_in_exif(tmp_path):
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"></x:xmpmeta>')
+    Image.new("RGB", (64, 48)).save(tmp_path / "turned.png", pnginfo=text)
+    facts = image_facts(str(tmp_path / "turned.png"))
+    assert (facts.width, facts.height) == load_grounding_image(tmp_path / "turned.png").size == (48, 64)
+
+
+def test_what_is_not_a_regular_picture_is_a_problem_with_its_row(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "program.png", "EPS")
+    expected = {
+        "pipe": "named pipe",
+        "zero": "a device",
+        "folder": "a folder",
+        "program": "not an image in a supported",
+    }
+    for name, problem in expected.items():
+        assert problem in image_facts(str(tmp_path / f"{name}.png")).problem
 
 
 def test_damage_in_the_middle_is_found_when_images_are_decoded(tmp_path, make_image, caplog):

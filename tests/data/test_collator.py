@@ -1,14 +1,21 @@
 """The collator: rows of the schema to tensors, equal to the processor's, and strict about broken rows."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 
 from hivg_hf.data.augmentation import GroundingAugmentation
-from hivg_hf.data.collator import GroundingCollator, image_id_hash, rasterize_box
+from hivg_hf.data.collator import GroundingCollator, image_id_hash
 from hivg_hf.data.order import KeyedDataset
 from hivg_hf.data.schema import encode_mask
+from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
+from hivg_hf.modeling.loss_hivg import mask_targets
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
 
 def test_a_batch_equals_what_the_processor_gives(tmp_path, make_image, make_row, processor):
@@ -79,6 +86,97 @@ def test_augmentation_depends_on_seed_epoch_and_row_only(tmp_path, make_image, m
     assert not torch.equal(alone["pixel_values"], other_seed([dataset[(1, 2)]])["pixel_values"])
 
 
+def _passes(loader):
+    return [picture.numpy().tobytes() for batch in loader for picture in batch["pixel_values"]]
+
+
+@pytest.fixture
+def augmented(tmp_path, make_image, make_row, tiny_tokenizer):
+    """Rows without keys, and a function from a seed to a collator that augments them."""
+    rows = [make_row(image=make_image(tmp_path / f"{i}.png", seed=i), sent_id=str(i)) for i in range(8)]
+    processor = HiVGProcessor(HiVGImageProcessor(size={"height": 64, "width": 64}, patch_size=8), tiny_tokenizer)
+    augmentation = GroundingAugmentation.for_processor(processor)
+    return rows, lambda seed=0: GroundingCollator(processor, augmentation, seed, masks=False)
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_any_dataloader_augments_differently_by_row_and_epoch(augmented, workers, persistent):
+    rows, collator = augmented
+    for data in (rows, [rows[0]] * 8, KeyedDataset(rows)):
+        loader = DataLoader(
+            data, batch_size=4, collate_fn=collator(), num_workers=workers, persistent_workers=persistent
+        )
+        first, second, third = _passes(loader), _passes(loader), _passes(loader)
+        assert len(set(first)) == 8
+        assert not set(first) & set(second)
+        assert not (set(first) | set(second)) & set(third)
+
+
+def test_any_shuffled_dataloader_augments_alike_for_any_number_of_workers(augmented):
+    rows, collator = augmented
+
+    def passes(workers, seed=0):
+        order = torch.Generator().manual_seed(5)
+        loader = DataLoader(
+            rows, batch_size=4, shuffle=True, generator=order, collate_fn=collator(seed), num_workers=workers
+        )
+        return [_passes(loader) for _ in range(3)]
+
+    alone = passes(0)
+    assert passes(2) == alone
+    assert not set(alone[0]) & set(passes(0, seed=1)[0])
+    assert len({picture for epoch in alone for picture in epoch}) == 24
+
+
+def test_set_epoch_repeats_an_epoch_also_in_workers_that_live_on(augmented):
+    rows, collator = augmented
+    collate = collator()
+    loader = DataLoader(rows, batch_size=1, collate_fn=collate, num_workers=1, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1, 0):
+        collate.set_epoch(epoch)
+        epochs.append(_passes(loader))
+    assert epochs[0] == epochs[2]
+    assert not set(epochs[0]) & set(epochs[1])
+
+
+def test_a_copied_collator_still_counts_for_its_workers(augmented):
+    rows, collator = augmented
+    loader = DataLoader(rows, batch_size=4, collate_fn=pickle.loads(pickle.dumps(collator())), num_workers=1)
+    assert not set(_passes(loader)) & set(_passes(loader))
+
+
+class _Recorder(torch.nn.Module):
+    """A model for the plain Trainer that keeps the sum of every batch's pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, pixel_values, labels, **_):
+        self.seen.append(pixel_values.double().sum().item())
+        return {"loss": self.weight.sum() * 0.0 + 1.0}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_plain_trainer_resumes_with_the_same_augmentation(augmented, tmp_path, workers):
+    rows, collator = augmented
+
+    def train(folder, **resume):
+        model = _Recorder()
+        arguments = TrainingArguments(
+            str(tmp_path / folder), num_train_epochs=3, per_device_train_batch_size=2, save_strategy="steps",
+            save_steps=6, use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            dataloader_num_workers=workers, dataloader_pin_memory=False,
+        )  # fmt: skip
+        Trainer(model, arguments, data_collator=collator(), train_dataset=rows).train(**resume)
+        return model.seen
+
+    whole = train("whole")
+    assert len(set(whole)) == len(whole) == 12
+    assert train("again", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6")) == whole[6:]
+
+
 def test_augmented_labels_point_at_the_object(tmp_path, make_row, processor):
     """A red rectangle in a blue picture: the label's pixels are red after augmentation, the rest is not."""
     pixels = np.zeros((96, 128, 3), dtype=np.uint8)
@@ -128,7 +226,34 @@ def test_an_unreadable_image_is_refused_by_name(tmp_path, make_row, processor, c
         GroundingCollator(processor)([make_row(image=str(path))])
 
 
-def test_a_box_smaller_than_a_pixel_still_marks_one():
-    assert rasterize_box((3.2, 2.1, 3.3, 2.2), 8, 8).sum() == 1
-    assert np.argwhere(rasterize_box((0.6, 1.6, 2.4, 3.4), 8, 8)).tolist() == [[2, 1]]
-    assert rasterize_box((7.99, 7.99, 8.0, 8.0), 8, 8)[7, 7]
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10.5, 10.5, 20.5, 20.5],
+        [10.0, 10.0, 20.0, 20.0],
+        [30.6, 10.0, 31.4, 40.0],
+        [3.2, 2.1, 3.3, 2.2],
+        [63.9, 63.9, 64.0, 64.0],
+        [0.0, 0.0, 64.0, 64.0],
+    ],
+)
+def test_one_box_has_one_raster_in_processor_collator_and_model(make_row, processor, box):
+    side = 64
+    picture = Image.new("RGB", (side, side))
+    whole = np.ones((side, side), dtype=bool)
+    asked = processor([picture] * 2, ["a"] * 2, boxes=[box, [0, 0, side, side]], masks=[None, whole])
+    batch = GroundingCollator(processor)([make_row(image=picture, box=box, width=side, height=side)])
+    from_model = mask_targets(batch["labels"], None, side)
+    assert torch.equal(batch["mask_labels"], from_model)
+    assert torch.equal(asked["mask_labels"][:1].float(), from_model)
+
+
+def test_a_mask_that_scaling_down_loses_becomes_its_box_everywhere(tmp_path, make_image, make_row, processor):
+    path = make_image(tmp_path / "a.png", 640, 640)
+    mask = np.zeros((640, 640), dtype=bool)
+    mask[:, 301] = True
+    row = make_row(image=path, box=[301, 0, 302, 640], mask=encode_mask(mask), width=640, height=640)
+    batch = GroundingCollator(processor)([row])
+    asked = processor([path], ["a"], boxes=[row["box"]], masks=[mask])
+    assert batch["mask_labels"].sum() == 64
+    assert torch.equal(batch["mask_labels"].bool(), asked["mask_labels"])

@@ -1,11 +1,13 @@
 """`hivg push` against the true client over HTTP: what is sent, what is refused, what a fault leaves behind."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hub_client import PIPELINE, PLANTED, boxes, push, pushed
 from hub_state import Hub
@@ -85,6 +87,24 @@ def test_cut_large_file_is_sent_again_by_the_client(hub: Hub, home: Interpreter,
     repository = hub.repositories["alice/tiny"]
     assert repository.head.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert sum(request.startswith("PUT /_large/") for request in hub.requests) == 2
+
+
+def test_a_model_that_is_not_whole_is_refused_before_anything_is_sent(
+    hub: Hub, home: Interpreter, folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    whole = load_file(broken / "model.safetensors")
+    for change, sentence in (
+        ({name: tensor for name, tensor in whole.items() if "box_head" not in name}, r"missing \(.*box_head"),
+        ({name: torch.full_like(tensor, torch.nan) for name, tensor in whole.items()}, r"hold NaN or infinite values"),
+    ):
+        save_file(change, broken / "model.safetensors", metadata={"format": "pt"})
+        done = push(home, broken, "alice/tiny")
+        assert done["status"] == 2
+        assert re.search(sentence, done["output"].splitlines()[-1])
+    assert hub.requests == []
+    assert hub.repositories == {}
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "modeling_hivg.py"])

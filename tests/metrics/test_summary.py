@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hivg_hf.metrics import compute_grounding_metrics
+from hivg_hf.metrics.protocols import REF_L4_TWINS, ref_l4_class
 
 HALF = {"id": "half", "box": [0, 0, 10, 20], "width": 100, "height": 100}  # the prediction below covers half of it
 HALF_PREDICTION = {"id": "half", "box_xyxy": [0, 0, 10, 10]}
@@ -191,6 +192,33 @@ def test_ref_l4_sizes_and_class_average():
         "small": 1, "medium": 1, "large": 1}  # fmt: skip
     assert result["figures"]["acc@0.5"] == pytest.approx(2 / 3)
     assert result["figures"]["class_acc@0.5"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_ref_l4_merges_classes_with_their_twins_before_it_averages():
+    categories = ["refcoco_3", "o365_6", "o365_6", "refcoco_6", "refcoco_16", "o365_40", "refcoco_37"]
+    right = [True, False, False, True, True, False, True]
+    references = [{"id": i, "box": [0, 0, 10, 10], "category": name} for i, name in enumerate(categories)]
+    predictions = [{"id": i, "box_xyxy": [0, 0, 10, 10] if hit else [20, 20, 30, 30]} for i, hit in enumerate(right)]
+    result = measure(predictions, references, "ref-l4")
+    # car and its twin: 1 of 3; bus and bird share one: 2 of 2; 40 has no COCO row here; sports ball stands alone
+    assert result["figures"]["class_acc@0.5"] == pytest.approx((1 / 3 + 1 + 0 + 1) / 4)
+    assert set(result["breakdowns"]["category"]) == {"o365_6", "o365_56", "o365_40", "o365_100000"}
+    assert set(measure(predictions, references, "pixel")["breakdowns"]["category"]) == set(categories)
+
+
+@pytest.mark.parametrize(
+    ("category", "merged"),
+    [
+        ("refcoco_90", "o365_227"),
+        ("refcoco_12", "refcoco_12"),
+        ("refcoco_x", "refcoco_x"),
+        ("o365_3", "o365_3"),
+        ("car", "car"),
+    ],
+)
+def test_only_refcoco_numbers_have_a_twin(category, merged):
+    assert ref_l4_class(category) == merged
+    assert len(REF_L4_TWINS) == 80
 
 
 def test_official_length_counts_every_single_space():

@@ -59,5 +59,19 @@ def test_raster_takes_pixels_whose_centre_is_inside():
     torch.testing.assert_close(mask, expected)
 
 
+@pytest.mark.parametrize("size", [64, 112, 224, 336])
+def test_an_edge_on_a_pixel_centre_counts_once_whatever_float32_makes_of_it(size):
+    corners = torch.tensor([[start + 0.5, 3.5, start + 10.5, 13.5] for start in range(size - 11)]) / size
+    masks = rasterize_boxes(box_xyxy_to_cxcywh(corners), size, size)
+    assert masks.sum(dim=(1, 2)).tolist() == [100] * (size - 11)
+
+
+@pytest.mark.parametrize("thin", [[0.3, 0.5, 1e-4, 0.5], [0.3, 0.5, 0.0, 0.5], [0.99999, 0.5, 1e-5, 0.5]])
+def test_a_thin_box_keeps_its_column(thin):
+    mask = rasterize_boxes(torch.tensor([thin]), 8, 8)[0]
+    assert mask.sum(0).nonzero().tolist() == [[int(thin[0] * 8)]]
+    assert mask.sum() == 4
+
+
 def test_a_nan_box_rasters_to_nothing():
     assert rasterize_boxes(torch.full((1, 4), float("nan")), 4, 4).sum() == 0

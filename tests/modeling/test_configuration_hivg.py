@@ -1,9 +1,13 @@
 """The config checks itself, survives JSON, and names its presets."""
 
+import json
+import logging
+
 import pytest
 from transformers import AutoConfig, CLIPConfig
 
 from hivg_hf import HiVGConfig
+from hivg_hf.modeling import configuration_hivg
 
 
 def test_defaults_are_those_of_a_new_model():
@@ -50,6 +54,83 @@ def test_custom_pipelines_are_written_but_not_shown(tmp_path, tiny_config):
 def test_wrong_fields_are_refused_by_name(fields, message):
     with pytest.raises(Exception, match=message):
         HiVGConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("bridge_mixes_bach", r"Did you mean `bridge_mixes_batch`\?"),
+        ("fusion_layer", r"Did you mean `fusion_layers`\?"),
+        ("imagesize", r"Did you mean `image_size`\?"),
+        ("archtectures", r"Did you mean `architectures`\?"),
+        ("zzz", r"Its fields are listed in the docstring"),
+    ],
+)
+def test_unknown_fields_are_refused_with_the_nearest_known_one(name, hint, tmp_path, tiny_config):
+    message = rf"Unknown field `{name}` of HiVGConfig. {hint}"
+    content = HiVGConfig.preset("base-unc").clip_config
+    tiny_config.save_pretrained(tmp_path)
+    official = {"model": "ViT-B/16", "dataset": "unc", "enable_adaptive_weights": True}
+    for make in (
+        lambda: HiVGConfig(**{name: True}),
+        lambda: HiVGConfig.preset("tiny", **{name: True}),
+        lambda: HiVGConfig.preset("base-unc", **{name: True}),
+        lambda: HiVGConfig.from_official_args(official, content, **{name: True}),
+        lambda: HiVGConfig.from_dict({**tiny_config.to_dict(), name: True}),
+        lambda: HiVGConfig.from_pretrained(tmp_path, **{name: True}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    if name != "zzz":  # what resembles no field may be meant for the model
+        with pytest.raises(ValueError, match=message):
+            HiVGConfig.from_dict(tiny_config.to_dict(), **{name: True})
+
+
+def test_what_transformers_writes_into_a_config_is_accepted(tmp_path, tiny_config):
+    tiny_config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = {
+        "_name_or_path": "somebody/model", "_commit_hash": "0", "transformers_version": "4.57.0",
+        "torch_dtype": "float32", "architectures": ["HiVGForVisualGrounding"],
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "use_cache": True, "tie_word_embeddings": False, "transformers.js_config": {}, "problem_type": None,
+    }  # fmt: skip
+    path.write_text(json.dumps({**json.loads(path.read_text()), **written}))
+    assert AutoConfig.from_pretrained(path).fusion_layers == tiny_config.fusion_layers
+    config, unused = HiVGConfig.from_pretrained(
+        tmp_path, return_unused_kwargs=True, fusion_dropout=0.3, device_map="cpu"
+    )
+    assert config.fusion_dropout == 0.3
+    assert unused == {"device_map": "cpu"}
+
+
+def test_what_pipelines_and_auto_classes_hand_over_for_the_model_is_no_field(tmp_path, tiny_config):
+    tiny_config.save_pretrained(tmp_path)
+    options = {"low_cpu_mem_usage": True, "device_map": "cpu", "max_memory": None}
+    AutoConfig.from_pretrained(tmp_path, _from_pipeline="visual-grounding", **options)
+    with pytest.raises(ValueError, match=r"Unknown field `\w+` of HiVGConfig. Its fields are listed"):
+        HiVGConfig.from_pretrained(tmp_path, **options)
+    with pytest.raises(ValueError, match=r"Unknown field `fusion_dropuot` .* Did you mean `fusion_dropout`"):
+        AutoConfig.from_pretrained(tmp_path, _from_pipeline="visual-grounding", fusion_dropuot=0.3)
+
+
+def test_a_file_of_a_newer_format_loses_what_it_added_with_one_warning(tmp_path, tiny_config, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # transformers logs through its own root
+    monkeypatch.setattr(configuration_hivg.logger, "propagate", True)
+    tiny_config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "format_version": 2, "bridge_gate": True, "zoom": 3}))
+    with caplog.at_level("WARNING"):
+        config = HiVGConfig.from_pretrained(tmp_path)
+    assert [record.getMessage() for record in caplog.records if "format" in record.getMessage()] == [
+        "This model was saved in format 2, newer than format 1 of this version of hivg_hf, which leaves out "
+        "['bridge_gate', 'zoom']. Install a newer hivg_hf."
+    ]
+    assert config.to_dict() == tiny_config.to_dict()
+    path.write_text(json.dumps({**content, "format_version": 1, "bridge_gate": True}))
+    with pytest.raises(ValueError, match=r"Unknown field `bridge_gate`"):
+        HiVGConfig.from_pretrained(tmp_path)
 
 
 def test_a_clip_config_is_refused_with_the_way_to_use_it(tmp_path):

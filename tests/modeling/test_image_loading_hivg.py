@@ -1,7 +1,10 @@
 """Pictures of every kind open as a viewer shows them; bad ones are refused in one sentence that names them."""
 
 import base64
+import struct
 import threading
+import warnings
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
@@ -9,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
+from turned_pictures import UNDONE, save_turned
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
@@ -63,6 +68,31 @@ def test_path_string_bytes_url_and_data_url_give_the_same_picture(red_file: Path
         assert pixel(image, 5, 3) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_files_are_upright_and_objects_as_they_are_held(tmp_path: Path, orientation: int, suffix: str) -> None:
+    ramp = np.add.outer(np.arange(48) * 3, np.arange(64)).astype(np.uint8)  # no symmetry, and kind to JPEG
+    shown = PIL.Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    path = tmp_path / f"turned.{suffix}"
+    stored = save_turned(shown, path, orientation, **({"lossless": True} if suffix == "webp" else {"quality": 95}))
+
+    def differs(opened: PIL.Image.Image, expected: PIL.Image.Image) -> int:
+        assert opened.size == expected.size
+        return int(np.abs(np.asarray(opened).astype(int) - np.asarray(expected)).max())
+
+    data = path.read_bytes()
+    for source in (path, str(path), data, bytearray(data), BytesIO(data), {"bytes": data, "path": None}):
+        upright = load_grounding_image(source)
+        assert differs(upright, shown) <= 4
+        assert differs(load_grounding_image(upright), shown) <= 4  # nothing is turned twice
+    with PIL.Image.open(path) as lazy:
+        assert differs(load_grounding_image(lazy), stored) <= 4
+        assert differs(load_grounding_image(lazy.convert("RGB")), stored) <= 4
+        by_hand = lazy.transpose(PIL.Image.Transpose.ROTATE_90)  # keeps the tag
+        assert differs(load_grounding_image(by_hand), stored.transpose(PIL.Image.Transpose.ROTATE_90)) <= 4
+        assert differs(load_grounding_image(PIL.ImageOps.exif_transpose(lazy)), shown) <= 4
+
+
 def test_exif_rotation_is_applied_once(tmp_path: Path) -> None:
     image = PIL.Image.new("RGB", (64, 48), "black")
     image.paste((255, 255, 255), (0, 0, 8, 8))
@@ -106,6 +136,123 @@ def test_sixteen_bit_samples_are_scaled_not_saturated(tmp_path: Path) -> None:
         assert [pixel(opened, x)[0] for x in range(3)] == [0, 127, 255]
 
 
+@pytest.mark.parametrize("mode", ["I", "I;16", "F"])
+def test_8_bit_values_in_a_deeper_mode_are_not_black(mode: str) -> None:
+    values = np.array([[0, 90, 255]])
+    held = PIL.Image.fromarray(values.astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    assert held.mode == mode
+    opened = load_grounding_image(held)
+    assert [pixel(opened, x)[0] for x in range(3)] == [0, 90, 255]
+
+
+def test_samples_out_of_range_are_refused_by_value() -> None:
+    for value in (-1, 70000):
+        with pytest.raises(ValueError, match=f"samples from 0 to {value}|samples from {value} to 0"):
+            load_grounding_image(PIL.Image.fromarray(np.array([[0, value]], dtype=np.int32)))
+    with pytest.raises(ValueError, match="The 1 x 1 image has pixels that are not finite"):
+        load_grounding_image(PIL.Image.fromarray(np.array([[np.nan]], dtype=np.float32)))
+
+
+def test_floats_in_either_range_are_pixels() -> None:
+    eight_bit = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    expected = np.asarray(load_grounding_image(eight_bit))
+    for floats in (eight_bit / 255, eight_bit.astype(np.float32), (eight_bit / 255).astype(np.float32) * 1.0000002):
+        assert np.array_equal(np.asarray(load_grounding_image(floats)), expected)
+    assert np.array_equal(np.asarray(load_grounding_image(eight_bit.astype(np.uint16))), expected)
+    assert np.array_equal(np.asarray(load_grounding_image(eight_bit.astype(np.uint16) * 257)), expected)
+    assert np.array_equal(np.asarray(load_grounding_image(eight_bit.astype(">u2") * 257)), expected)
+
+
+def test_input_data_format_settles_what_a_shape_does_not() -> None:
+    array = np.zeros((3, 5, 3), dtype=np.uint8)
+    assert load_grounding_image(array, input_data_format="channels_first").size == (3, 5)
+    assert load_grounding_image(array, input_data_format="channels_last").size == (5, 3)
+    with pytest.raises(ValueError, match="does not have 1, 3 or 4 channels as channels_first says"):
+        load_grounding_image(np.zeros((5, 7, 3), dtype=np.uint8), input_data_format="channels_first")
+    with pytest.raises(ValueError, match="must be 'channels_first' or 'channels_last', got 'HWC'"):
+        load_grounding_image(array, input_data_format="HWC")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size and holds next to nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, width: int, height: int) -> None:
+    data = png_header(width, height)
+    (tmp_path / "bomb.png").write_bytes(data)
+    for source in (data, tmp_path / "bomb.png", BytesIO(data), base64.b64encode(data).decode()):
+        with pytest.raises(ValueError, match=r"is too large to open safely: .*\d{9}"):
+            load_grounding_image(source)
+
+
+def test_the_limit_can_be_lower() -> None:
+    data = png_bytes(PIL.Image.new("RGB", (20, 10)))
+    assert load_grounding_image(data, max_pixels=200).size == (20, 10)
+    with pytest.raises(ValueError, match="20 x 10 = 200 pixels, and at most 199 are allowed"):
+        load_grounding_image(data, max_pixels=199)
+
+
+def test_formats_that_start_programs_are_not_opened(tmp_path: Path) -> None:
+    picture = PIL.Image.new("RGB", (20, 10))
+    for format in ("EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "ICNS", "JPEG2000"):
+        path = tmp_path / "picture.png"  # a name says nothing of what is inside
+        picture.save(path, format)
+        with pytest.raises(ValueError, match=r"picture\.png' is not an image in a supported format"):
+            load_grounding_image(path)
+    picture.save(path, "EPS")
+    with PIL.Image.open(path) as lazy, pytest.raises(ValueError, match="in the format EPS, which is none of JPEG"):
+        load_grounding_image(lazy)
+    with PIL.Image.open(path, formats=["EPS"]) as lazy:
+        assert lazy.format == "EPS"  # so Pillow would have
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "AVIF", "MPO"])
+def test_formats_of_pictures_are_opened(format: str) -> None:
+    buffer = BytesIO()
+    PIL.Image.new("RGB", (20, 10), "white").save(buffer, format)
+    for source in (buffer, PIL.Image.open(buffer)) if format != "DIB" else (PIL.Image.open(buffer),):
+        assert load_grounding_image(source).getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_a_closed_picture_says_so(red_file: Path) -> None:
+    with PIL.Image.open(red_file) as closed:
+        pass
+    with pytest.raises(ValueError, match=r"red\.png' was closed before its pixels were read"):
+        load_grounding_image(closed)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF"])
+def test_damaged_bytes_give_a_picture_or_one_sentence(format: str) -> None:
+    rng = np.random.default_rng(5)
+    buffer = BytesIO()
+    PIL.Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(buffer, format)
+    whole = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(60):
+            damaged = whole.copy()
+            places = rng.integers(0, min(len(whole), 200), rng.integers(1, 6))
+            damaged[places] = rng.integers(0, 256, len(places))
+            try:
+                message = load_grounding_image(damaged.tobytes(), max_pixels=10**6).mode
+            except ValueError as error:
+                message = str(error)
+            assert "\n" not in message
+
+
 def test_arrays_and_tensors_in_every_layout() -> None:
     colour = np.zeros((5, 7, 3), dtype=np.uint8)
     colour[..., 2] = 200
@@ -119,7 +266,7 @@ def test_arrays_and_tensors_in_every_layout() -> None:
 
 
 def test_files_that_cannot_be_shown_are_named(tmp_path: Path, red_file: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no image file '.*absent\.png'"):
+    with pytest.raises(FileNotFoundError, match=r"Image file not found: '.*absent\.png'"):
         load_grounding_image(tmp_path / "absent.png")
     with pytest.raises(ValueError, match="is a folder"):
         load_grounding_image(tmp_path)
@@ -163,8 +310,9 @@ def test_unreachable_urls_are_named(server: str) -> None:
         (np.zeros((0, 7), np.uint8), "must have pixels"),
         (np.full((5, 7), np.nan), "not finite"),
         (torch.full((3, 5, 7), float("inf")), "not finite"),
-        (np.full((5, 7, 3), 200.0), "from 0 to 1, found 200"),
-        (np.full((5, 7, 3), -1.0), "already normalised"),
+        (np.full((5, 7, 3), 300.0), "from 0 to 1 or 0 to 255, found 300"),
+        (np.full((5, 7, 3), -1.0), "already normalized"),
+        (np.full((5, 7, 3), 1.5), "clip it to 0..1"),
         (np.full((5, 7, 3), 300), "from 0 to 255"),
     ],
 )

@@ -142,6 +142,123 @@ def test_settings_that_decide_the_geometry_are_checked() -> None:
         make_processor()(PIL.Image.new("RGB", (9, 9)), size=32)
 
 
+@pytest.fixture(scope="module")
+def eight_bit() -> np.ndarray:
+    """A smooth picture: what float and 8-bit resizing make of it differs by rounding only."""
+    y, x = np.mgrid[0:90, 0:120]
+    return np.stack([x * 2, y * 2, 255 - x - y], axis=-1).astype(np.uint8)
+
+
+def layouts(array: np.ndarray) -> list[object]:
+    """numpy and torch, channels last and first, alone and as a batch of one."""
+    arrays = [array, np.ascontiguousarray(array.transpose(2, 0, 1))]
+    arrays += [each[None] for each in arrays]
+    return arrays + [torch.from_numpy(each) for each in arrays]
+
+
+@pytest.mark.parametrize("at_construction", [False, True])
+def test_every_kind_of_pixels_gives_the_same_tensors(eight_bit: np.ndarray, at_construction: bool) -> None:
+    def process(image: object, **options: object) -> torch.Tensor:
+        made, called = (options, {}) if at_construction else ({}, options)
+        return make_processor(**made)(image, return_tensors="pt", **called)["pixel_values"]
+
+    expected = process(PIL.Image.fromarray(eight_bit))
+    unit = eight_bit.astype(np.float32) / 255
+    for image in layouts(eight_bit) + layouts(unit) + layouts(eight_bit.astype(np.float64)):
+        assert torch.equal(process(image), expected)
+    one_step = 1 / 255 / 0.26
+    for image in [*layouts(unit), torch.from_numpy(unit).half(), unit.astype(np.float64)]:
+        assert (process(image, do_rescale=False) - expected).abs().max() < 1.5 * one_step
+    mean, std = (np.float32(getattr(make_processor(), name)) for name in ("image_mean", "image_std"))
+    for image in layouts((unit - mean) / std):
+        assert (process(image, do_rescale=False, do_normalize=False) - expected).abs().max() < 1.5 * one_step
+    assert torch.equal(process(unit, rescale_factor=1.0), expected)  # rescaled already, whatever the factor
+
+
+def test_a_picture_of_the_models_size_keeps_its_floats() -> None:
+    normalized = np.random.default_rng(0).normal(size=(64, 64, 3)).astype(np.float32)
+    features = make_processor()(normalized, do_rescale=False, do_normalize=False, return_tensors="np")
+    assert np.array_equal(features["pixel_values"][0], normalized.transpose(2, 0, 1))
+    integers = (normalized * 1000).astype(np.int32)  # do_rescale=False never looks at values
+    features = make_processor()(integers, do_rescale=False, do_normalize=False, return_tensors="np")
+    assert np.array_equal(features["pixel_values"][0], integers.transpose(2, 0, 1).astype(np.float32))
+
+
+def test_8_bit_pixels_without_rescaling_are_taken_at_their_word(eight_bit: np.ndarray) -> None:
+    for image in (eight_bit, PIL.Image.fromarray(eight_bit)):
+        raw = make_processor()(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        assert raw.max() > 200
+        with pytest.warns(UserWarning, match="8-bit pixels are normalized without being rescaled"):
+            make_processor()(image, do_rescale=False)
+
+
+def test_floats_agree_with_clip_where_clip_takes_them(eight_bit: np.ndarray) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    square = eight_bit[:64, :64]
+    clip = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
+    unit, both = square.astype(np.float32) / 255, {"do_rescale": False, "do_normalize": False}
+    for image, options in (
+        (square, {}),
+        (square.astype(np.float32), {}),
+        (unit, {"do_rescale": False}),
+        (unit * 4 - 2, both),
+        (square, both),
+    ):
+        expected = clip(image, return_tensors="pt", **options)["pixel_values"].float()
+        found = make_processor()(image, return_tensors="pt", **options)["pixel_values"]
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_gray_alpha_and_deep_floats_without_rescaling() -> None:
+    gray = np.full((64, 64), 0.25, dtype=np.float32)
+    clear = np.concatenate([np.zeros((64, 64, 3)), np.zeros((64, 64, 1))], axis=-1).astype(np.float32)
+    options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    for image, value in ((gray, 0.25), (gray[..., None], 0.25), (clear, 1.0), (PIL.Image.fromarray(gray), 0.25)):
+        assert np.allclose(make_processor()(image, **options)["pixel_values"], value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{}, {"do_rescale": False}, {"do_rescale": False, "do_normalize": False}])
+def test_pixels_that_are_not_finite_are_refused(value: float, options: dict[str, bool]) -> None:
+    pixels = np.zeros((9, 9, 3), dtype=np.float32)
+    pixels[4, 4, 1] = value
+    for image in (pixels, torch.from_numpy(pixels).bfloat16(), PIL.Image.fromarray(pixels[..., 1])):
+        with pytest.raises(ValueError, match="not finite"):
+            make_processor()(image, **options)
+
+
+def test_input_data_format_and_device_do_what_they_say() -> None:
+    small = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    for said, turned in (("channels_last", small), ("channels_first", small.transpose(1, 2, 0))):
+        found = make_processor()(small, input_data_format=said, return_tensors="pt")["pixel_values"]
+        expected = make_processor()(PIL.Image.fromarray(np.ascontiguousarray(turned)), return_tensors="pt")
+        assert torch.equal(found, expected["pixel_values"])
+        assert torch.equal(make_processor(input_data_format=said)(small, return_tensors="pt")["pixel_values"], found)
+    features = make_processor()(PIL.Image.new("RGB", (9, 9)), device="meta", return_tensors="pt")
+    assert {value.device.type for value in features.values()} == {"meta"}
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    image = PIL.Image.new("RGB", (9, 9))
+    with pytest.raises(ValueError, match="does not crop: omit do_center_crop"):
+        make_processor()(image, do_center_crop=True)
+    with pytest.raises(ValueError, match="does not crop: omit do_center_crop"):
+        make_processor(do_center_crop=True)
+    with pytest.raises(ValueError, match="gives channels first"):
+        make_processor()(image, data_format="channels_last")
+    with pytest.raises(ValueError, match="list of images is empty"):
+        make_processor()([])
+
+
+def test_a_column_of_a_dataset_is_a_list_of_images() -> None:
+    import datasets
+
+    pictures = [PIL.Image.new("RGB", (9, 9)), PIL.Image.new("RGB", (20, 9))]
+    column = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())["image"]
+    assert len(make_processor()(column)["pixel_values"]) == 2
+
+
 def test_settings_survive_saving(tmp_path: object) -> None:
     made = make_processor(pad_align="pixel", skip_padded_patches=False, **IMAGENET)
     made.save_pretrained(tmp_path)

@@ -5,6 +5,7 @@ batching, attention implementations, activation checkpointing, compilation, reco
 """
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -284,6 +285,84 @@ def test_text_padding_changes_nothing(tiny_model, batch):
         torch.testing.assert_close(
             run(tiny_model, longer, **ASKED)[name], run(tiny_model, batch, **ASKED)[name], **TOLERANCE
         )
+
+
+def padded(batch, side: str, token: int, length: int) -> dict[str, torch.Tensor]:
+    """The batch's expressions with padding of `token` on one side, up to `length`."""
+    ids = torch.full((3, length), token)
+    mask = torch.zeros(3, length, dtype=torch.long)
+    for row, count in enumerate(batch["attention_mask"].sum(-1).tolist()):
+        place = slice(0, count) if side == "right" else slice(length - count, length)
+        ids[row, place], mask[row, place] = batch["input_ids"][row, :count], 1
+    return {**batch, "input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(params=["new", "official"])
+def either_model(request, tiny_model, tiny_config) -> HiVGForVisualGrounding:
+    """A model of each kind, and with an end token that no other token is."""
+    config = copy.deepcopy(tiny_config)
+    config.clip_config.text_config.eos_token_id = 499
+    config.clip_config.text_config.pad_token_id = 498
+    if request.param == "official":
+        config.bridge_mask_padding = False
+    model = HiVGForVisualGrounding(config).eval()
+    model.load_state_dict(tiny_model.state_dict())
+    return model
+
+
+@pytest.fixture
+def sentences(batch) -> dict[str, torch.Tensor]:
+    """The batch with a begin token in front of each expression and an end token (499) after it."""
+    ids = batch["input_ids"].clamp(max=490)
+    ids[:, 0] = 497
+    ids[range(3), batch["attention_mask"].sum(-1) - 1] = 499
+    return {**batch, "input_ids": ids}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("token", "length"), [(499, 9), (0, 9), (3, 20), (499, 77)])
+def test_no_padding_changes_a_prediction(either_model, sentences, side, token, length):
+    inputs = padded(sentences, side, token, length)
+    expected = run(either_model, sentences, **ASKED)
+    for mask in (inputs["attention_mask"], inputs["attention_mask"].bool(), inputs["attention_mask"].float()):
+        found = run(either_model, {**inputs, "attention_mask": mask}, **ASKED)
+        for name in (*ANSWERS, "logits_per_text"):
+            torch.testing.assert_close(found[name], expected[name], **TOLERANCE, msg=name)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("token", [499, 498, 0], ids=["end token", "pad token", "official"])
+def test_padding_without_a_mask_is_understood_and_said_once(either_model, sentences, side, token):
+    inputs = padded(sentences, side, token, 12)
+    del inputs["attention_mask"]
+    with pytest.warns(UserWarning, match="padded and without their `attention_mask`") as caught:
+        first, second = (run(either_model, inputs, **ASKED) for _ in range(2))
+    assert len(caught) == 1
+    expected = run(either_model, sentences, **ASKED)
+    for name in ANSWERS:
+        torch.testing.assert_close(first[name], expected[name], **TOLERANCE, msg=name)
+        torch.testing.assert_close(second[name], expected[name], **TOLERANCE, msg=name)
+
+
+def test_whole_rows_without_a_mask_are_read_whole_and_in_silence(either_model, sentences):
+    whole = alone(sentences, 1)
+    whole["input_ids"][0, 1:3] = 0  # a word of the expression, though padding elsewhere
+    expected = run(either_model, whole)
+    del whole["attention_mask"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(run(either_model, whole).pred_boxes, expected.pred_boxes, **TOLERANCE)
+        run(either_model, {**whole, "input_ids": torch.full((1, 4), 499)})  # nothing but padding: read as it is
+
+
+def test_a_compiled_model_understands_left_padding_with_and_without_a_mask(either_model, sentences):
+    inputs = padded(sentences, "left", 499, 12)
+    torch._dynamo.reset()
+    compiled = torch.compile(either_model, fullgraph=True, backend="aot_eager")
+    expected = run(either_model, sentences).pred_boxes
+    torch.testing.assert_close(run(compiled, inputs).pred_boxes, expected, **TOLERANCE)
+    del inputs["attention_mask"]
+    torch.testing.assert_close(run(compiled, inputs).pred_boxes, expected, **TOLERANCE)
 
 
 def test_an_official_variant_restores_its_own_padding(batch, tiny_config):

@@ -1,6 +1,8 @@
 """The pipeline: whatever is asked in one call, each answer is the one its image and expression get alone."""
 
+import base64
 import copy
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +179,20 @@ def test_options_add_what_they_say(pipe: VisualGroundingPipeline, pictures: list
     assert pipe(pictures[0], "the star", threshold=1.0)["found"] is False
 
 
+def test_maps_can_be_smaller_than_the_image(pipe: VisualGroundingPipeline) -> None:
+    large = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8))
+    full = pipe(large, ["the star", "red"], mask=True, heatmap=True)
+    small = pipe(large, ["the star", "red"], mask=True, heatmap=True, map_side=90)
+    for result, expected in zip(small, full, strict=True):
+        assert_close(result, expected)  # the box is still in pixels of the image
+        assert result["mask"].shape == result["heatmap"].shape == (30, 90)
+        assert np.abs(result["heatmap"] - expected["heatmap"][5::10, 5::10]).max() < 0.1
+    assert pipe(large, "red", mask=True, map_side=2000)["mask"].shape == (300, 900)
+    assert pipe(large, "red", mask=True, map_side=1)["mask"].shape == (1, 1)
+    with pytest.raises(ValueError, match="map_side must be at least 1 pixel, got 0"):
+        pipe(large, "red", mask=True, map_side=0)
+
+
 def test_similarity_scores_are_asked_for(
     tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, pictures: list[Any]
 ) -> None:
@@ -190,7 +206,7 @@ def test_similarity_scores_are_asked_for(
 @pytest.mark.parametrize(
     ("inputs", "text", "error", "message"),
     [
-        ("absent.jpg", "the star", FileNotFoundError, "no image file 'absent.jpg'"),
+        ("absent.jpg", "the star", FileNotFoundError, "Image file not found: 'absent.jpg'"),
         (PIL.Image.new("RGB", (9, 9)), " ", ValueError, "Expression 0 is blank"),
         (PIL.Image.new("RGB", (9, 9)), [], ValueError, "list of expressions is empty"),
         (PIL.Image.new("RGB", (9, 9)), None, ValueError, "no expression for an image"),
@@ -210,15 +226,171 @@ def test_bad_input_gets_one_sentence(
 
 
 def test_bad_input_in_a_worker_gets_the_same_sentence(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^There is no image file 'absent\.jpg'\.$"):
+    with pytest.raises(FileNotFoundError, match=r"^Image file not found: 'absent\.jpg'\.$"):
         pipe(["absent.jpg", pictures[0]], "the star", num_workers=1)
 
 
 def test_errors_can_be_returned_in_their_place(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
     results = pipe([pictures[0], "absent.jpg", pictures[1]], "the star", batch_size=2, on_error="return")
-    assert results[1] == {"error": "There is no image file 'absent.jpg'."}
+    assert results[1] == {"error": "Image file not found: 'absent.jpg'."}
     assert_close(results[0], pipe(pictures[0], "the star"))
     assert_close(results[2], pipe(pictures[1], "the star"))
+
+
+def bad_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows that cannot be used, by what is wrong with them."""
+    picture = PIL.Image.new("RGB", (40, 30))
+    (folder / "text.png").write_text("no picture")
+    picture.save(folder / "closed.png")
+    with PIL.Image.open(folder / "closed.png") as closed:
+        pass
+    images = {
+        "absent": "absent.png",
+        "folder": str(folder),
+        "not a picture": str(folder / "text.png"),
+        "None": None,
+        "a number": 7,
+        "a list": [picture],
+        "nan": np.full((9, 9), np.nan),
+        "ambiguous": np.zeros((3, 5, 3), np.uint8),
+        "complex": np.zeros((5, 7), complex),
+        "meta": torch.zeros(3, 5, 7, device="meta"),
+        "closed": closed,
+        "empty bytes": b"",
+        "text file": io.StringIO("star"),
+        "neither": {"path": None, "bytes": None},
+        "url": "http://127.0.0.1:1/x.png",
+    }
+    texts = {
+        "None": None,
+        "a number": 7,
+        "blank": " ",
+        "bytes": b"star",
+        "empty": [],
+        "in a list": ["star", None],
+    }
+    rows = {f"image: {name}": {"image": image, "text": "the star"} for name, image in images.items()}
+    rows |= {f"text: {name}": {"image": picture, "text": text} for name, text in texts.items()}
+    return {**rows, "no image": {"text": "the star"}, "no text": {"image": picture}, "no row": None, "number": 3}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("kind", ["list", "generator", "dataset"])
+def test_every_bad_row_is_answered_in_its_place(
+    pipe: VisualGroundingPipeline, pictures: list[Any], tmp_path: Path, kind: str, batch_size: int
+) -> None:
+    good = {"image": pictures[0], "text": "the star"}
+    rows = [good]
+    for bad in bad_rows(tmp_path).values():
+        rows += [bad, good]
+    rows = rows[1:-1]  # bad ones first and last too
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> Any:
+            return rows[index]
+
+    inputs = {"list": rows, "generator": iter(rows), "dataset": Rows()}[kind]
+    answers = list(pipe(inputs, on_error="return", batch_size=batch_size))
+    expected = pipe(good)
+    assert len(answers) == len(rows)
+    for row, answer in zip(rows, answers):
+        if row is good:
+            assert_close(answer, expected)
+        else:
+            assert list(answer) == ["error"]
+            assert "\n" not in answer["error"]
+
+
+def test_one_bad_row_alone_is_returned_or_raised(pipe: VisualGroundingPipeline, tmp_path: Path) -> None:
+    for bad in bad_rows(tmp_path).values():
+        if bad is not None:
+            assert list(pipe(bad, on_error="return")) == ["error"]
+            with pytest.raises((ValueError, TypeError, OSError)):
+                pipe(bad)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_dataset_whose_row_fails_is_answered_too(
+    pipe: VisualGroundingPipeline, pictures: list[Any], num_workers: int
+) -> None:
+    answers = list(pipe(FailingRows(pictures[:3]), "the star", on_error="return", num_workers=num_workers))
+    assert answers[1] == {"error": "A row cannot be read: OddError (row 1)."}
+    assert [next(iter(answer)) for answer in answers] == ["expression", "error", "expression"]
+
+
+class OddError(Exception):
+    """As a library's own: it cannot be sent between processes."""
+
+    def __init__(self, row: int, reason: object):
+        super().__init__(f"row {row}")
+
+
+class FailingRows(torch.utils.data.Dataset):
+    def __init__(self, pictures: list[Any]):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 1:
+            raise OddError(index, object())
+        return self.pictures[index]
+
+
+def test_an_open_file_is_one_picture(pipe: VisualGroundingPipeline, pictures: list[Any], tmp_path: Path) -> None:
+    pictures[0].save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    expected = pipe(pictures[0], "the star")
+    with (tmp_path / "a.png").open("rb") as file:
+        for image in (file, io.BytesIO(data), bytearray(data), memoryview(data), base64.b64encode(data).decode()):
+            assert pipe(image, "the star") == expected
+            assert pipe([image, image], "the star") == [expected, expected]
+            assert pipe({"image": image, "text": "the star"}) == expected
+    assert pipe(image=pictures[0], text="the star") == pipe(images=pictures[0], text="the star") == expected
+    with pytest.raises(TypeError, match="Give the image once"):
+        pipe(pictures[0], "the star", image=pictures[0])
+
+
+def test_boxes_fit_the_object_that_was_passed(
+    pipe: VisualGroundingPipeline, tiny_model: HiVGForVisualGrounding, pictures: list[Any], tmp_path: Path
+) -> None:
+    """A file is grounded upright; what is read of it by hand, as it is held: by the pipeline, `ground` and alone."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.png"
+    pictures[0].save(path, exif=exif)
+    held, upright = (
+        pipe(pictures[0], "the star"),
+        pipe(pictures[0].transpose(PIL.Image.Transpose.ROTATE_270), "the star"),
+    )
+    assert held["box"] != upright["box"]
+    processor = pipe.processor
+    for image, expected in ((PIL.Image.open(path), held), (path, upright), (path.read_bytes(), upright)):
+        assert pipe(image, "the star") == expected
+        assert_close(tiny_model.ground(image, "the star", processor), expected)
+    image = PIL.Image.open(path).convert("RGB")
+    with torch.no_grad():
+        outputs = tiny_model(**processor(images=[image], text=["the star"]))
+    box = processor.post_process_grounding(outputs, target_sizes=[image.size[::-1]])[0]["box"]
+    assert box.tolist() == pytest.approx(list(held["box"].values()), abs=1e-3)
+
+
+def test_a_processor_made_without_rescaling_reads_floats_everywhere(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, pictures: list[Any]
+) -> None:
+    processor = copy.deepcopy(tiny_processor)
+    processor.image_processor.do_rescale = False
+    pipe = VisualGroundingPipeline(tiny_model, processor=processor, device="cpu")
+    unit = np.asarray(pictures[5], dtype=np.float32) / 255  # of the model's own size: nothing is resized
+    expected = VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu")(pictures[5], "the star")
+    assert_close(pipe(unit, "the star"), expected)
+    assert_close(tiny_model.ground(unit, "the star", processor), expected)
+    values = [each(images=unit)["pixel_values"] for each in (processor, tiny_processor)]
+    assert torch.equal(*values)
 
 
 def test_unknown_options_are_refused(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:

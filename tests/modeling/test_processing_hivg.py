@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
-from hivg_hf.modeling.processing_hivg import HiVGProcessor, box_mask, clean_expression
+from hivg_hf.modeling.processing_hivg import HiVGProcessor, clean_expression
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +133,6 @@ def test_one_image_takes_its_box_and_mask_without_a_list(processor: HiVGProcesso
     listed = processor([picture()], ["a"], boxes=[np.array([10, 0, 30, 30])], masks=[mask])
     assert torch.equal(single["labels"], listed["labels"])
     assert torch.equal(single["mask_labels"], listed["mask_labels"])
-
-
-def test_box_mask_takes_pixels_by_their_centre() -> None:
-    assert box_mask(torch.tensor([0.5, 0.25, 1.0, 0.5]), 4).tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
-    assert not box_mask(torch.full((4,), math.nan), 4).any()
 
 
 def test_outputs_go_back_to_the_original_pixels(processor: HiVGProcessor) -> None:

@@ -1,123 +1,193 @@
-"""Open any picture as upright 8-bit RGB, or say in one sentence what is wrong with it.
+"""Open any picture as 8-bit RGB, or say in one sentence what is wrong with it: the one place where this is done.
 
 `PIL.Image.convert("RGB")` alone shows many pictures wrongly: it drops transparency, saturates 16-bit samples and
-ignores the EXIF orientation. Everything in this package opens pictures through `load_grounding_image`, so that a box
-means the same pixels everywhere: those of the picture as a viewer shows it.
+ignores the EXIF orientation. Everything in this package opens pictures here, so that a box means the same pixels
+everywhere. Files, URLs and bytes are opened upright, as a viewer shows them. PIL images and arrays are taken as they
+are held: a box fits the object that was passed, and nothing is turned twice.
+
+Formats are those of `FORMATS`: some of Pillow's others start programs (EPS) or need libraries that are not checked
+here. What a header announces is checked before any pixel is decoded.
 """
 
-import base64
-import binascii
 import os
-import urllib.error
-import urllib.request
+import re
 import warnings
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
 
+from .image_arrays_hivg import channels_last, tensor_to_array, to_8_bit
+from .image_sources_hivg import (
+    base64_bytes,
+    capital,
+    data_url_bytes,
+    download,
+    file_object_bytes,
+    open_regular_file,
+    shown,
+)
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
+FORMATS_WITH_VARIANTS = (*FORMATS, "MPO", "DIB")  # as Pillow calls some files that it opens for these
+# Room for the photographs of today's telephones (108 megapixels), which then take 0.4 GB.
+MAX_PIXELS = 2**27
 EXIF_ORIENTATION = 0x0112
-DOWNLOAD_TIMEOUT_SECONDS = 30.0
-# 16-bit to 8-bit: 65535 / 255. Dividing by 256 would turn white into 255.996 and black ink into a lighter grey.
-SIXTEEN_BIT_STEP = 257
 
 
-def load_grounding_image(source: Any, timeout: float | None = None) -> PIL.Image.Image:
-    """Upright RGB picture from a path, URL, `data:image/...` string, bytes, PIL image, or numpy/torch array.
+def load_grounding_image(
+    source: Any, timeout: float | None = None, input_data_format: Any = None, max_pixels: int = MAX_PIXELS
+) -> PIL.Image.Image:
+    """RGB picture from a path, URL, base64 text, bytes, file object, PIL image, or numpy/torch array.
 
-    EXIF orientation is applied, transparency is composited on white, grey, palette and CMYK pictures are converted,
-    and 16-bit samples are scaled (not cut) to 8 bits. Of an animated picture the first frame is taken. Arrays are
-    (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: integers in 0..255, uint16 in 0..65535, floats in 0..1.
+    Transparency is composited on white, gray, palette and CMYK pictures are converted, and 16-bit samples are scaled
+    (not cut) to 8 bits; samples up to 255 are taken for 8 bits in any container. Of an animated picture the first
+    frame is taken. Arrays are (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: integers in 0..255, uint16 in
+    0..65535, floats in 0..1 or 0..255.
 
     Args:
-        source: the picture; `{"path": ..., "bytes": ...}` as stored by `datasets` is understood too.
-        timeout: seconds to wait for a download, 30 unless told.
+        source: The picture; `{"path": ..., "bytes": ...}` as stored by `datasets` is understood too.
+        timeout: Seconds for a download. Defaults to 30.
+        input_data_format: Where an array has its channels, needed where its shape does not tell.
+        max_pixels: Largest picture to decode; PIL images and arrays, which are in memory already, may be larger.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConnectionError: a URL could not be fetched.
-        TypeError: the source is none of the supported kinds.
-        ValueError: the file is empty, truncated or no image, or an array is ambiguous, out of range or not finite.
+        FileNotFoundError: If there is no such file.
+        ConnectionError: If a URL could not be fetched.
+        TypeError: If the source is none of the supported kinds.
+        ValueError: If the file is empty, truncated, too large or not an image, or an array is ambiguous, out of range
+            or not finite.
+    """
+    opened = open_image(source, timeout, input_data_format, max_pixels)
+    return array_to_image(opened) if isinstance(opened, np.ndarray) else opened
+
+
+def open_image(
+    source: Any, timeout: float | None = None, input_data_format: Any = None, max_pixels: int = MAX_PIXELS
+) -> PIL.Image.Image | np.ndarray:
+    """As `load_grounding_image`, but arrays, and pictures of deeper samples, keep their numbers.
+
+    Returns:
+        An RGB picture, or an array (H, W) or (H, W, C).
     """
     if isinstance(source, dict) and ("bytes" in source or "path" in source):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
     if isinstance(source, torch.Tensor):
-        source = _tensor_to_array(source)
+        source = tensor_to_array(source)
     if isinstance(source, np.ndarray):
-        return _to_rgb(_array_to_image(source), f"the image array of shape {source.shape}")
+        return channels_last(source, input_data_format)
     if isinstance(source, PIL.Image.Image):
-        return _decode(source, _name_of(source))
-    if isinstance(source, (bytes, bytearray)):
-        return _open_bytes(bytes(source), f"the image given as {len(source)} bytes")
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return _open_bytes(_download(source, timeout), f"the image at '{source}'")
-    if isinstance(source, str) and source.startswith("data:"):
-        return _open_bytes(_data_url_bytes(source), "the image in the data URL")
+        return _decode_held(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode_bytes(bytes(source), f"the image given as {len(source)} bytes", max_pixels)
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _decode_bytes(data_url_bytes(source), "the image in the data URL", max_pixels)
+    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        return _decode_bytes(download(source, timeout), f"the image at {shown(source)}", max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _open_file(os.fspath(source))
+        return _open_named(os.fsdecode(source), max_pixels)
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        name = f"the image file {shown(name)}" if isinstance(name, str) else "the image in the file object"
+        return _decode_bytes(file_object_bytes(source, name), name, max_pixels)
     raise TypeError(
-        f"An image must be a path, a URL, a PIL image, bytes, or a numpy or torch array, not {type(source).__name__}."
+        "An image must be a path, a URL, a PIL image, bytes, a file object, or a numpy or torch array, not "
+        f"{type(source).__name__}."
     )
 
 
-def _open_file(path: str) -> PIL.Image.Image:
-    if os.path.isdir(path):
-        raise ValueError(f"'{path}' is a folder, where one image file was expected.")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no image file '{path}'.")
-    with open(path, "rb") as file:
-        return _open_bytes(file.read(), f"the image file '{path}'")
+def image_size(opened: PIL.Image.Image | np.ndarray) -> tuple[int, int]:
+    """(height, width) of what `open_image` gives."""
+    return (opened.shape[0], opened.shape[1]) if isinstance(opened, np.ndarray) else (opened.height, opened.width)
 
 
-def _open_bytes(data: bytes, name: str) -> PIL.Image.Image:
-    if not data:
-        raise ValueError(f"{_capital(name)} is empty (0 bytes).")
+def array_to_image(array: np.ndarray) -> PIL.Image.Image:
+    """Checked pixels (H, W) or (H, W, C) -> RGB picture."""
+    pixels = to_8_bit(array)
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    picture = _to_rgb(PIL.Image.fromarray(np.ascontiguousarray(pixels)), f"the image array of shape {array.shape}")
+    assert isinstance(picture, PIL.Image.Image)
+    return picture
+
+
+def read_header(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+    """The picture in a binary file with nothing decoded yet: its `size`, `format`, `mode` and EXIF block can be read.
+
+    Raises:
+        ValueError: If it is not in one of `FORMATS`, its header is damaged, or it announces too many pixels.
+    """
     try:
-        image = PIL.Image.open(BytesIO(data))
+        image = PIL.Image.open(file, formats=FORMATS)
     except PIL.UnidentifiedImageError:
-        raise ValueError(f"{_capital(name)} is not an image that Pillow can read.") from None
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"{_capital(name)} is too large to open safely: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{_capital(name)} is truncated or damaged ({error}).") from None
-    return _decode(image, name)
+        file.seek(0)
+        formats = ", ".join(FORMATS)
+        start = file.read(12)
+        raise ValueError(
+            f"{capital(name)} is not an image in a supported format ({formats}): it begins with {start!r}."
+        ) from None
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{capital(name)} is too large to open safely: {error}") from None
+    except Exception as error:  # a decoder may raise anything on bytes that somebody made up
+        raise ValueError(f"{capital(name)} is truncated or damaged ({_reason(error)}).") from None
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} x {image.height} = {image.width * image.height} pixels"
+        raise ValueError(f"{capital(name)} is too large to open safely: {size}, and at most {max_pixels} are allowed.")
+    if min(image.size) < 1:
+        raise ValueError(f"{capital(name)} has no pixels: its size is {image.width} x {image.height}.")
+    return image
 
 
-def _download(url: str, timeout: float | None) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "hivg_hf"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout or DOWNLOAD_TIMEOUT_SECONDS) as response:
-            return response.read()
-    except urllib.error.HTTPError as error:
-        raise ConnectionError(f"The image '{url}' could not be fetched: HTTP {error.code} {error.reason}.") from None
-    except (OSError, ValueError) as error:
-        raise ConnectionError(f"The image '{url}' could not be fetched: {error}.") from None
+def _open_named(path: str, max_pixels: int) -> PIL.Image.Image | np.ndarray:
+    if not os.path.exists(path):
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", path)
+        if scheme:
+            raise ValueError(f"The image {shown(path)} is neither a path nor an http or https URL.")
+        data = base64_bytes(path)
+        if data is not None:
+            return _decode_bytes(data, "the image given as base64", max_pixels)
+    name = f"the image file {shown(path)}"
+    with open_regular_file(path) as file:
+        return _decode(read_header(file, name, max_pixels), name)
 
 
-def _data_url_bytes(url: str) -> bytes:
-    header, _, payload = url.partition(",")
-    if not header.startswith("data:image/") or not header.endswith(";base64"):
-        raise ValueError(f"A data URL must start with 'data:image/...;base64,', this one starts with '{url[:30]}'.")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"The data URL does not hold valid base64: {error}.") from None
+def _decode_bytes(data: bytes, name: str, max_pixels: int) -> PIL.Image.Image | np.ndarray:
+    if not data:
+        raise ValueError(f"{capital(name)} is empty (0 bytes).")
+    return _decode(read_header(BytesIO(data), name, max_pixels), name)
 
 
-def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """Read the pixels (`PIL.Image.open` reads only the header), turn the picture upright and make it RGB."""
+def _decode_held(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
+    """A PIL image as it is held: its EXIF orientation, which `convert` and `transpose` keep, says nothing of it."""
+    filename = getattr(image, "filename", "")
+    name = f"the image file {shown(str(filename))}" if filename else f"the {image.width} x {image.height} image"
+    if getattr(image, "tile", None):  # not decoded yet
+        if getattr(image, "fp", None) is None:
+            raise ValueError(f"{capital(name)} was closed before its pixels were read: call its load() before.")
+        if image.format not in FORMATS_WITH_VARIANTS:
+            formats = ", ".join(FORMATS)
+            raise ValueError(f"{capital(name)} is in the format {image.format}, which is none of {formats}.")
+    _load(image, name)
+    return _to_rgb(image, name)
+
+
+def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image | np.ndarray:
+    _load(image, name)
+    return _to_rgb(_turn_upright(image), name)
+
+
+def _load(image: PIL.Image.Image, name: str) -> None:
+    """Read the pixels: `PIL.Image.open` reads only the header."""
     try:
         image.load()
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"{_capital(name)} is too large to open safely: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{_capital(name)} is truncated or damaged ({error}).") from None
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{capital(name)} is too large to open safely: {error}") from None
+    except Exception as error:  # a decoder may raise anything on bytes that somebody made up
+        raise ValueError(f"{capital(name)} is truncated or damaged ({_reason(error)}).") from None
     if min(image.size) < 1:
-        raise ValueError(f"{_capital(name)} has no pixels: its size is {image.width} x {image.height}.")
-    return _to_rgb(_turn_upright(image), name)
+        raise ValueError(f"{capital(name)} has no pixels: its size is {image.width} x {image.height}.")
 
 
 def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -131,94 +201,39 @@ def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
         return image
 
 
-def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image | np.ndarray:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _array_to_image(_deep_samples_to_8_bit(np.asarray(image), name)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return PIL.Image.alpha_composite(white, image).convert("RGB")
+        return _deep_samples(image, name)
     try:
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+            if image.mode != "RGBA":  # converting it would copy it
+                image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+            white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+            return PIL.Image.alpha_composite(white, image).convert("RGB")
         return image.convert("RGB")
-    except ValueError as error:
+    except Exception as error:  # a damaged palette or transparency shows here
         raise ValueError(
-            f"{_capital(name)} has mode {image.mode}, which Pillow cannot turn into RGB: {error}."
+            f"{capital(name)} has mode {image.mode}, which Pillow cannot turn into RGB: {_reason(error)}."
         ) from None
 
 
-def _deep_samples_to_8_bit(samples: np.ndarray, name: str) -> np.ndarray:
-    """(H, W) grey samples of a 16-bit, 32-bit or float picture -> uint8 (H, W)."""
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{_capital(name)} has pixels that are not finite (NaN or infinity).")
-    low, high = float(samples.min()), float(samples.max())
+def _deep_samples(image: PIL.Image.Image, name: str) -> np.ndarray:
+    """(H, W) samples of a 16-bit, 32-bit or float gray picture, as uint16 or floats."""
+    samples = np.asarray(image)
     if samples.dtype.kind == "f":
-        limit, scale = (1.0, 255.0) if high <= 1.0 else (255.0, 1.0)
-    else:
-        # Pillow reads 16-bit PNG and PGM files into mode "I" (32 bits) or "I;16", depending on its version.
-        limit, scale = 65535.0, 1.0 / SIXTEEN_BIT_STEP
-    if low < 0 or high > limit:
-        raise ValueError(f"{_capital(name)} has samples from {low:g} to {high:g}, expected 0 to {limit:g}.")
-    return np.rint(samples * scale).astype(np.uint8)
+        if not (np.isfinite(samples.min()) and np.isfinite(samples.max())):
+            raise ValueError(f"{capital(name)} has pixels that are not finite (NaN or infinity).")
+        return samples
+    low, high = int(samples.min()), int(samples.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"{capital(name)} has samples from {low} to {high}, expected 0 to 65535.")
+    return samples.astype(np.uint16)
 
 
-def _tensor_to_array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _array_to_image(array: np.ndarray) -> PIL.Image.Image:
-    """Array of 1, 3 or 4 channels -> 8-bit PIL image of mode L, RGB or RGBA."""
-    array = _channels_last(array)
-    if 0 in array.shape:
-        raise ValueError(f"An image array must have pixels, its shape is {array.shape}.")
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"The image array of shape {array.shape} has pixels that are not finite (NaN or infinity).")
-    if array.dtype != np.uint8:
-        array = _array_to_8_bit(array)
-    channels = array.shape[-1]
-    return PIL.Image.fromarray(array[..., 0] if channels == 1 else np.ascontiguousarray(array))
-
-
-def _array_to_8_bit(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "uif":
-        raise TypeError(f"An image array must hold integers or floats, its type is {array.dtype}.")
-    low, high = float(array.min()), float(array.max())
-    limit = 1.0 if array.dtype.kind == "f" else 65535.0 if array.dtype == np.uint16 else 255.0
-    if low < 0 or high > limit:
-        raise ValueError(
-            f"An image array of type {array.dtype} must have values from 0 to {limit:g}, found {low:g} to {high:g}; "
-            "if it is already normalised, pass the picture from before that."
-        )
-    return np.rint(array * (255.0 / limit)).astype(np.uint8)
-
-
-def _channels_last(array: np.ndarray) -> np.ndarray:
-    if array.ndim == 2:
-        return array[..., None]  # (H, W) -> (H, W, 1)
-    if array.ndim != 3:
-        raise ValueError(f"An image array must have 2 or 3 axes, this one has shape {array.shape}.")
-    first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
-    if first and last:
-        raise ValueError(
-            f"In an image array of shape {array.shape} the channels may be the first or the last axis: "
-            "pass a PIL image instead."
-        )
-    if not first and not last:
-        raise ValueError(f"An image array must have 1, 3 or 4 channels first or last, its shape is {array.shape}.")
-    return np.moveaxis(array, 0, -1) if first else array  # (C, H, W) -> (H, W, C)
-
-
-def _name_of(image: PIL.Image.Image) -> str:
-    filename = getattr(image, "filename", "")
-    return f"the image file '{filename}'" if filename else f"the {image.width} x {image.height} image"
-
-
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:]
-
-
-__all__ = ["load_grounding_image"]
+__all__ = ["array_to_image", "image_size", "load_grounding_image", "open_image", "read_header"]

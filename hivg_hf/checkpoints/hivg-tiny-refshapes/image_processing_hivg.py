@@ -11,6 +11,7 @@ image, division by 255, normalisation, then zero padding. The resized image has 
 scaled by the unrounded ratio; here both directions use the rounded sides, which is up to half a pixel more exact.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,13 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .image_loading_hivg import load_grounding_image
+from .image_arrays_hivg import is_unit_range, to_unscaled_rgb
+from .image_loading_hivg import array_to_image, image_size, load_grounding_image, open_image
 
 PAD_ALIGNMENTS = ("patch", "pixel")
 FIXED_AT_CONSTRUCTION = ("size", "patch_size", "pad_align", "skip_padded_patches", "do_resize", "do_pad")
+NOT_SUPPORTED = ("do_center_crop", "crop_size", "pad_size")
+EIGHT_BIT_FACTOR = 1 / 255
 
 
 class Letterbox(NamedTuple):
@@ -119,27 +123,45 @@ class HiVGImageProcessor(PilBackend):
             raise ValueError(f"pad_align must be one of {', '.join(PAD_ALIGNMENTS)}, got {self.pad_align!r}.")
         if not (self.do_resize and self.do_pad):
             raise ValueError("HiVGImageProcessor always resizes and pads: do_resize and do_pad cannot be False.")
+        self._refuse_crops({key: getattr(self, key) for key in NOT_SUPPORTED})
 
     def preprocess(self, images: Any, **kwargs: Unpack[HiVGImageProcessorKwargs]) -> BatchFeature:
         """One image or a list of them, of any kind that `load_grounding_image` opens.
+
+        8-bit pixels are rescaled by `rescale_factor`, floats in 0..1 are pixels that were rescaled already, floats in
+        0..255 are taken for 8-bit pixels. With `do_rescale=False` the numbers are taken as they are, whatever they
+        are; pixels that are also normalized need `do_normalize=False` beside it.
 
         Raises:
             ValueError: an image cannot be opened, or a setting that decides the geometry is given for one call only
                 (going back to the original pixels would then use the wrong one).
         """
+        self._refuse_crops(kwargs)
+        data_format = kwargs.get("data_format") or "channels_first"
+        if getattr(data_format, "value", data_format) != "channels_first":
+            raise ValueError(f"HiVGImageProcessor gives channels first, as the model reads them, not {data_format!r}.")
         changed = [key for key in FIXED_AT_CONSTRUCTION if kwargs.get(key) not in (None, getattr(self, key))]
         if changed:
             raise ValueError(f"Set {', '.join(changed)} when the image processor is made, not for one call.")
         return super().preprocess(images, **kwargs)
 
+    def _refuse_crops(self, settings: Any) -> None:
+        ignored = [key for key in NOT_SUPPORTED if settings.get(key)]
+        if ignored:
+            raise ValueError(f"HiVGImageProcessor letterboxes and does not crop: omit {', '.join(ignored)}.")
+
     def _preprocess_image_like_inputs(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
-        pictures = [load_grounding_image(image) for image in image_list(images)]
+        pictures = [open_image(image, input_data_format=kwargs["input_data_format"]) for image in image_list(images)]
+        if not pictures:
+            raise ValueError("The list of images is empty: give at least one.")
         squares = [self._to_square(picture, **kwargs) for picture in pictures]
-        masks = [self._image_mask(self.geometry(picture.height, picture.width)) for picture in pictures]
+        masks = [self._image_mask(self.geometry(*image_size(picture))) for picture in pictures]
         features: dict[str, Any] = {"pixel_values": np.stack(squares), "pixel_mask": np.stack(masks)}
         if self.skip_padded_patches:
             features["patch_index"] = self._patch_index(features["pixel_mask"])
-        return BatchFeature(features, tensor_type=return_tensors)
+        batch = BatchFeature(features, tensor_type=return_tensors)
+        is_torch = isinstance(batch["pixel_values"], torch.Tensor)
+        return batch.to(kwargs["device"]) if is_torch and kwargs.get("device") is not None else batch
 
     @property
     def side(self) -> int:
@@ -184,13 +206,19 @@ class HiVGImageProcessor(PilBackend):
         )
         return square
 
-    def map_to_image(self, values: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-        """Map over the square (any resolution, (a, b)) -> the original image's pixels, float32 (h, w), bilinear."""
+    def map_to_image(
+        self, values: torch.Tensor, image_size: tuple[int, int], map_size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Map over the square (any resolution, (a, b)) -> the original image's pixels, float32 (h, w), bilinear.
+
+        With `map_size` (height, width), the map of the whole image at that size instead of its own.
+        """
         height, width = int(image_size[0]), int(image_size[1])
         box = self.geometry(height, width)
         square = _resize_map(values.detach().cpu().float(), (self.side, self.side))
         crop = square[box.top : box.top + box.new_height, box.left : box.left + box.new_width]
-        return _resize_map(crop, (height, width))
+        height, width = (height, width) if map_size is None else map_size
+        return _resize_map(crop, (int(height), int(width)))
 
     def _scale_and_offset(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Per image, (x, y, x, y) factors and shifts from original pixels to pixels of the square, each (B, 4)."""
@@ -229,14 +257,26 @@ class HiVGImageProcessor(PilBackend):
         """`pixel_mask` (B, S, S) -> `patch_index` (B, P) int64: patches with an image pixel, -1 fills short rows."""
         return self._patch_index(np.asarray(pixel_mask))
 
-    def _to_square(self, picture: PIL.Image.Image, resample: Any, **settings: Any) -> np.ndarray:
-        """RGB picture -> float32 (3, S, S)."""
-        box = self.geometry(picture.height, picture.width)
+    def _to_square(self, picture: PIL.Image.Image | np.ndarray, resample: Any, **settings: Any) -> np.ndarray:
+        """What `open_image` gives -> float32 (3, S, S)."""
+        box = self.geometry(*image_size(picture))
+        if isinstance(picture, np.ndarray):
+            if settings["do_rescale"] or picture.dtype == np.uint8:
+                if is_unit_range(picture):
+                    settings["rescale_factor"] = EIGHT_BIT_FACTOR  # the way back from the 8 bits they are resized in
+                picture = array_to_image(picture)
+            else:
+                picture = to_unscaled_rgb(picture)
         return self._on_square(self._resize(picture, resample), box.top, box.left, **settings)
 
-    def _resize(self, picture: PIL.Image.Image, resample: Any) -> np.ndarray:
-        box = self.geometry(picture.height, picture.width)
-        return np.asarray(picture.resize((box.new_width, box.new_height), resample))  # (h, w, 3)
+    def _resize(self, picture: PIL.Image.Image | np.ndarray, resample: Any) -> np.ndarray:
+        """RGB picture -> uint8 (h, w, 3), or float32 (H, W, 3) -> float32 (h, w, 3)."""
+        box = self.geometry(*image_size(picture))
+        size = (box.new_width, box.new_height)
+        if isinstance(picture, np.ndarray):
+            channels = [PIL.Image.fromarray(np.ascontiguousarray(picture[..., c])) for c in range(3)]
+            return np.stack([np.asarray(channel.resize(size, resample)) for channel in channels], axis=-1)
+        return np.asarray(picture.resize(size, resample))  # (h, w, 3)
 
     def _on_square(
         self,
@@ -250,7 +290,13 @@ class HiVGImageProcessor(PilBackend):
         image_std: Any,
         **_: Any,
     ) -> np.ndarray:
-        """uint8 (h, w, 3) -> float32 (3, S, S)."""
+        """uint8 or float32 (h, w, 3) -> float32 (3, S, S)."""
+        if do_normalize and not do_rescale and resized.dtype == np.uint8:
+            warnings.warn(
+                "8-bit pixels are normalized without being rescaled, as do_rescale=False says: values reach 255 where "
+                "the model was trained on about 2. Pass floats in 0..1, or omit do_rescale=False.",
+                stacklevel=2,
+            )
         pixels = resized.astype(np.float32).transpose(2, 0, 1)  # (h, w, 3) -> (3, h, w)
         if do_rescale:
             # Official: torchvision's ToTensor divides by 255; multiplying by 1 / 255 differs in the last bit.
@@ -280,9 +326,9 @@ class HiVGImageProcessor(PilBackend):
 
 
 def image_list(images: Any) -> list[Any]:
-    """One image -> a list of it; a list, tuple or (B, H, W, C) stack of images -> a list of them."""
-    if isinstance(images, (list, tuple)):
-        return list(images)
+    """One image -> a list of it; a list, tuple or stack (B, H, W, C) or (B, C, H, W) of images -> a list of them."""
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
+        return list(images)  # also a column of a dataset
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
     return [images]

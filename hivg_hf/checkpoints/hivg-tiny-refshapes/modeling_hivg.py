@@ -23,6 +23,7 @@ of the fusion encoder, K text states in the bridge.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,7 +56,7 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 
 from .box_ops_hivg import box_coverage
 from .configuration_hivg import HiVGConfig
-from .image_loading_hivg import load_grounding_image
+from .image_loading_hivg import image_size, open_image
 from .loss_hivg import (
     box_giou_loss,
     box_l1_loss,
@@ -138,7 +139,7 @@ class UnitEmbedding(nn.Embedding):
 
 
 class AdaptiveTextWeight(nn.Embedding):
-    """One weight per text position and channel, "sample-agnostic" in the paper's words."""
+    """One weight per text position and channel, "sample-agnostic" in the paper's words; called with positions."""
 
     def __init__(self, positions: int, width: int, init_std: float):
         super().__init__(positions, width)
@@ -146,10 +147,20 @@ class AdaptiveTextWeight(nn.Embedding):
 
 
 class MaskUpsample(nn.ConvTranspose2d):
-    """One doubling of the mask head, as the weights keep it. It starts so that it preserves variance."""
+    """One doubling of the mask head. It starts so that it preserves variance."""
 
     def __init__(self, width: int):
         super().__init__(width, width, kernel_size=2, stride=2, bias=False)
+
+    def forward(self, x: torch.Tensor, fold: bool = False) -> torch.Tensor:
+        """Features (B, H, h, w) -> (B, H, 2 h, 2 w).
+
+        With `fold`, from the other side: what the h x w pixels that one patch becomes are multiplied with -> what the
+        patch itself is multiplied with, for one doubling more; (B, H, h, w) -> (B, H, 2 h, 2 w), too.
+        """
+        if not fold:
+            return super().forward(x)
+        return torch.einsum("ioyx,bohw->biyhxw", self.weight, x).flatten(4).flatten(2, 3)
 
 
 class MLP(nn.Module):
@@ -293,13 +304,13 @@ class HiVGBridge(nn.Module):
         """K text states (B, T, D) -> (B, T, V). One state that is projected already passes as it is."""
         if not self.from_layers:
             return text_states[0]
+        places = torch.arange(text_states[0].shape[1], device=text_states[0].device)  # (T,)
         mixed = []
         for i, state in enumerate(text_states):
             if hasattr(self, "text_norms"):
                 state = self.text_norms[i](state)
             if hasattr(self, "adaptive_weights"):
-                weight = self.adaptive_weights[i].weight[: state.shape[1]]  # (T, D)
-                state = state + weight * state
+                state = state + self.adaptive_weights[i](places) * state  # (T, D) for every sample
             mixed.append(state)
         return self.text_proj(torch.cat(mixed, dim=-1))  # (B, T, K * D) -> (B, T, V)
 
@@ -310,42 +321,31 @@ class HiVGBridge(nn.Module):
 
 
 class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patch embedding that computes only the patches it is asked for, at any image size."""
+    """CLIP's patch embedding at any image size, of which only the patches that are asked for go on."""
 
     def forward(self, pixel_values: torch.Tensor, patch_index: torch.Tensor | None = None) -> torch.Tensor:
         """pixel_values (B, 3, S, S), patch_index (B, P) or None for all -> (B, 1 + P, V)."""
-        positions = self.patch_positions(pixel_values.shape[-1] // self.patch_size)  # (N, V)
-        weight = self.patch_embedding.weight
-        pixel_values = pixel_values.to(weight.dtype)
-        if patch_index is None:  # CLIP's own convolution, so that its rounding is CLIP's, too
-            embeddings = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2) + positions  # (B, N, V)
-        else:
-            index = patch_index.clamp(min=0)
-            patches = self.cut_patches(pixel_values)  # (B, N, 3 * p * p)
-            patches = patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))  # (B, P, 3 * p * p)
-            # A convolution whose stride is its kernel is a matrix product over cut patches.
-            embeddings = F.linear(patches, weight.flatten(1)) + positions[index]  # (B, P, V)
-        cls = (self.class_embedding + self.position_embedding.weight[0]).expand(len(embeddings), 1, -1)
+        # CLIP's own convolution over the whole picture, a two hundredth of the tower: its hooks and adapters apply.
+        patches = self.patch_embedding(pixel_values.to(self.class_embedding.dtype)).flatten(2).transpose(1, 2)
+        places = torch.arange(self.num_positions, device=pixel_values.device)
+        cls_position, table = self.position_embedding(places).split([1, self.num_positions - 1])
+        embeddings = patches + self.patch_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
+        if patch_index is not None:
+            embeddings = take_tokens(embeddings, patch_index.clamp(min=0))  # (B, P, V)
+        cls = (self.class_embedding + cls_position).expand(len(embeddings), 1, -1)
         return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
 
-    def cut_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) -> (B, N, 3 * p * p), rows first."""
-        p = self.patch_size
-        patches = pixel_values.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, 3, G, p, G, p)
-        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def patch_positions(self, grid: int) -> torch.Tensor:
-        """(N, V) position embedding of a grid x grid image; another grid than CLIP's is interpolated.
+    def patch_positions(self, table: torch.Tensor, grid: int) -> torch.Tensor:
+        """CLIP's positions (N of CLIP, V) -> those of a grid x grid image (N, V), interpolated where it is another.
 
         Official: models/HiVG.py interpolates bicubic with antialias; CLIPVisionEmbeddings leaves antialias out.
         """
-        table = self.position_embedding.weight[1:]  # (N of CLIP, V)
         own = self.image_size // self.patch_size
         if grid == own:
             return table
-        table = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
-        table = F.interpolate(table.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
-        return table[0].flatten(1).t().to(self.position_embedding.weight.dtype)  # (1, V, G, G) -> (N, V)
+        square = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
+        square = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+        return square[0].flatten(1).t().to(table.dtype)  # (1, V, G, G) -> (N, V)
 
 
 class HiVGVisionEncoderLayer(CLIPEncoderLayer):
@@ -360,10 +360,12 @@ class HiVGVisionEncoderLayer(CLIPEncoderLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        text_states: tuple[torch.Tensor, ...] | None = None,
         text_bias: torch.Tensor | None = None,
+        *text_states: torch.Tensor,
         **kwargs,
     ) -> torch.Tensor:
+        """(B, 1 + P, V) -> the same. The text states come one by one, each as an argument without a name: reentrant
+        checkpointing hands gradients to no other."""
         residual = hidden_states
         hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = residual + hidden_states
@@ -403,7 +405,7 @@ class HiVGVisionModel(CLIPVisionModel):
         pixel_values: torch.Tensor,
         patch_index: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
-        text_states: tuple[torch.Tensor, ...] | None = None,
+        text_states: tuple[torch.Tensor, ...] = (),
         text_bias: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
@@ -425,9 +427,7 @@ class HiVGVisionModel(CLIPVisionModel):
                 F.pad(patch_mask, (1, 0), value=1),  # CLS is always there
             )
         for layer in self.encoder.layers:
-            hidden_states = layer(
-                hidden_states, attention_mask, text_states=text_states, text_bias=text_bias, **kwargs
-            )
+            hidden_states = layer(hidden_states, attention_mask, text_bias, *text_states, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states, pooler_output=self.post_layernorm(hidden_states[:, 0])
         )
@@ -452,6 +452,13 @@ class HiVGCLIPModel(CLIPModel):
             if isinstance(module, CLIPMLP) and module.config.hidden_act == "quick_gelu":
                 module.activation_fn = QuickGELU()
         self.post_init()
+
+    def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """CLIP's logits of E expressions and B images: normalised (E, H) and (B, H) -> (E, B).
+
+        Towers and projections are called one by one; this call is what reads `logit_scale`.
+        """
+        return self.logit_scale.exp() * text_embeds @ image_embeds.t()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -548,7 +555,9 @@ class HiVGPreTrainedModel(PreTrainedModel):
 
     config: HiVGConfig
     base_model_prefix = "clip"
-    main_input_name = "pixel_values"
+    # As CLIP: with this name, activation checkpointing lets frozen embeddings pass gradients on, without which
+    # reentrant checkpointing trains no adapter.
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")
     _no_split_modules = ["HiVGVisionEncoderLayer", "HiVGVisionEmbeddings", "CLIPEncoderLayer", "HiVGFusionLayer"]
     supports_gradient_checkpointing = True
@@ -660,7 +669,7 @@ class HiVGGroundingHead(nn.Module):
         visual = self.visual_proj(self.visual_levels_proj(vision_levels))  # (B, 1 + P, H)
         words = self.text_proj(text)  # (B, T, H)
         batch, patches = visual.shape[0], visual.shape[1] - 1
-        reg = self.reg_token.weight.expand(batch, 1, -1)
+        reg = self.reg_token(torch.zeros(batch, 1, dtype=torch.long, device=visual.device))  # (B, 1, H)
         tokens = torch.cat([reg, visual, words], dim=1)  # (B, 2 + P + T, H)
 
         if patch_mask is None:
@@ -674,7 +683,7 @@ class HiVGGroundingHead(nn.Module):
             if end_index is not None:
                 places = torch.arange(2, 2 + patches, device=tokens.device).expand(batch, -1)
                 read = torch.cat([read, places, 2 + patches + end_index[:, None]], dim=1)  # (B, 1 + P + 1)
-        positions = self._positions(patch_index, batch, words.shape[1])
+        positions = self._positions(patch_index, batch, words.shape[1], tokens.device)
         if self.config.fusion_positions == "tokens":
             tokens, positions = tokens + positions, None
         return self.fusion(
@@ -686,15 +695,18 @@ class HiVGGroundingHead(nn.Module):
             output_attentions=output_attentions,
         )
 
-    def _positions(self, patch_index: torch.Tensor | None, batch: int, words: int) -> torch.Tensor:
+    def _positions(
+        self, patch_index: torch.Tensor | None, batch: int, words: int, device: torch.device
+    ) -> torch.Tensor:
         """(B, 2 + P + T, H): the positions of [REG, CLS], of the patches that are there, and of the first words."""
-        table = self.position_embedding.weight
         first_word = 2 + self.config.grid_size**2
-        word_positions = table[first_word : first_word + words].expand(batch, -1, -1)
         if patch_index is None:
-            return torch.cat([table[:first_word].expand(batch, -1, -1), word_positions], dim=1)
-        patch_positions = table[2:first_word][patch_index.clamp(min=0)]  # (B, P, H)
-        return torch.cat([table[:2].expand(batch, -1, -1), patch_positions, word_positions], dim=1)
+            places = torch.arange(first_word + words, device=device).expand(batch, -1)
+        else:
+            reg_cls = torch.arange(2, device=device).expand(batch, -1)
+            word_places = torch.arange(first_word, first_word + words, device=device).expand(batch, -1)
+            places = torch.cat([reg_cls, 2 + patch_index.clamp(min=0), word_places], dim=1)
+        return self.position_embedding(places)
 
     def boxes(self, reg: torch.Tensor) -> torch.Tensor:
         """(B, H) -> (B, 4), cxcywh in 0..1 of the padded square."""
@@ -713,16 +725,40 @@ class HiVGGroundingHead(nn.Module):
         kernels, last to first (1 vector becomes 4, 16, 64), and one product with the patches remains. It is the same
         mask at under a hundredth of the operations. Official: models/HiVG.py:970-989
         """
-        first, second, third = (conv.weight for conv in self.mask_convs)  # each (H in, H out, 2, 2)
-        folded = torch.einsum("ioyx,bo->biyx", third, expression)
-        folded = torch.einsum("ioyx,bovu->biyvxu", second, folded).flatten(4).flatten(2, 3)  # (B, H, 4, 4)
-        folded = torch.einsum("ioyx,bovu->biyvxu", first, folded).flatten(4).flatten(2, 3)  # (B, H, 8, 8)
+        folded = expression[:, :, None, None]  # (B, H, 1, 1)
+        for upsample in reversed(self.mask_convs):
+            folded = upsample(folded, fold=True)  # (B, H, 2, 2), (B, H, 4, 4), (B, H, 8, 8)
         return torch.einsum("bph,bhyx->bpyx", patches, folded)
 
 
 def take_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """(B, L, H) tokens at (B, Q) places -> (B, Q, H)."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def unpadded(input_ids: torch.Tensor, pad_ids: list[int]) -> torch.Tensor:
+    """(U, T) ids that came without a mask -> their mask (U, T): 0 in the runs of padding before and after the tokens.
+
+    Padding is a token of `pad_ids`; or the end token repeated after the first one or put before the begin token, as
+    CLIP's tokenizer pads. A row of nothing else is left as it is.
+    """
+    first, last = input_ids[:, :1], input_ids[:, -1:]
+    pads = torch.tensor(pad_ids, dtype=input_ids.dtype, device=input_ids.device)
+    head = (input_ids == first).cumprod(1) > 0  # (U, T) the run of equal tokens that begins the row
+    tail = (input_ids == last).flip(1).cumprod(1).flip(1) > 0  # and the one that ends it
+    repeated = F.pad(tail[:, :-1], (1, 0))
+    padding = (head & (torch.isin(first, pads) | (first == last))) | (tail & (torch.isin(last, pads) | repeated))
+    return (~padding | padding.all(1, keepdim=True)).to(input_ids.dtype)
+
+
+def padding_last(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (U, T), rolled so that each row begins with its first token that is there."""
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device)  # (T,)
+    start = length - (mask * (length - places)).amax(1, keepdim=True)  # (U, 1)
+    places = places + start  # (U, T)
+    places = torch.where(places < length, places, places - length)  # the padding in front comes last
+    return input_ids.gather(1, places), mask.gather(1, places)
 
 
 def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: int) -> torch.Tensor:
@@ -749,6 +785,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
     # Without this, Trainer would pass the number of label elements and expect a summed loss.
     accepts_loss_kwargs = False
+    _warned_of_padding = False
 
     def __init__(self, config: HiVGConfig):
         super().__init__(config)
@@ -844,7 +881,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(expressions, T)`): tokens of the expressions.
-            attention_mask (`torch.Tensor` of shape `(expressions, T)`): 1 = token, 0 = padding.
+            attention_mask (`torch.Tensor` of shape `(expressions, T)`):
+                1 = token, 0 = padding, on either side: rows are rolled so that their first token comes first. Without
+                it, padding is recognized, with one warning.
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): normalised letterboxed images.
             pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
@@ -963,16 +1002,37 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
     def _prepare_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(U, T) -> ids and mask (U, T); for a bridge that looks at padding (U, all positions), restored as the
-        official tokenizer pads, so that no padding choice of the caller changes a prediction."""
+        """(U, T) -> ids and mask (U, T), padding last; for a bridge that looks at padding (U, all positions), restored
+        as the official tokenizer pads. So no padding choice of the caller changes a prediction."""
+        if attention_mask is None:
+            mask = unpadded(input_ids, self._pad_ids())
+            self._warn_of_padding(mask)
+        else:
+            mask = attention_mask.to(input_ids.dtype)
+        ids, mask = padding_last(input_ids, mask)
         if self.config.bridge_mask_padding:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
-            return input_ids, mask
+            return ids, mask
         pad_id = self.config.text_pad_id
-        mask = (input_ids != pad_id) if attention_mask is None else attention_mask.bool()
-        missing = self.config.max_text_length - input_ids.shape[1]
-        ids = F.pad(torch.where(mask, input_ids, pad_id), (0, missing), value=pad_id)
-        return ids, F.pad(mask.to(input_ids.dtype), (0, missing), value=0)
+        missing = self.config.max_text_length - ids.shape[1]
+        ids = F.pad(torch.where(mask > 0, ids, pad_id), (0, missing), value=pad_id)
+        return ids, F.pad(mask, (0, missing), value=0)
+
+    def _pad_ids(self) -> list[int]:
+        """Token ids that are padding and nothing else. Not the end token, which CLIP's tokenizer pads with."""
+        text = self.config.clip_config.text_config
+        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+        return sorted({self.config.text_pad_id, text.pad_token_id} - {None, *ends})
+
+    def _warn_of_padding(self, mask: torch.Tensor) -> None:
+        if self._warned_of_padding or mask.is_meta or torch.compiler.is_compiling():
+            return
+        if not mask.all():
+            self._warned_of_padding = True
+            warnings.warn(
+                "`input_ids` came padded and without their `attention_mask`; the padding was recognized and left out. "
+                "Pass the mask that the processor gives.",
+                stacklevel=2,
+            )
 
     def _bridge_text(
         self, hidden_states: tuple[torch.Tensor, ...], words: torch.Tensor, mask: torch.Tensor
@@ -1060,8 +1120,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         """
         image = F.normalize(self.clip.visual_projection(pooled), dim=-1)  # (B, H)
         text = F.normalize(take_tokens(words, end_index[:, None])[:, 0], dim=-1)  # (B, H)
-        scale = self.clip.logit_scale.exp()
-        return {"logits_per_text": scale * text @ image.t(), "text_embeds": text, "image_embeds": image}
+        return {"logits_per_text": self.clip(text, image), "text_embeds": text, "image_embeds": image}
 
     def _scores(
         self,
@@ -1133,7 +1192,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             # Each process computes the loss of the whole batch. The gathering hands every process the gradients of
             # all, and DDP takes their mean, so each weight gets the gradient of one process with the whole batch.
             text, image = gather_with_grad(outputs["text_embeds"]), gather_with_grad(outputs["image_embeds"])
-            logits = self.clip.logit_scale.exp() * text @ image.t()
+            logits = self.clip(text, image)
             valid, expression_ids = gather_with_grad(valid), gather_with_grad(expression_ids)
             image_ids = gather_with_grad(image_ids) if image_ids is not None else None
         duplicates = same_pairs(image_ids, expression_ids) if self.config.contrastive_ignore_duplicates else None
@@ -1148,7 +1207,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         """Ground expressions in one image, without a pipeline.
 
         Args:
-            image: path, URL, PIL image or array.
+            image: path or URL (opened upright), or PIL image or array (taken as it is held).
             text: one expression, or a list.
             processor: the [`HiVGProcessor`] saved with the model.
             output_masks: also give masks.
@@ -1158,7 +1217,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixels of the original image; for a list, a list of them.
         """
         expressions = [text] if isinstance(text, str) else list(text)
-        image = load_grounding_image(image)
+        image = open_image(image)
         inputs = processor(images=[image] * len(expressions), text=expressions, return_tensors="pt").to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         was_training = self.training
@@ -1167,7 +1226,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             outputs = self(**inputs, output_masks=output_masks, output_token_logits=self.config.score == "similarity")
         finally:
             self.train(was_training)
-        found = processor.post_process_grounding(outputs, [(image.height, image.width)] * len(expressions))
+        found = processor.post_process_grounding(outputs, [image_size(image)] * len(expressions))
         results = []
         for expression, result in zip(expressions, found, strict=True):
             corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"].tolist(), strict=True))

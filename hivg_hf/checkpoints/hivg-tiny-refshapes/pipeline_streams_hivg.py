@@ -1,10 +1,12 @@
 """What a grounding pipeline is asked, as a stream of items, and its answers, as a stream of results.
 
-An item is `{"image": one image, "text": an expression or a list of them}`.
+An item is `{"image": one image, "text": an expression or a list of them}`. Entries become items where they are
+prepared, one by one, so that what is wrong with one of them is said in its place.
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,7 +109,15 @@ def take_batch(pairs: list[tuple[PendingItem, int]], batch_size: int, patience: 
     return batch
 
 
-class ItemDataset(Dataset):
+@dataclass(frozen=True)
+class Entry:
+    """What somebody gave for one item: an image, or a row that holds it, and the text beside it."""
+
+    value: Any
+    text: Any = None
+
+
+class EntryDataset(Dataset):
     """A dataset of images or rows, read one at a time."""
 
     def __init__(self, rows: Any, text: Any):
@@ -117,8 +127,8 @@ class ItemDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return make_item(self.rows[index], self.text)
+    def __getitem__(self, index: int) -> Entry:
+        return Entry(self.rows[index], self.text)
 
 
 def preparing_loader(
@@ -162,45 +172,70 @@ class _PreparedStream(IterableDataset):
 
 def _prepare(read: Any, preprocess: Any, params: dict[str, Any]) -> dict[str, Any]:
     try:
-        return preprocess(read(), **params)
+        entry = read()
+    except Exception as error:  # the user's own dataset, whose rows may fail in any way
+        return {"error": _plain(error)}
+    try:
+        return preprocess(make_item(entry.value, entry.text), **params)
     except INPUT_ERRORS as error:
-        return {"error": error}
+        return {"error": _plain(error)}
+
+
+def _plain(error: Exception) -> Exception:
+    """An exception that another process can read: of Python's own, others as a sentence."""
+    if type(error).__module__ == "builtins" and isinstance(error, INPUT_ERRORS):
+        return error
+    kind = next((kind for kind in INPUT_ERRORS if isinstance(error, kind)), None)
+    return kind(str(error)) if kind else ValueError(f"A row cannot be read: {type(error).__name__} ({error}).")
 
 
 def is_one_image(value: Any) -> bool:
-    if isinstance(value, (str, bytes, PIL.Image.Image)) or hasattr(value, "__fspath__"):
+    if isinstance(value, (str, bytes, bytearray, memoryview, PIL.Image.Image)) or hasattr(value, "__fspath__"):
         return True
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "image" not in value and ("bytes" in value or "path" in value)
-    return isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim < 4
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim < 4
+    return hasattr(value, "read")  # an open file, whose lines are not pictures
 
 
-def is_item(value: Any) -> bool:
-    return isinstance(value, dict)
+def make_item(value: Any, text: Any = None) -> dict[str, Any]:
+    """An image with `text`, or a row that holds both -> `{"image", "text": expression or list of them}`.
 
-
-def make_item(entry: Any, text: Any = None) -> dict[str, Any]:
-    """An image with `text`, or a row that holds both -> `{"image", "text"}`."""
-    if is_item(entry) and not is_one_image(entry):
-        row_text = text if text is not None else entry.get("text", entry.get("expression"))
-        entry, text = entry.get("image"), row_text
-        if entry is None:
+    Raises:
+        TypeError: If the text is neither a string nor a list.
+        ValueError: If there is no image or no text.
+    """
+    if isinstance(value, Mapping) and not is_one_image(value):
+        text = text if text is not None else value.get("text", value.get("expression"))
+        value = value.get("image")
+        if value is None:
             raise ValueError("An input given as a dict must have an 'image'.")
+    if value is None:
+        raise ValueError("An image is missing: None was given in its place.")
     if text is None:
         raise ValueError("There is no expression for an image: pass text=..., or dicts with 'image' and 'text'.")
-    return {"image": entry, "text": text}
+    if not is_text_list(text) and not isinstance(text, str):
+        raise TypeError(f"An expression must be a string or a list of strings, not {type(text).__name__}.")
+    return {"image": value, "text": text if isinstance(text, str) else list(text)}
 
 
-def pair_up(images: list[Any], text: Any) -> list[dict[str, Any]]:
-    if text is None or isinstance(text, str):
-        return [make_item(image, text) for image in images]
+def is_text_list(text: Any) -> bool:
+    """Whether this may be several expressions; what is in it is checked later."""
+    no_list = (str, bytes, bytearray, memoryview, Mapping, PIL.Image.Image)
+    return isinstance(text, Iterable) and not isinstance(text, no_list) and not hasattr(text, "read")
+
+
+def pair_up(images: list[Any], text: Any) -> list[Entry]:
+    if not is_text_list(text):
+        return [Entry(image, text) for image in images]
     texts = list(text)
     if len(texts) != len(images):
         raise ValueError(
             f"Got {len(images)} images and {len(texts)} expressions: give one expression for all images, one per "
             "image, or, to ask several of each image, a list of expressions per image."
         )
-    return [make_item(image, expression) for image, expression in zip(images, texts)]
+    return [Entry(image, expression) for image, expression in zip(images, texts)]
 
 
 def _unchanged(features: Any) -> Any:

@@ -1,8 +1,6 @@
 """HiVGProcessor: images, expressions, boxes and masks in; model outputs back to pixels of the original images."""
 
-import html
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +10,10 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ProcessorMixin
 
-from .image_loading_hivg import load_grounding_image
+from .box_ops_hivg import rasterize_boxes
+from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, image_list
+from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
 
 NORMALIZATION_CONSTANTS = {
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
@@ -26,16 +26,6 @@ class ExpressionCutWarning(UserWarning):
     """An expression was longer than the model can read; the message names the words that were cut."""
 
 
-def clean_expression(expression: str) -> str:
-    """HTML entities resolved twice, white space collapsed and stripped, lower case.
-
-    # Official: the CLIP tokenizer also repairs wrongly decoded characters ("cafÃ©") by ftfy first; for text that was
-    # decoded properly that step changes nothing, and ftfy is not required here.
-    """
-    text = html.unescape(html.unescape(expression))
-    return re.sub(r"\s+", " ", text).strip().lower()
-
-
 class HiVGProcessor(ProcessorMixin):
     """Image processor and CLIP tokenizer as one.
 
@@ -45,7 +35,7 @@ class HiVGProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: HiVGImageProcessor, tokenizer: Any):
-        super().__init__(image_processor, tokenizer)
+        super().__init__(image_processor, cleaning_tokenizer(tokenizer))
 
     @classmethod
     def for_config(cls, config: Any, tokenizer: Any) -> "HiVGProcessor":
@@ -60,8 +50,9 @@ class HiVGProcessor(ProcessorMixin):
             image_std=std,
         )
         positions = config.clip_config.text_config.max_position_embeddings
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-        return cls(image_processor, tokenizer)
+        processor = cls(image_processor, tokenizer)
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, positions)
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:
@@ -79,7 +70,9 @@ class HiVGProcessor(ProcessorMixin):
         """Model inputs for one image and one expression, or for lists of equal length.
 
         Args:
-            images: anything `load_grounding_image` opens, or a list of it.
+            images: anything `load_grounding_image` opens, or a list of it. Files, URLs and bytes are turned upright by
+                their EXIF orientation; PIL images and arrays are taken as they are held, so that boxes, masks and
+                `target_sizes=[image.size[::-1]]` mean the object that was passed.
             text: an expression per image.
             boxes: per image a box as `xyxy` pixels of the original image, or None where the expression names nothing
                 (its row of `labels` is NaN). For one image the box itself will do.
@@ -100,15 +93,16 @@ class HiVGProcessor(ProcessorMixin):
         if text is not None:
             features.update(self._text_features(text, long_text))
         if images is not None:
-            pictures = [load_grounding_image(image) for image in image_list(images)]
+            pictures = [open_image(image) for image in image_list(images)]
             boxes, masks = _box_list(boxes), _mask_list(masks)
             if text is not None and len(pictures) != len(features["input_ids"]):
                 raise ValueError(
                     f"Got {len(pictures)} images and {len(features['input_ids'])} expressions: "
                     "give one expression per image, repeating an image that has several."
                 )
-            features.update(self.image_processor(pictures, return_tensors="pt"))
-            features.update(self._target_features([(p.height, p.width) for p in pictures], boxes, masks))
+            opened = self.image_processor(pictures, input_data_format="channels_last", return_tensors="pt")
+            features.update(opened)
+            features.update(self._target_features([image_size(picture) for picture in pictures], boxes, masks))
         if return_tensors == "np":
             features = {name: value.numpy() for name, value in features.items()}
         return BatchFeature(features)
@@ -124,7 +118,8 @@ class HiVGProcessor(ProcessorMixin):
                 # limit - 1 tokens stay in front of the end token.
                 self._report_long_text(expression, expression[offsets[limit - 1][0] :], len(ids), long_text)
         # A tokenizer cuts before it adds the end token, which therefore stays last.
-        cut = self.tokenizer(expressions, truncation=True, max_length=limit, padding="longest", return_tensors="pt")
+        options = {"padding": "longest", "padding_side": "right", "return_tensors": "pt"}
+        cut = self.tokenizer(expressions, truncation=True, max_length=limit, **options)
         return {"input_ids": cut["input_ids"], "attention_mask": cut["attention_mask"]}
 
     def _report_long_text(self, expression: str, lost: str, length: int, long_text: str) -> None:
@@ -155,17 +150,25 @@ class HiVGProcessor(ProcessorMixin):
     def _mask_label(
         self, row: int, mask: Any, size: tuple[int, int], features: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """bool (S, S): the mask itself, or, where there is none, the box as a mask."""
+        """bool (S, S): the mask itself, or the box as a mask where there is none or scaling down lost all of it."""
         if mask is None:
             if "labels" not in features:
                 raise ValueError(f"Image {row} has neither a mask nor a box, while other images have masks.")
-            return box_mask(features["labels"][row], self.image_processor.side)
+            return self._box_as_mask(features["labels"][row])
         if tuple(mask.shape) != size:
             raise ValueError(f"Mask {row} is {tuple(mask.shape)} and its image {size} (height, width).")
-        return self.image_processor.mask_to_square(mask)
+        square = self.image_processor.mask_to_square(mask)
+        return square if square.any() or "labels" not in features else self._box_as_mask(features["labels"][row])
+
+    def _box_as_mask(self, box_cxcywh: torch.Tensor) -> torch.Tensor:
+        side = self.image_processor.side
+        return rasterize_boxes(box_cxcywh[None], side, side)[0].bool()  # (S, S)
 
     def post_process_grounding(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per sample `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
@@ -173,6 +176,7 @@ class HiVGProcessor(ProcessorMixin):
             outputs: a `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
                 `mask_logits (B, h, w)`.
             target_sizes: (height, width) of each original image.
+            map_sizes: (height, width) of each mask, where it is not that of the image.
 
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
@@ -185,13 +189,19 @@ class HiVGProcessor(ProcessorMixin):
         results = []
         for row, (height, width) in enumerate(sizes):
             limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-            mask = None if mask_logits is None else self.image_processor.map_to_image(mask_logits[row], sizes[row]) > 0
+            mask = None
+            if mask_logits is not None:
+                map_size = sizes[row] if map_sizes is None else map_sizes[row]
+                mask = self.image_processor.map_to_image(mask_logits[row], sizes[row], map_size) > 0
             score = None if scores is None else scores[row].detach().cpu().float()
             results.append({"box": boxes[row].clamp(min=torch.zeros(4), max=limit), "score": score, "mask": mask})
         return results
 
     def post_process_heatmaps(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[torch.Tensor]:
         """Similarity of each patch to the expression, 0..1, over the original images: float32 (height, width) each.
 
@@ -202,29 +212,9 @@ class HiVGProcessor(ProcessorMixin):
             raise ValueError("There are no token_logits: call the model with output_token_logits=True.")
         grid = math.isqrt(token_logits.shape[-1])
         maps = token_logits.float().sigmoid().reshape(-1, grid, grid)  # (B, N) -> (B, G, G)
-        return [self.image_processor.map_to_image(values, size) for values, size in zip(maps, target_sizes)]
-
-
-def checked_expressions(text: str | Sequence[str]) -> list[str]:
-    """Cleaned expressions as a list.
-
-    Raises:
-        TypeError: an expression is no string.
-        ValueError: there is none, or one of them is blank.
-    """
-    expressions = [text] if isinstance(text, str) else list(text)
-    if not expressions:
-        raise ValueError("The list of expressions is empty: give at least one, for example 'the red mug'.")
-    cleaned = []
-    for place, expression in enumerate(expressions):
-        if not isinstance(expression, str):
-            raise TypeError(f"Expression {place} must be a string, not {type(expression).__name__}.")
-        cleaned.append(clean_expression(expression))
-        if not cleaned[-1]:
-            raise ValueError(
-                f"Expression {place} is blank ({expression!r}): say what to look for, as in 'the red mug'."
-            )
-    return cleaned
+        map_sizes = target_sizes if map_sizes is None else map_sizes
+        triples = zip(maps, target_sizes, map_sizes)
+        return [self.image_processor.map_to_image(values, size, map_size) for values, size, map_size in triples]
 
 
 def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -253,15 +243,6 @@ def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
             raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
         rows[row] = values
     return rows
-
-
-def box_mask(box_cxcywh: torch.Tensor, size: int) -> torch.Tensor:
-    """`cxcywh` in 0..1 (4,) -> bool (size, size): pixels whose centre lies in the box; all False for a NaN box."""
-    centres = (torch.arange(size) + 0.5) / size
-    half = box_cxcywh[2:] / 2
-    inside_x = (centres - box_cxcywh[0]).abs() <= half[0]
-    inside_y = (centres - box_cxcywh[1]).abs() <= half[1]
-    return inside_y[:, None] & inside_x[None, :]
 
 
 def _box_list(boxes: Any) -> Any:

@@ -2,16 +2,20 @@
 
 The expression stands in the annotation (`expression`, `caption`, `phrase` or `sentences`) or in its image (`caption`,
 as MDETR's files have it). Several annotations with the same image and expression are several targets of it only where
-they say so themselves, by the same `ref_id`.
+they say so themselves, by the same `ref_id`; one that names nothing says `"no_target": true`.
 """
 
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.readers.common import Annotations, Draft, ImageFinder, file_stem, need_file
-from hivg_hf.data.readers.refer import Instances
-from hivg_hf.data.splits import resolve_split
+from hivg_hf.data.readers.common import Annotations, Draft, ImageFinder, cell_text, file_stem, need_file, truth
+from hivg_hf.data.readers.refer import Instances, id_key
+from hivg_hf.data.schema import shown
+from hivg_hf.data.splits import distinct_splits, resolve_split
 
 EXPRESSION_KEYS = ("expression", "caption", "phrase", "sentence", "sentences")
 
@@ -27,44 +31,152 @@ def read_coco_json(split: str, *, source: str, images: Any = None, masks: bool =
     """
     path = need_file(Path(source), "the COCO file")
     instances = Instances.load(path)
-    annotations = list(instances.annotations.values())
-    of = {annotation["id"]: _split_of(annotation, instances) for annotation in annotations}
-    known = sorted({name for name in of.values() if name is not None})
-    split = resolve_split(split, known or ["all"], str(path))
+    splits = [_split_of(annotation, instances) for annotation in instances.annotations]
+    split = resolve_split(split, distinct_splits(splits, str(path)) or ["all"], str(path))
     find = ImageFinder(images if images is not None else path.parent)
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for annotation in annotations:
-        if not known or of[annotation["id"]] == split:
-            groups.setdefault(annotation.get("ref_id", f"annotation {annotation['id']}"), []).append(annotation)
-    records = [
-        (str(ref_id).removeprefix("annotation "), number, group, sentence)
-        for ref_id, group in groups.items()
-        for number, sentence in enumerate(_expressions(group[0], instances.images[group[0]["image_id"]]))
-    ]
+    stems = _shared_stems(instances.images)
+    has_splits = any(splits)
+    # What belongs to no split is reported by all of them, so that none loses it in silence.
+    chosen = [position for position, name in enumerate(splits) if not name or name == split]
+    records = _expressions_of(instances, chosen)
 
-    def read(record: tuple[str, int, list[dict[str, Any]], Any]) -> Draft:
-        ref_id, number, group, sentence = record
-        if sentence is None:
-            raise ValueError(f"it has no expression; expected one of {', '.join(EXPRESSION_KEYS)}")
-        named = sentence if isinstance(sentence, Mapping) else {"sent": sentence}
-        ref = {"ref_id": ref_id, "image_id": group[0]["image_id"]}
-        sent = {"sent": named.get("sent", named.get("raw")), "sent_id": named.get("sent_id", f"{ref_id}:{number}")}
-        targets = [annotation["id"] for annotation in group if annotation.get("bbox")]
-        draft = instances.draft(ref, targets, sent, find, masks)
-        draft.image_id = file_stem(instances.images[group[0]["image_id"]]["file_name"])
+    def read(record: _Expression) -> Draft:
+        if record.problem is None and has_splits and any(not splits[position] for position in record.positions):
+            raise ValueError("its split is blank, while others name one")
+        if record.problem is not None:
+            raise ValueError(record.problem)
+        draft = _draft(instances, record, find, masks)
+        if draft.image_id in stems:
+            draft.image_id = find.picture_name(instances.image(record.image_id)["file_name"])
         return draft
 
-    return Annotations(path.stem, split, records, read, lambda record, _: f"ref_id {record[0]}")
+    return Annotations(path.stem, split, records, read, lambda record, _: record.name)
 
 
-def _split_of(annotation: Mapping[str, Any], instances: Instances) -> str | None:
-    return annotation.get("split", instances.images[annotation["image_id"]].get("split"))
+@dataclass
+class _Expression:
+    """One expression of the file, its number among those of its ref, and the annotations that are its targets."""
+
+    name: str
+    ref_id: str = ""
+    image_id: Any = None
+    number: int = 0
+    sentence: Any = None
+    positions: list[int] = field(default_factory=list)
+    problem: str | None = None
 
 
-def _expressions(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> list[Any]:
-    """The expressions of an annotation, else its image's caption; [None] where there is none."""
-    for holder, keys in ((annotation, EXPRESSION_KEYS), (image, ("caption",))):
-        for key in keys:
-            if holder.get(key):
-                return holder[key] if isinstance(holder[key], list) else [holder[key]]
-    return [None]
+def _expressions_of(instances: Instances, positions: Sequence[int]) -> list[_Expression]:
+    """Every expression of the annotations at these positions; one that cannot be read, with what is wrong."""
+    refs: dict[Any, list[int]] = {}
+    for position in positions:
+        annotation = instances.annotations[position]
+        ref = id_key(annotation.get("ref_id")) if isinstance(annotation, Mapping) else None
+        refs.setdefault(position if ref is None else ref, []).append(position)
+    ids = Counter(
+        id_key(annotation.get("id")) for annotation in instances.annotations if isinstance(annotation, Mapping)
+    )
+    expressions: list[_Expression] = []
+    for ref, members in refs.items():
+        annotation = instances.annotations[members[0]]
+        name = ref
+        if isinstance(ref, int):  # no ref_id: the annotation's own id, where it is one
+            own = _own_id(annotation)
+            name = own if own is not None and ids[own] == 1 else f"annotation {ref}"
+        expressions.extend(_expressions_of_ref(instances, str(name), members))
+    return expressions
+
+
+def _own_id(annotation: Any) -> str | None:
+    return id_key(annotation.get("id")) if isinstance(annotation, Mapping) else None
+
+
+def _expressions_of_ref(instances: Instances, ref_id: str, positions: list[int]) -> list[_Expression]:
+    """The expressions of the annotations that share a `ref_id`: those with the same words are targets of one."""
+    annotations = [instances.annotations[position] for position in positions]
+    problem = _problem_of_ref(instances, annotations)
+    if problem is not None:
+        return [
+            _Expression(f"ref_id {ref_id}, annotation {position}", ref_id, positions=[position], problem=problem)
+            for position in positions
+        ]
+    image_id = annotations[0]["image_id"]
+    by_words: dict[str, list[int]] = {}
+    for position, annotation in zip(positions, annotations, strict=True):
+        by_words.setdefault(repr(_own_expressions(annotation)), []).append(position)
+    if len(by_words) == 2 and "[]" in by_words:  # further targets of the one expression need not repeat it
+        by_words = {max(by_words, key=len): positions}
+    expressions: list[_Expression] = []
+    for members in by_words.values():
+        worded = [words for position in members if (words := _own_expressions(instances.annotations[position]))]
+        caption = instances.image(image_id).get("caption")
+        for sentence in worded[0] if worded else [caption]:
+            name, number = f"ref_id {ref_id}, annotation {members[0]}", len(expressions)
+            expressions.append(_Expression(name, ref_id, image_id, number, sentence, members))
+    return expressions
+
+
+def _problem_of_ref(instances: Instances, annotations: Sequence[Any]) -> str | None:
+    images = {}
+    for annotation in annotations:
+        if not isinstance(annotation, Mapping):
+            return f"it is {shown(annotation)}, expected an object {{...}}"
+        try:
+            image = instances.image(annotation.get("image_id"))
+        except ValueError as error:
+            return str(error)
+        images[id_key(annotation["image_id"])] = image
+    if len(images) > 1:
+        listed = ", ".join(shown(image.get("file_name")) for image in list(images.values())[:3])
+        return f"its ref_id is on {len(images)} images ({listed}); give the objects of each image ids of their own"
+    return None
+
+
+def _draft(instances: Instances, record: _Expression, find: ImageFinder, masks: bool) -> Draft:
+    if record.sentence is None:
+        raise ValueError(f"it has no expression; expected one of {', '.join(EXPRESSION_KEYS)}")
+    annotations = [instances.annotations[position] for position in record.positions]
+    targets = [annotation for annotation in annotations if annotation.get("bbox")]
+    if targets and len(targets) < len(annotations):
+        raise ValueError(f"{len(annotations) - len(targets)} of its {len(annotations)} targets have no bbox")
+    named = record.sentence if isinstance(record.sentence, Mapping) else {"sent": record.sentence}
+    sent_id = named.get("sent_id")
+    sent = {
+        "sent": named.get("sent", named.get("raw")),
+        "sent_id": f"{record.ref_id}:{record.number}" if sent_id is None else sent_id,
+    }
+    no_target = any(truth(annotation.get("no_target"), "no_target") for annotation in annotations)
+    ref = {"ref_id": record.ref_id, "image_id": record.image_id}
+    return instances.draft(ref, targets, sent, find, masks, no_target=no_target)
+
+
+def _split_of(annotation: Any, instances: Instances) -> str:
+    """The split of an annotation, else of its image; "" where neither says one or there is no such image."""
+    if not isinstance(annotation, Mapping):
+        return ""
+    own = cell_text(annotation.get("split"))
+    if own:
+        return own
+    try:
+        return cell_text(instances.image(annotation.get("image_id")).get("split"))
+    except ValueError:
+        return ""
+
+
+def _own_expressions(annotation: Mapping[str, Any]) -> list[Any]:
+    """The expressions that stand in an annotation itself."""
+    for key in EXPRESSION_KEYS:
+        if annotation.get(key) not in (None, []):
+            return annotation[key] if isinstance(annotation[key], list) else [annotation[key]]
+    return []
+
+
+def _shared_stems(images: Sequence[Any]) -> set[str]:
+    """Names without folder and suffix that several pictures of the file have: they cannot tell those apart."""
+    stems: dict[str, set[str]] = {}
+    for image in images:
+        name = image.get("file_name") if isinstance(image, Mapping) else None
+        if isinstance(name, str) and name.strip() and "\0" not in name:
+            name = os.path.normpath(name.replace("\\", "/"))
+            stems.setdefault(file_stem(name), set()).add(name)
+    return {stem for stem, names in stems.items() if len(names) > 1}

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hivg_hf.data.schema import MOST_PIXELS, checked_run_lengths, shown
 from hivg_hf.import_utils import require_package
+
+# What a record of any content can raise while it is read: it is then one row that cannot be used.
+ROW_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+
+# The steps that pycocotools takes along a row's polygons, 5 a pixel, may not exceed a few hundred megabytes.
+MOST_OUTLINE_PIXELS = 2_000_000
+
+# Coordinates that all lie in 0..1 of a larger picture than this are shares of it, not pixels.
+SMALLEST_DOUBTFUL_SIDE = 8
 
 # Where published layouts keep their pictures, below the folder that the user names.
 IMAGE_FOLDERS = (
@@ -98,7 +110,12 @@ class ImageFinder:
         self._places = [place for place in places if os.path.isdir(place)]
 
     def __call__(self, file_name: str) -> str:
-        """The path of a picture; where it should be if it is missing, so that the check of the rows can say so."""
+        """The path of a picture; where it should be if it is missing, so that the check of the rows can say so.
+
+        Raises:
+            ValueError: it is not a file name.
+        """
+        file_name = clean_file_name(file_name)
         if os.path.isabs(file_name):
             return file_name
         for position, place in enumerate(self._places):
@@ -109,26 +126,110 @@ class ImageFinder:
                 return path
         return str(self.folders[0] / file_name)
 
+    def picture_name(self, file_name: str) -> str:
+        """One name for a picture, however a table spells it: relative to the folder that holds it.
+
+        `a.jpg`, `./a.jpg`, `sub/../a.jpg`, `sub\\..\\a.jpg` and its absolute path are all `a.jpg`.
+
+        Raises:
+            ValueError: it is not a file name.
+        """
+        path = os.path.abspath(self(file_name))
+        for folder in map(os.path.abspath, self.folders):
+            if os.path.commonpath([folder, path]) == folder:
+                return Path(os.path.relpath(path, folder)).as_posix()
+        return path
+
+
+def clean_file_name(file_name: str) -> str:
+    """A file name with "/" between folders, without "." and "..".
+
+    Raises:
+        ValueError: it is not text, is blank, or holds a NUL or half a surrogate pair, which no file name does.
+    """
+    if not isinstance(file_name, str) or not file_name.strip():
+        raise ValueError(f"its image is {shown(file_name)}, expected a file name")
+    if "\0" in file_name or any("\ud800" <= character <= "\udfff" for character in file_name):
+        raise ValueError(f"its image {shown(file_name)} is not a file name: it holds a NUL or half a character")
+    return os.path.normpath(file_name.replace("\\", "/"))
+
+
+def whole_side(value: Any, name: str) -> int | None:
+    """A width or height in pixels, None where a record leaves it empty.
+
+    Args:
+        value: what the record says; text of a CSV file too.
+        name: `width` or `height`, for the message.
+
+    Raises:
+        ValueError: it is not a whole number of pixels that a picture can have.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float("nan") if isinstance(value, (bool, np.bool_)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not 1 <= number <= MOST_PIXELS or number != int(number):
+        raise ValueError(f"its {name} is {shown(value)}, expected a whole number of pixels")
+    return int(number)
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text; "" where it is empty, also as tables of numbers say so (NaN)."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def truth(value: Any, name: str) -> bool:
+    """A cell that says yes or no; no where it is empty.
+
+    Raises:
+        ValueError: it says neither.
+    """
+    lowered = cell_text(int(value) if isinstance(value, float) and value in (0, 1) else value).lower()
+    if lowered not in ("", "0", "1", "true", "false", "yes", "no"):
+        raise ValueError(f"{name} is {shown(value)}, expected true or false")
+    return lowered in ("1", "true", "yes")
+
+
+def four_numbers(box: Any, spelled: Any = None) -> list[float]:
+    """A box of any format as four floats.
+
+    Args:
+        box: a list of four.
+        spelled: how the file writes it, for the message.
+
+    Raises:
+        ValueError: it is not four numbers; true and false are not numbers.
+    """
+    spelled = box if spelled is None else spelled
+    values = list(box) if isinstance(box, Sequence) and not isinstance(box, (str, bytes)) else []
+    if len(values) != 4 or any(isinstance(value, bool) or value is None for value in values):
+        raise ValueError(f"box {shown(spelled)} is not four numbers")
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"box {shown(spelled)} is not four numbers") from error
+
 
 def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
     """(x, y, width, height) to (x1, y1, x2, y2), in the same unit."""
-    x, y, width, height = (float(value) for value in box)
+    x, y, width, height = four_numbers(box)
     return [x, y, x + width, y + height]
 
 
 def cxcywh_to_xyxy(box: Sequence[float]) -> list[float]:
     """(centre x, centre y, width, height) to (x1, y1, x2, y2), in the same unit."""
-    x, y, width, height = (float(value) for value in box)
+    x, y, width, height = four_numbers(box)
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
 def as_xyxy(box: Sequence[float]) -> list[float]:
     """Four numbers that are (x1, y1, x2, y2) already."""
-    x1, y1, x2, y2 = (float(value) for value in box)
-    return [x1, y1, x2, y2]
+    return four_numbers(box)
 
 
-def segmentation_to_mask(segmentations: Iterable[Any], height: int, width: int) -> dict[str, Any] | None:
+def segmentation_to_mask(segmentations: Iterable[Any], height: Any, width: Any) -> dict[str, Any] | None:
     """COCO segmentations (polygons or run lengths) of one or several objects to one run-length mask.
 
     Args:
@@ -137,30 +238,59 @@ def segmentation_to_mask(segmentations: Iterable[Any], height: int, width: int) 
 
     Returns:
         `{"size": [height, width], "counts": str}`, None where there is nothing to draw.
+
+    Raises:
+        ValueError: a polygon is not pairs of numbers in the picture, or run lengths are not a mask of it.
     """
     coco = require_package("pycocotools.mask", extra="data")
-    parts = []
+    segmentations = [segmentation for segmentation in segmentations if segmentation]
+    if not segmentations:
+        return None
+    height, width = whole_side(height, "height"), whole_side(width, "width")
+    if height is None or width is None or height * width > MOST_PIXELS:
+        raise ValueError(f"its mask needs the size of its image, got {shown(width)} x {shown(height)}")
+    parts: list[dict[str, Any]] = []
+    outline = 0.0
     for segmentation in segmentations:
         if isinstance(segmentation, Mapping):
-            parts.append(_run_lengths(coco, segmentation, height, width))
-        else:
-            # Fewer than three points enclose nothing; COCO has a few such polygons.
-            polygons = [[float(value) for value in polygon] for polygon in segmentation or [] if len(polygon) >= 6]
-            parts.extend(coco.frPyObjects(polygons, height, width) if polygons else [])
+            parts.append(checked_run_lengths(segmentation, height, width))
+            continue
+        # Fewer than three points enclose nothing; COCO has a few such polygons.
+        polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
+        polygons = [polygon for polygon in polygons if len(polygon) >= 3]
+        outline += sum(np.abs(np.diff(polygon, axis=0, append=polygon[:1])).sum() for polygon in polygons)
+        if outline > MOST_OUTLINE_PIXELS:
+            raise ValueError(f"the outline of its mask is {outline:,.0f} pixels long, expected that of an object")
+        if polygons:
+            parts.extend(coco.frPyObjects([polygon.reshape(-1).tolist() for polygon in polygons], height, width))
     if not parts:
         return None
     merged = coco.merge(parts)
     return {"size": [int(side) for side in merged["size"]], "counts": merged["counts"].decode("ascii")}
 
 
-def _run_lengths(coco: Any, segmentation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        return coco.frPyObjects(dict(segmentation), height, width)
-    return {
-        "size": list(segmentation["size"]),
-        "counts": counts.encode("ascii") if isinstance(counts, str) else counts,
-    }
+def _checked_polygon(polygon: Any, height: int, width: int) -> np.ndarray:
+    """[x, y, x, y, ...] in pixels -> (points, 2) float64, at most one picture's side outside of the picture.
+
+    pycocotools walks along the outline pixel by pixel and keeps every step: a corner far away takes all memory, and
+    one that is not a number ends the process.
+    """
+    if not isinstance(polygon, Sequence) or isinstance(polygon, (str, bytes)) or len(polygon) % 2:
+        raise ValueError(f"a polygon of its mask is {shown(polygon)}, expected pairs of numbers [x, y, x, y, ...]")
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in polygon):
+        raise ValueError(f"a polygon of its mask is {shown(polygon)}, expected pairs of numbers [x, y, x, y, ...]")
+    points = np.asarray([float(value) for value in polygon], dtype=np.float64).reshape(-1, 2)
+    side = np.array([width, height])
+    if not ((points >= -side) & (points <= 2 * side)).all():  # NaN compares as False
+        raise ValueError(
+            f"a polygon of its mask has corners far from its image of {width} x {height}: {shown(polygon)}"
+        )
+    if len(points) >= 3 and points.max() <= 1 and min(height, width) > SMALLEST_DOUBTFUL_SIDE:
+        raise ValueError(
+            f"a polygon of its mask lies within 0..1 ({shown(polygon)}); expected pixels, which are those times "
+            f"{width} and {height}"
+        )
+    return points
 
 
 def file_stem(file_name: str) -> str:

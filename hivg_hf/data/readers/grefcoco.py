@@ -40,7 +40,11 @@ def read_grefcoco(split: str, *, source: str, root: Any = None, images: Any = No
     def read(record: tuple[dict[str, Any], dict[str, Any]]) -> Draft:
         ref, sentence = record
         ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
-        return instances.draft(ref, [number for number in ids if number != NOTHING], sentence, find, masks)
+        nothing = ids == [NOTHING]
+        if not ids:
+            raise ValueError(f"its ann_id is empty, expected ids of annotations, or [{NOTHING}] for no target")
+        annotations = [] if nothing else [instances.annotation(number) for number in ids]
+        return instances.draft(ref, annotations, sentence, find, masks, no_target=nothing)
 
     return Annotations(source, split, records, read, _name_record)
 

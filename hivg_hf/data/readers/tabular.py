@@ -17,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.data.readers.common import (
+    SMALLEST_DOUBTFUL_SIDE,
     Annotations,
     Draft,
     ImageFinder,
     as_xyxy,
+    cell_text,
     cxcywh_to_xyxy,
+    four_numbers,
     need_file,
     segmentation_to_mask,
+    truth,
+    whole_side,
     xywh_to_xyxy,
 )
 from hivg_hf.data.readers.tables import column_of, header_of, open_records
-from hivg_hf.data.splits import held_out_images, resolve_split
+from hivg_hf.data.schema import checked_run_lengths, shown
+from hivg_hf.data.splits import distinct_splits, held_out_images, resolve_split
 
 CONVERTERS = {"xyxy": as_xyxy, "xywh": xywh_to_xyxy, "cxcywh": cxcywh_to_xyxy}
 BOX_FORMATS = (*CONVERTERS, *(f"{name}_normalized" for name in CONVERTERS))
@@ -74,11 +80,16 @@ def read_tabular(
     records = open_records(path)
     header = header_of(records)
     names = _resolve_columns(header, columns or {}, box_format, path)
-    positions, split = _select_split(records, header, names, split, holdout, path)
     find = ImageFinder(images if images is not None else path.parent)
+    splits = column_of(records, names["split"]) if names["split"] in header else []
+    positions, split = _select_split(records, splits, names, split, holdout, path, find)
+    has_splits = any(splits)
 
     def read(position: int) -> Draft:
-        return _draft(records[position], position, names, box_format, find, masks)
+        record = records[position]
+        if has_splits and not cell_text(record.get(names["split"])):
+            raise ValueError(f"its {names['split']} is blank, while other rows name one")
+        return _draft(record, position, names, box_format, find, masks)
 
     return Annotations(path.stem, split, positions, read, lambda record, _: f"row {record}")
 
@@ -113,52 +124,63 @@ def _box_columns(box_format: str) -> Sequence[tuple[str, ...]]:
 
 def _select_split(
     records: Sequence[dict[str, Any]],
-    header: Sequence[str],
+    splits: Sequence[str | None],
     names: Mapping[str, Any],
     split: str,
     holdout: float | None,
     path: Path,
+    find: ImageFinder,
 ) -> tuple[Sequence[int], str]:
     """Positions of the split's rows, and its name in the file."""
-    column = names["split"]
-    if column in header:
-        values = column_of(records, column)
-        split = resolve_split(split, sorted(set(filter(None, values))), str(path))
-        # A record that cannot be read belongs nowhere: every split reports it, so that none loses it in silence.
-        return [position for position, value in enumerate(values) if value is None or value == split], split
+    if any(splits):
+        split = resolve_split(split, distinct_splits(splits, str(path)), str(path))
+        # A record without a split, or one that cannot be read, belongs nowhere: every split reports it, so that none
+        # loses it in silence.
+        return [position for position, value in enumerate(splits) if not value or value == split], split
     if holdout is None:
-        return range(len(records)), resolve_split(split, ["all"], f"{path} (no column {column!r})")
+        return range(len(records)), resolve_split(split, ["all"], f"{path} (no column {names['split']!r})")
     split = resolve_split(split, ["train", "val"], str(path))
-    images = column_of(records, names["image"])
-    held_out = held_out_images([image for image in images if image is not None], holdout)
+    pictures = [_picture_name(find, image) for image in column_of(records, names["image"])]
+    held_out = held_out_images([picture for picture in pictures if picture is not None], holdout)
     return [
-        position for position, image in enumerate(images) if image is None or (image in held_out) == (split == "val")
+        position
+        for position, picture in enumerate(pictures)
+        if picture is None or (picture in held_out) == (split == "val")
     ], split
+
+
+def _picture_name(find: ImageFinder, file_name: str | None) -> str | None:
+    """The one name of a row's picture, None where it has none (then both sides report the row)."""
+    try:
+        return None if file_name is None else find.picture_name(file_name)
+    except ValueError:
+        return None
 
 
 def _draft(
     record: Mapping[str, Any], position: int, names: Mapping[str, Any], box_format: str, find: ImageFinder, masks: bool
 ) -> Draft:
-    file_name = _text(record.get(names["image"]))
-    if not file_name:
+    file_name = record.get(names["image"])
+    if not cell_text(file_name):
         raise ValueError("it names no image")
-    width, height = (_whole(record.get(names[side])) for side in ("width", "height"))
+    file_name = file_name.strip() if isinstance(file_name, str) else file_name
+    width, height = (whole_side(record.get(names[side]), side) for side in ("width", "height"))
     path = find(file_name)
     if box_format.endswith("_normalized") and (width is None or height is None):
         width, height = _image_size(path)
-    row_id = _text(record.get(names["sent_id"])) or str(position)
+    row_id = cell_text(record.get(names["sent_id"])) or str(position)
     mask = record.get(names["mask"]) if masks else None
     return Draft(
         image=path,
         expression=record.get(names["expression"]),
-        boxes=[_convert_box(box, box_format, width, height) for box in _raw_boxes(record, names)],
-        no_target=_truth(record.get(names["no_target"])),
+        boxes=[_convert_box(box, box_format, width, height, path) for box in _raw_boxes(record, names)],
+        no_target=truth(record.get(names["no_target"]), "no_target"),
         mask=_mask(mask, height, width),
         width=width,
         height=height,
-        category=_text(record.get(names["category"])) or None,
-        image_id=_text(record.get(names["image_id"])) or file_name,
-        ref_id=_text(record.get(names["ref_id"])) or row_id,
+        category=cell_text(record.get(names["category"])) or None,
+        image_id=cell_text(record.get(names["image_id"])) or find.picture_name(file_name),
+        ref_id=cell_text(record.get(names["ref_id"])) or row_id,
         sent_id=row_id,
     )
 
@@ -174,16 +196,34 @@ def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]
     return [] if whole is None or (isinstance(whole, str) and not whole.strip()) else [whole]
 
 
-def _convert_box(box: Any, box_format: str, width: int | None, height: int | None) -> list[float]:
-    values = re.split(r"[\s,;]+", box.strip(" \t[]()")) if isinstance(box, str) else list(box)
-    if len(values) != 4 or any(value in (None, "") or isinstance(value, bool) for value in values):
-        raise ValueError(f"box {box!r} is not four numbers")
-    xyxy = CONVERTERS[box_format.removesuffix("_normalized")]([float(value) for value in values])
+def _convert_box(box: Any, box_format: str, width: int | None, height: int | None, path: str) -> list[float]:
+    raw = four_numbers(re.split(r"[\s,;]+", box.strip(" \t[]()")) if isinstance(box, str) else box, box)
+    xyxy = CONVERTERS[box_format.removesuffix("_normalized")](raw)
     if not box_format.endswith("_normalized"):
+        if min(raw) >= 0 and max(raw) <= 1:
+            _refuse_shares(raw, box_format, path)
         return xyxy
     if width is None or height is None or max(abs(value) for value in xyxy) > 2:
-        raise ValueError(f"box {box!r} is not within 0..1, as box_format={box_format!r} says")
+        raise ValueError(f"box {shown(box)} is not within 0..1, as box_format={box_format!r} says")
     return [xyxy[0] * width, xyxy[1] * height, xyxy[2] * width, xyxy[3] * height]
+
+
+def _refuse_shares(raw: list[float], box_format: str, path: str) -> None:
+    """Refuse a box in pixels whose four numbers lie in 0..1, unless the picture is that small.
+
+    Raises:
+        ValueError: the numbers are shares of the image; the message names the format they can have.
+    """
+    width, height = _image_size(path)
+    if width is None or height is None or min(width, height) <= SMALLEST_DOUBTFUL_SIDE:
+        return
+    likely = [f"{box_format}_normalized"]
+    if box_format == "xyxy" and (raw[2] <= raw[0] or raw[3] <= raw[1]):
+        likely = ["xywh_normalized", "cxcywh_normalized"]
+    raise ValueError(
+        f"box {raw} lies within the first pixel of its image of {width} x {height}, read as {box_format} in pixels; "
+        f"is it box_format={' or '.join(map(repr, likely))}?"
+    )
 
 
 def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | None:
@@ -191,8 +231,9 @@ def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | 
     mask = json.loads(mask) if isinstance(mask, str) and mask.strip() else mask
     if not mask:
         return None
-    if isinstance(mask, Mapping) and isinstance(mask.get("counts"), str):
-        return {"size": list(mask["size"]), "counts": mask["counts"]}
+    if isinstance(mask, Mapping):
+        checked = checked_run_lengths(mask, height, width)
+        return {"size": checked["size"], "counts": checked["counts"].decode("ascii")}
     if height is None or width is None:
         raise ValueError("a mask of polygons needs the columns width and height")
     return segmentation_to_mask([mask], height, width)
@@ -205,20 +246,3 @@ def _image_size(path: str) -> tuple[int | None, int | None]:
     if facts.problem is not None:
         raise ValueError(facts.problem)
     return facts.width, facts.height
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _whole(value: Any) -> int | None:
-    return None if value in (None, "") else int(float(value))
-
-
-def _truth(value: Any) -> bool:
-    if isinstance(value, str):
-        lowered = value.strip().lower()
-        if lowered not in ("", "0", "1", "true", "false", "yes", "no"):
-            raise ValueError(f"no_target is {value!r}, expected true or false")
-        return lowered in ("1", "true", "yes")
-    return bool(value)
