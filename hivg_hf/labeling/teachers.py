@@ -146,7 +146,8 @@ class FlorenceTeacher:
         if self.nouns is None:
             found = self._answer(picture, "<DENSE_REGION_CAPTION>", None)
         else:
-            found = [one for noun in self.nouns for one in self._answer(picture, "<CAPTION_TO_PHRASE_GROUNDING>", noun)]
+            task = "<CAPTION_TO_PHRASE_GROUNDING>"
+            found = [one for noun in self.nouns for one in self._answer(picture, task, noun)]
         return sorted((one for one in found if one.score >= threshold), key=lambda one: -one.score)
 
     @torch.no_grad()

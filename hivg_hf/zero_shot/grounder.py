@@ -1,6 +1,6 @@
 """Zero-shot grounding: a plain CLIP answers expressions with boxes, without any training."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,10 @@ import PIL.Image
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_streams_hivg import (
     INPUT_ERRORS,
+    Entry,
+    EntryDataset,
     GroundingResults,
     ResultStream,
-    is_item,
     is_one_image,
     make_item,
     pair_up,
@@ -120,24 +121,25 @@ class ZeroShotGrounder:
             raise TypeError(f"Zero-shot grounding has no option {', '.join(map(repr, unknown))}.")
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error must be one of raise, return, got {on_error!r}.")
-        options = {"heatmap": heatmap, "threshold": threshold}
-        if is_one_image(inputs) or is_item(inputs):
-            return self._answer(make_item(inputs, text), on_error, boxes, **options)
+        options: dict[str, Any] = {"heatmap": heatmap, "threshold": threshold, "on_error": on_error}
+        if is_one_image(inputs) or isinstance(inputs, Mapping):
+            return self._answer(lambda: Entry(inputs, text), boxes, **options)
         if boxes is not None:
             raise ValueError("boxes= belongs to one image; for several images give a source of proposals.")
         if isinstance(inputs, (list, tuple)):
-            return [self._answer(item, on_error, None, **options) for item in pair_up(list(inputs), text)]
+            entries = pair_up(list(inputs), text)
+            return [self._answer(partial(entries.__getitem__, n), None, **options) for n in range(len(entries))]
         length = len(inputs) if hasattr(inputs, "__len__") else None
-        answers = (self._answer(read, on_error, None, text, **options) for read in _readers(inputs))
-        return ResultStream(answers, length)
+        return ResultStream((self._answer(read, None, **options) for read in _readers(inputs, text)), length)
 
-    def _answer(self, item: Any, on_error: str, boxes: Any, text: Any = None, **options: Any) -> Any:
-        """Answer an item, or what a function without arguments reads: reading may fail too."""
+    def _answer(self, read: Callable[[], Entry], boxes: Any, on_error: str, **options: Any) -> Any:
+        """Answer what `read` reads, which may fail too."""
         try:
-            item = make_item(item(), text) if callable(item) else item
+            entry = read()
+            item = make_item(entry.value, entry.text)
             several = not isinstance(item["text"], str)
             picture = load_grounding_image(item["image"])
-            results = self.ground(picture, list(item["text"]) if several else [item["text"]], boxes, **options)
+            results = self.ground(picture, item["text"] if several else [item["text"]], boxes, **options)
         except INPUT_ERRORS as error:
             if on_error == "raise":
                 raise
@@ -229,11 +231,12 @@ def checked_boxes(boxes: Any, size: tuple[int, int]) -> np.ndarray:
     return cut
 
 
-def _readers(inputs: Any) -> Iterator[Callable[[], Any]]:
+def _readers(inputs: Any, text: Any) -> Iterator[Callable[[], Entry]]:
     """A function per entry of a dataset or stream, which reads it."""
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        yield from (partial(inputs.__getitem__, index) for index in range(len(inputs)))
+        rows = EntryDataset(inputs, text)
+        yield from (partial(rows.__getitem__, index) for index in range(len(rows)))
     elif isinstance(inputs, Iterable):
-        yield from (partial(lambda entry: entry, entry) for entry in inputs)
+        yield from (partial(Entry, value, text) for value in inputs)
     else:
         raise TypeError(f"An image must be a path, a URL, a PIL image or an array, not {type(inputs).__name__}.")

@@ -37,7 +37,7 @@ def test_florence_with_random_weights_labels_end_to_end(florence2, scene, tmp_pa
     ("nouns", "text", "labels"),
     [
         (["red star"], "</s><s>red star<loc_100><loc_300><loc_400><loc_700></s>", {"red star"}),
-        (None, "</s><s>star<loc_100><loc_300><loc_400><loc_700>red<loc_0><loc_0><loc_99><loc_99></s>", {"star", "red"}),
+        (None, "</s>star<loc_100><loc_300><loc_400><loc_700>red<loc_0><loc_0><loc_99><loc_99></s>", {"star", "red"}),
     ],
 )
 def test_florences_places_become_boxes_in_pixels(florence2, monkeypatch, nouns, text, labels):
