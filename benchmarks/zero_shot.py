@@ -127,7 +127,7 @@ def print_table(result: dict[str, Any]) -> None:
     for name, figure in result["accuracy"].items():
         by_kind = [f"{figure['by_kind'][kind]:.1f}" if kind in figure["by_kind"] else "" for kind in kinds]
         table.add_row(name, f"{figure['all']:.1f}", *by_kind, f"{1000 * figure['seconds_per_row']:.0f}")
-    Console().print(table)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

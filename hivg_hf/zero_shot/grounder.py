@@ -23,7 +23,7 @@ from .clip_towers import ZeroShotClip
 from .map_boxes import CRITERIA, METHODS, box_from_map
 from .proposal_scores import SCORINGS, score_proposals
 from .proposals import ProposalSource
-from .relation_parser import Query, parse_expression
+from .relation_parser import ANYTHING, Query, parse_expression
 from .relations import resolve
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -200,10 +200,12 @@ class ZeroShotGrounder:
         """
         queries = [parse_expression(text) if self.relations else Query(text) for text in expressions]
         nouns = list(dict.fromkeys(noun for query in queries for noun in query.nouns))
-        logits = score_proposals(self.encoder, picture, boxes, nouns, self.scoring)  # (nouns, K)
-        matches = dict(
-            zip(nouns, np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature), strict=True)
-        )
+        named = [noun for noun in nouns if not (self.relations and noun in ANYTHING)]
+        matches = {noun: np.ones(len(boxes)) for noun in nouns}
+        if named:
+            logits = score_proposals(self.encoder, picture, boxes, named, self.scoring)  # (nouns, K)
+            chances = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)
+            matches |= dict(zip(named, chances, strict=True))
         rows = []
         for query in queries:
             fits = resolve(query, matches, boxes)

@@ -17,6 +17,8 @@ CORNERS = ("top left", "top right", "bottom left", "bottom right")
 AXES = ("left", "right", "top", "bottom", *CORNERS, "large", "small", "tall", "short", "center")
 RELATIONS = ("left", "right", "above", "below", "larger", "smaller", "inside", "contains", "near", "between")
 
+# Nouns that name no kind of object: every proposal is one.
+ANYTHING = ("one", "ones", "object", "objects", "thing", "things", "item", "items")
 NUMBERS = {
     **{"first": 1, "1st": 1, "second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5},
     **{"one": 1, "two": 2, "three": 3, "four": 4, "five": 5},
@@ -134,6 +136,13 @@ _SUPERLATIVE = re.compile(
 _BODY = re.compile(r"^(?:hand|arm|leg|foot|eye|ear|shoulder|knee|elbow|shoe|wing)s?\b")
 
 
+# After these "one" is the noun: "the one on the left".
+_PLACE_WORDS = (
+    r"(?:that|which|who|with|on|in|at|to|from|the|left|right|above|below|over|under|underneath|beneath|inside|within|next"
+    r"|beside|besides|near|nearest|close|closest|adjacent|between|farthest|furthest|far|higher|lower|larger|bigger"
+    r"|smaller|directly|containing|surrounding|enclosing|standing|sitting|located|placed|having)\b"
+)
+
 # -- rules ------------------------------------------------------------------------------------------------------------
 
 
@@ -181,5 +190,6 @@ def _parse_head(text: str, relation: Relation | None) -> Query:
 def _bare(text: str) -> str:
     """Without the article and the filler words at the ends."""
     text = re.sub(r"^(?:(?:the|a|an) )+", "", text.strip())
-    text = re.sub(r"^one (?:(?:that|which) is )?(?:(?:a|an) )?(?=\w)", "", text)  # "the one that is a star"
+    # "the one that is a star" names a star, "the one on the left" no kind of object.
+    text = re.sub(rf"^one (?:(?:that|which) is (?:a|an) |(?!{_PLACE_WORDS})(?=\w))", "", text)
     return re.sub(r" (?:that|which|who)(?: is| are)?$| is$", "", text).strip() or text

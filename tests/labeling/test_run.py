@@ -55,6 +55,17 @@ def test_our_reader_reads_the_coco_file_with_the_same_boxes(labels):
     assert coco["annotations"][0]["score"] == 0.9
 
 
+def test_a_photograph_that_a_camera_turned_is_labeled_upright(scene, teacher, tmp_path):
+    turned = scene.with_name("turned.jpg")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a viewer turns it a quarter to the right
+    PIL.Image.open(scene).rotate(90, expand=True).save(turned, exif=exif, quality=95)
+    label_pictures([str(turned)], tmp_path / "labels", teacher)
+    rows = load_grounding_dataset(str(tmp_path / "labels" / "labels.jsonl"), "all", box_format="xyxy")
+    assert (rows[0]["width"], rows[0]["height"]) == (200, 100)
+    assert "the red cup" in rows["expression"]
+
+
 def test_label_studio_tasks_fit_their_interface(scene, teacher, tmp_path):
     teacher.objects[(200, 100)][2] = ('pl<a>te & "x"', (130.0, 30.0, 190.0, 80.0), 0.7)
     label_pictures([str(scene)], tmp_path / "labels", teacher, local_files="set one/labels")

@@ -88,6 +88,11 @@ def test_relations_decide_between_boxes_that_clip_cannot_tell_apart(grounder, pi
     assert plain(picture, "the rightmost square", boxes=BOXES)["score"] == pytest.approx(0.5)
 
 
+def test_a_noun_that_names_no_kind_leaves_the_choice_to_the_place(grounder, picture):
+    assert corners(grounder(picture, "the one on the left", boxes=BOXES)) == BOXES[0]
+    assert corners(grounder(picture, "the rightmost thing", boxes=BOXES)) == BOXES[1]
+
+
 def test_a_relation_that_fits_no_pair_falls_back_with_a_score_of_almost_0(grounder, picture):
     answer = grounder(picture, "the star left of the sea", boxes=BOXES[:1])
     assert corners(answer) == BOXES[0]
