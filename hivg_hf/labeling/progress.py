@@ -58,7 +58,12 @@ class FoundObjects:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
-                row = json.loads(line)
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    raise ValueError(
+                        f"{self.path} (line {number}) is not JSON: delete the file to start anew."
+                    ) from None
                 if row.get("settings") != self.settings:
                     self._refuse(number, row.get("settings"))
                 self._rows[row["image"]] = row

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from transformers import CLIPModel
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_streams_hivg import (
@@ -84,6 +85,34 @@ class ZeroShotGrounder:
     ) -> "ZeroShotGrounder":
         """Open a CLIP by folder or Hub id; `clip_options` are those of `ZeroShotClip`."""
         return cls(ZeroShotClip.from_pretrained(model, device, **(clip_options or {})), **options)
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        model: Any,
+        processor: Any = None,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        device: Any = None,
+        clip_options: dict[str, Any] | None = None,
+        task: str | None = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> "ZeroShotGrounder":
+        """What `pipeline("visual-grounding", model=..., mode="zero-shot", **options)` makes of the parts it loaded.
+
+        Raises:
+            ValueError: the model is not a plain CLIP.
+        """
+        if not isinstance(model, CLIPModel):
+            raise ValueError(
+                f"mode='zero-shot' needs a plain CLIP, got a {type(model).__name__}; omit mode for a HiVG."
+            )
+        if device is not None:
+            model = model.to(device)
+        tokenizer = tokenizer or getattr(processor, "tokenizer", None)
+        image_processor = image_processor or getattr(processor, "image_processor", None)
+        return cls(ZeroShotClip(model, tokenizer, image_processor, **(clip_options or {})), **options)
 
     def __call__(
         self,

@@ -131,6 +131,13 @@ def test_labels_of_another_teacher_are_not_mixed_in(scene, teacher, tmp_path):
         label_pictures([str(scene)], tmp_path / "labels", teacher, nouns=["mug"])
 
 
+def test_a_spoiled_progress_file_is_named(scene, teacher, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "objects.jsonl").write_text("spoiled\n")
+    with pytest.raises(ValueError, match=r"objects.jsonl \(line 1\) is not JSON: delete the file"):
+        label_pictures([str(scene)], tmp_path / "labels", teacher)
+
+
 def test_bad_pictures_are_counted_and_tried_again(scene, teacher, tmp_path):
     broken = scene.with_name("broken.jpg")
     broken.write_bytes(b"\xff\xd8\xff nothing")
