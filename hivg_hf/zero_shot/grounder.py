@@ -105,9 +105,7 @@ class ZeroShotGrounder:
             ValueError: the model is not a plain CLIP.
         """
         if not isinstance(model, CLIPModel):
-            raise ValueError(
-                f"mode='zero-shot' needs a plain CLIP, got a {type(model).__name__}; omit mode for a HiVG."
-            )
+            raise ValueError(f"mode='zero-shot' needs a plain CLIP, got a {type(model).__name__}: omit mode.")
         if device is not None:
             model = model.to(device)
         tokenizer = tokenizer or getattr(processor, "tokenizer", None)
