@@ -18,6 +18,8 @@ PALETTE: dict[str, tuple[tuple[int, int, int], ...]] = {
     "black": ((15, 15, 15),),
     "white": ((248, 248, 248),),
     "gray": ((128, 128, 128), (185, 185, 185), (75, 75, 75)),
+    # Blue to some and green to others: a color without a name is never said.
+    "": ((50, 205, 215), (0, 130, 130), (150, 225, 225)),
 }
 FRAME = 0.25  # width of the frame around a box that shows its ground, relative to the box's sides
 CLEAR_SHARE = 0.6  # of what stands out in the box, for its color to be said
@@ -49,7 +51,7 @@ def name_color(
     if extra.sum() < LEAST_SHARE:
         return None
     best = int(extra.argmax())
-    return list(palette)[best] if extra[best] >= CLEAR_SHARE * extra.sum() else None
+    return (list(palette)[best] or None) if extra[best] >= CLEAR_SHARE * extra.sum() else None
 
 
 def _frame_counts(

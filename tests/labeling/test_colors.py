@@ -19,13 +19,17 @@ def drawn(rgb, ground=(128, 128, 128), shape="rectangle"):
 BOX = (20, 10, 60, 50)
 
 
-@pytest.mark.parametrize("name", [name for name in PALETTE if name != "gray"])
+@pytest.mark.parametrize("name", [name for name in PALETTE if name not in ("gray", "")])
 def test_every_color_is_named_on_gray(name):
     assert name_color(drawn(PALETTE[name][0]), BOX) == name
 
 
 def test_gray_is_named_on_white():
     assert name_color(drawn((128, 128, 128), ground=(250, 250, 250)), BOX) == "gray"
+
+
+def test_turquoise_is_not_named():
+    assert name_color(drawn((50, 205, 215)), BOX) is None
 
 
 def test_the_ground_inside_the_box_does_not_count():
