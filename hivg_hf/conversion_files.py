@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .safe_pickle import load_torch_file
+from hivg_hf.utils.safe_pickle import load_torch_file
 
 WHOLE_MODEL = "a whole model"
 CLIP_WITH_BRIDGES = "CLIP with bridges"

@@ -10,7 +10,8 @@ from typing import Any
 import PIL.Image
 from torch.utils.data import Dataset
 
-from .atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
+
 from .bridge_attention import bridge_attention, draw_bridge_attention
 from .grounding_files import Question, is_url, picture_path, url_name
 from .modeling.image_loading_hivg import load_grounding_image

@@ -13,7 +13,8 @@ from typing import Any
 from datasets import Dataset, Image
 from tqdm import tqdm
 
-from .atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
+
 from .inference import answer_as_json
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 

@@ -28,7 +28,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .atomic import check_name
+from hivg_hf.utils.atomic import check_name
+
 from .hilora_options import check_lora_options
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
-from .whole_weights import check_finite
+from hivg_hf.utils.whole_weights import check_finite
 
 FolderKind = Literal["model", "adapter"]
 

@@ -8,10 +8,11 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
+
 from . import TINY_CHECKPOINT
 from .hub_loading import download_checked, load_with_stages
 from .modeling.pipeline_hivg import VisualGroundingPipeline
-from .whole_weights import load_whole, quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

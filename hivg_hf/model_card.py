@@ -20,10 +20,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.strict_mapping import read_yaml
+
 from . import card_tables
-from .atomic import atomic_path
 from .evaluation.records import read_results
-from .strict_mapping import read_yaml
 
 TEMPLATE = Path(__file__).parent / "templates" / "hivg_model_card.md"
 CARD_NAME = "README.md"

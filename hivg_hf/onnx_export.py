@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .atomic import atomic_folder
-from .import_utils import require_package
+from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.imports import require_package
+
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor
 

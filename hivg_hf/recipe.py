@@ -27,7 +27,9 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 
-from .atomic import check_name
+from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
+
 from .hilora import HiLoraConfig, HiLoraStage
 from .recipe_checks import (
     check_augmentation,
@@ -38,7 +40,6 @@ from .recipe_checks import (
     drop_unread,
     refuse_unread,
 )
-from .strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .strict_mapping import refuse_unknown
+from hivg_hf.utils.strict_mapping import refuse_unknown
 
 _LORA, _OWN_LOSSES = ("lora",), ("pretrain", "assisted")
 _ON_ROWS = ("assisted", "heads", "all", "lora")

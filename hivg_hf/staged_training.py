@@ -30,11 +30,12 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.manifest import find_damage, write_manifest
+
 from .evaluation.records import describe_versions
 from .hilora import HiLoraConfig, merge_stages, start_stage
 from .hilora_folders import load_adapter_state, publish_stages, save_adapter_state
-from .manifest import find_damage, write_manifest
 from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor

@@ -11,9 +11,10 @@ from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
-from .atomic import flush, flush_folder
+from hivg_hf.utils.atomic import flush, flush_folder
+from hivg_hf.utils.manifest import check_resumable, find_damage, newest_whole_checkpoint, write_manifest
+
 from .hilora_folders import load_adapter_state, save_adapter_state
-from .manifest import check_resumable, find_damage, newest_whole_checkpoint, write_manifest
 
 
 class CheckpointingTrainer(Trainer):

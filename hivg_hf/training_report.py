@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from .atomic import atomic_path
-from .import_utils import is_package_available
+from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.imports import is_package_available
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hivg_hf.utils.imports import is_package_available
+
 from .evaluation import EvaluationSettings, evaluate_model, write_evaluation
-from .import_utils import is_package_available
 from .model_card import CardFacts, write_card
 from .recipe import Recipe
 from .training_setup import RowCache, row_options

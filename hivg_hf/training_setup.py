@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from hivg_hf.utils.imports import is_package_available
+from hivg_hf.utils.whole_weights import load_whole
+
 from .data import load_grounding_dataset
 from .data.augmentation import GroundingAugmentation
 from .data.collator import GroundingCollator
 from .data.loading import refuse_several_targets
 from .hilora import is_new_parameter
-from .import_utils import is_package_available
 from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.presets_hivg import preset_fields
@@ -25,7 +27,6 @@ from .modeling.processing_hivg import HiVGProcessor
 from .recipe import ModelRecipe, PhaseRecipe, Recipe
 from .training_args import HiVGTrainingArguments
 from .training_launch import wants_cpu
-from .whole_weights import load_whole
 
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 

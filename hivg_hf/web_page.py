@@ -12,8 +12,9 @@ from typing import Any
 import PIL.Image
 import PIL.ImageOps
 
+from hivg_hf.utils.imports import require_package
+
 from .example_scenes import example_scenes
-from .import_utils import require_package
 from .modeling.image_loading_hivg import load_grounding_image
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 from .visualize import draw_grounding, draw_heatmap

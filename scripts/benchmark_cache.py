@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hivg_hf.atomic import atomic_path
 from hivg_hf.data.cache import load_cache, write_cache
 from hivg_hf.data.collator import letterbox, open_row_image
 from hivg_hf.data.order import KeyedDataset
 from hivg_hf.data.schema import FEATURES
 from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
+from hivg_hf.utils.atomic import atomic_path
 
 WIDTH, HEIGHT = 1024, 768
 NEEDED = 5.0

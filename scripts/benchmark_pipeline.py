@@ -22,9 +22,9 @@ import torch
 import transformers
 
 import hivg_hf
-from hivg_hf.atomic import atomic_path
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.inference import load_pipeline
+from hivg_hf.utils.atomic import atomic_path
 
 BATCH_SIZES = (1, 4, 16)
 # The stream repeats these many rendered scenes: memory is what is measured, and rendering would take most of the time.

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ..atomic import atomic_path
-from ..import_utils import require_package
+from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.imports import require_package
+
 from .groups import BOX, MASK, NATIVE, NATIVE_MASK, STRAIGHTFORWARD
 
 MARKERS = ("<!-- benchmark: begin (written by scripts/benchmark.py) -->", "<!-- benchmark: end -->")

@@ -112,7 +112,8 @@ def _write_model(model: Any, out: Path, tokenizer: str | None) -> None:
     """The model with its processor; or base/ and adapters/hilora/, as a HiLoRA training writes them."""
     from peft import PeftModel
 
-    from ..atomic import atomic_folder
+    from hivg_hf.utils.atomic import atomic_folder
+
     from ..hilora import PROGRESSIVE_ADAPTER
     from ..hilora_folders import save_adapter, save_base
 
@@ -151,7 +152,7 @@ def _without_tokenizer(reason: str) -> None:
 def _write_plain_clip(model: Any, out: Path, tokenizer: str | None) -> None:
     from transformers import CLIPTokenizer
 
-    from ..atomic import atomic_folder
+    from hivg_hf.utils.atomic import atomic_folder
 
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)

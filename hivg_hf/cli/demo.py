@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 import hivg_hf
+from hivg_hf.utils.imports import require_package
 
-from ..import_utils import require_package
 from . import run_verb
 
 

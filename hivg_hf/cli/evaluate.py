@@ -63,11 +63,12 @@ def evaluate(
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
+    from hivg_hf.utils.imports import require_package
+
     from ..evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from ..evaluation.predict import process_state
     from ..evaluation.reports import write_evaluation
     from ..evaluation.sources import open_data, open_foils, open_model, read_options
-    from ..import_utils import require_package
 
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"

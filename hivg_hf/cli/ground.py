@@ -20,6 +20,7 @@ import typer
 from tqdm import tqdm
 
 import hivg_hf
+from hivg_hf.utils.imports import require_package
 
 from ..grounding_files import (
     IMAGE_SUFFIXES,
@@ -31,7 +32,6 @@ from ..grounding_files import (
     split_images_and_expressions,
 )
 from ..grounding_run import Asker, PictureWriter
-from ..import_utils import require_package
 from ..inference import answer_as_json, load_pipeline
 from ..modeling.processing_hivg import ExpressionCutWarning
 from . import EXIT_STATUS_ON_ERROR, run_verb

@@ -16,7 +16,6 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hivg_hf.atomic import atomic_path
 from hivg_hf.data.augmentation import resize_mask
 from hivg_hf.data.collator import open_row_image, scale_box
 from hivg_hf.data.loading import load_grounding_dataset
@@ -25,6 +24,7 @@ from hivg_hf.data.reading import ReadReport, open_source, read_rows
 from hivg_hf.data.rows import RowProblem, count_kinds
 from hivg_hf.data.schema import decode_mask
 from hivg_hf.data.splits import Totals
+from hivg_hf.utils.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 

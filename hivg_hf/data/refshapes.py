@@ -24,7 +24,6 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 
-from hivg_hf.atomic import atomic_folder
 from hivg_hf.data.refshapes_language import ATTRIBUTES
 from hivg_hf.data.refshapes_render import render_scene
 from hivg_hf.data.refshapes_samples import (
@@ -37,6 +36,7 @@ from hivg_hf.data.refshapes_samples import (
     refshapes_samples,
 )
 from hivg_hf.data.schema import FEATURES, encode_mask, mask_to_box
+from hivg_hf.utils.atomic import atomic_folder
 
 __all__ = ["OBJECTS_FEATURE", "SPLITS", "Expression", "Sample", "refshapes_dataset", "refshapes_samples"]
 

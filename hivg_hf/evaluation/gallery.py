@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
+
 from ..data.collator import open_row_image
 from ..metrics import RowScores
 

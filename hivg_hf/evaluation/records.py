@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
+
 from ..metrics import RowScores
 from ..metrics.protocols import MetricProtocol
 

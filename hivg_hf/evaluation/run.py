@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..import_utils import is_package_available
+from hivg_hf.utils.imports import is_package_available
+
 from ..metrics import (
     RowScores,
     choose_threshold,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from hivg_hf.utils.imports import require_package
+
 from ..data.schema import checked_run_lengths, decode_mask
-from ..import_utils import require_package
 
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: np.ndarray) -> np.ndarray:

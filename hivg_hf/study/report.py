@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.imports import require_package
+
 from ..card_tables import markdown_table
 from ..evaluation.plots import new_figure, save_figure
-from ..import_utils import require_package
 from .plan import Study
 from .run import STUDY_FORMAT
 

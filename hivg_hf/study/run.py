@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from hivg_hf.utils.whole_weights import load_whole
+
 from ..data import load_grounding_dataset
 from ..evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
 from ..evaluation.records import describe_versions
@@ -34,7 +36,6 @@ from ..run_folder import RECIPE_FILE, claim_folder
 from ..staged_training import StagedTraining
 from ..training_report import write_json
 from ..training_setup import row_options
-from ..whole_weights import load_whole
 from .plan import Cell, Study
 
 logger = logging.getLogger(__name__)

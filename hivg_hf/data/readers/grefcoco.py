@@ -9,7 +9,7 @@ from typing import Any
 from hivg_hf.data.readers.common import Annotations, Draft, ImageFinder, need_file, need_folder
 from hivg_hf.data.readers.refer import Instances
 from hivg_hf.data.splits import resolve_split
-from hivg_hf.safe_pickle import load_pickle
+from hivg_hf.utils.safe_pickle import load_pickle
 
 SPLITS = ("train", "val", "testA", "testB")
 NOTHING = -1

@@ -23,7 +23,7 @@ from hivg_hf.data.readers.common import (
     xywh_to_xyxy,
 )
 from hivg_hf.data.splits import resolve_split
-from hivg_hf.safe_pickle import load_torch_file
+from hivg_hf.utils.safe_pickle import load_torch_file
 
 SPLITS = {
     "unc": ("train", "val", "testA", "testB"),

@@ -23,7 +23,7 @@ from hivg_hf.data.readers.common import (
 )
 from hivg_hf.data.schema import shown
 from hivg_hf.data.splits import resolve_split
-from hivg_hf.safe_pickle import load_pickle
+from hivg_hf.utils.safe_pickle import load_pickle
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from hivg_hf.safe_pickle import load_pickle, load_torch_file
+from hivg_hf.utils.safe_pickle import load_pickle, load_torch_file
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class _Malicious:

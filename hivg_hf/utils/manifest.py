@@ -86,7 +86,7 @@ def check_resumable(checkpoint: str | Path) -> None:
     if damage:
         raise ValueError(
             f"Training cannot resume from {checkpoint}: {damage}. Choose another checkpoint, or start without one; if "
-            "you know that the folder is right, call hivg_hf.manifest.write_manifest on it."
+            "you know that the folder is right, call hivg_hf.utils.manifest.write_manifest on it."
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hivg_hf.import_utils import is_package_available, require_package
+from hivg_hf.utils.imports import is_package_available, require_package
 
 
 def test_installed_package_is_returned() -> None:

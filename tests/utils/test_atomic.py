@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hivg_hf.atomic import atomic_folder, atomic_path, check_name
+from hivg_hf.utils.atomic import atomic_folder, atomic_path, check_name
 
 
 def names_in(folder: Path) -> list[str]:
@@ -97,11 +97,11 @@ def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     target.write_text("old")
     code = (
-        "import sys, time\nfrom hivg_hf.atomic import atomic_path\n"
+        "import sys, time\nfrom hivg_hf.utils.atomic import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path:\n    path.write_text('half')\n    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     writer = subprocess.Popen([sys.executable, "-c", code, str(target)], cwd=root, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"

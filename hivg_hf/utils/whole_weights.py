@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from .modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 _SHOWN = 3
 

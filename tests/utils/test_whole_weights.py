@@ -21,7 +21,7 @@ from hivg_hf.hilora_folders import load_stages, publish_stages
 from hivg_hf.hub_loading import load_with_stages
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.training_setup import load_growing
-from hivg_hf.whole_weights import load_whole
+from hivg_hf.utils.whole_weights import load_whole
 
 
 def change_weights(folder, change, file="model.safetensors"):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from test_trainer import ROWS, fresh_model, make_trainer
 
-from hivg_hf.manifest import MANIFEST_FILE, find_damage, newest_whole_checkpoint, write_manifest
+from hivg_hf.utils.manifest import MANIFEST_FILE, find_damage, newest_whole_checkpoint, write_manifest
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", MANIFEST_FILE)
 
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     DAMAGES[damage](tmp_path / "checkpoint-2" / name)
     with caplog.at_level("WARNING", logger="hivg_hf"):
         trainer = train(tiny_model, tiny_processor, tmp_path, resume=True)
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "hivg_hf.manifest"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "hivg_hf.utils.manifest"]
     assert "checkpoint-2 is damaged (" in message
     assert name in message or (name == MANIFEST_FILE and damage == "one bit")  # then a checksum that has changed
     assert "resuming from checkpoint-1 instead" in message
@@ -145,7 +145,7 @@ def test_an_older_checkpoint_is_used_once_its_manifest_is_written(trained, tiny_
     shutil.copytree(trained[0] / "checkpoint-2", old)
     (old / MANIFEST_FILE).unlink()
     with pytest.raises(
-        ValueError, match=r"no manifest.json, as if hivg_hf 0.1 .*call hivg_hf.manifest.write_manifest"
+        ValueError, match=r"no manifest.json, as if hivg_hf 0.1 .*call hivg_hf.utils.manifest.write_manifest"
     ):
         train(tiny_model, tiny_processor, tmp_path, resume=str(old))
     write_manifest(old)

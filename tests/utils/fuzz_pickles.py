@@ -1,6 +1,6 @@
 """Random pickles and torch files under a memory limit: each is read right, or refused in one sentence.
 
-    python tests/fuzz_pickles.py CASES SEED FOLDER
+    python tests/utils/fuzz_pickles.py CASES SEED FOLDER
 
 Prints `{"cases": N, "read": N, "refused": N}`. A crash, a hang, another kind of error or too much memory ends it.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hivg_hf.safe_pickle import load_pickle, load_torch_file
+from hivg_hf.utils.safe_pickle import load_pickle, load_torch_file
 
 MEMORY_ABOVE_IMPORTS = 256 * 2**20
 SECONDS_PER_CASE = 20
