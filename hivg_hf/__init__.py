@@ -6,9 +6,9 @@ torch and transformers (PEFT, datasets, plots) is loaded when it is first used.
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints import TINY_CHECKPOINT
 from .modeling import (
     HiVGConfig,
     HiVGForVisualGrounding,
@@ -17,11 +17,7 @@ from .modeling import (
     HiVGProcessor,
     VisualGroundingPipeline,
 )
-
-__version__ = "0.1.0"
-
-# Folder of the checkpoint in the wheel, trained from nothing on RefShapes: for trying things out and for tests.
-TINY_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "hivg-tiny-refshapes")
+from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .conversion import load_official_checkpoint

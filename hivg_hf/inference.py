@@ -8,9 +8,9 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
-from . import TINY_CHECKPOINT
 from .hub_loading import download_checked, load_with_stages
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 

@@ -86,7 +86,7 @@ def test_wheel_holds_every_file_beside_the_code(wheel: zipfile.ZipFile) -> None:
 
 
 def test_versions_of_package_and_wheel_agree(wheel: zipfile.ZipFile) -> None:
-    source = (ROOT / "hivg_hf" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "hivg_hf" / "utils" / "version.py").read_text(encoding="utf-8")
     (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     assert f"hivg_hf-{version}.dist-info/METADATA" in wheel.namelist()
 

@@ -102,7 +102,7 @@ def _plan_own_data(
     from ..evaluation.sources import read_options
 
     if base == "tiny":
-        from hivg_hf import TINY_CHECKPOINT
+        from hivg_hf.checkpoints import TINY_CHECKPOINT
 
         base = TINY_CHECKPOINT
     return plan_user_training(

@@ -75,7 +75,7 @@ def describe_data(
 
 def describe_versions() -> dict[str, str]:
     """Versions of what computed the figures."""
-    from .. import __version__
+    from hivg_hf.utils.version import __version__
 
     found = {"hivg_hf": __version__, "python": platform.python_version()}
     return {**found, **{name: importlib.metadata.version(name) for name in _PACKAGES}}

@@ -57,7 +57,7 @@ def open_model(
         model, processor = load_official_checkpoint(name, return_processor=True)
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
     if name == INCLUDED_MODEL and not Path(name).exists():
-        from .. import TINY_CHECKPOINT
+        from hivg_hf.checkpoints import TINY_CHECKPOINT
 
         name = TINY_CHECKPOINT
     if Path(name).is_absolute() and not Path(name).is_dir():
