@@ -83,7 +83,7 @@ def _check_model_name(name: str) -> None:
     elif name == TINY_CHECKPOINT:
         raise FileNotFoundError(
             "The included checkpoint hivg-tiny-refshapes is not in this installation: train it with `hivg train "
-            "recipes/hivg-tiny-refshapes.yaml --out RUN`, or name another model."
+            "hivg-tiny-refshapes --out RUN`, or name another model."
         )
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no model folder '{name}'.")

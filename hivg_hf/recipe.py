@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 
+from hivg_hf.recipes import find_recipe
 from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
 
@@ -293,13 +294,14 @@ def _changed(recipe: Any) -> list[str]:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe file.
+    """Read and check a recipe: a file, or the name of one that ships.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
     """
-    return parse_recipe({"name": Path(path).stem, **read_yaml(path, "recipe")})
+    path = find_recipe(path)
+    return parse_recipe({"name": path.stem, **read_yaml(path, "recipe")})
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:

@@ -1,9 +1,9 @@
 """Run a study of methods, bridges and seeds, and write its document from the results.
 
-python scripts/study.py recipes/refshapes-study.yaml             # goes on where it was; Ctrl-C loses one cell
-python scripts/study.py recipes/refshapes-study.yaml --cells 10  # at most ten cells now
-python scripts/study.py recipes/refshapes-study.yaml --jobs 2    # two runs at a time
-python scripts/study.py recipes/refshapes-study.yaml --report    # the document alone
+python scripts/study.py benchmarks/study/refshapes-study.yaml             # goes on where it was; Ctrl-C loses one cell
+python scripts/study.py benchmarks/study/refshapes-study.yaml --cells 10  # at most ten cells now
+python scripts/study.py benchmarks/study/refshapes-study.yaml --jobs 2    # two runs at a time
+python scripts/study.py benchmarks/study/refshapes-study.yaml --report    # the document alone
 """
 
 import argparse

@@ -15,7 +15,7 @@ from training_helpers import coloured_box_rows, run_staged, tiny_recipe
 
 REPOSITORY = Path(__file__).parent.parent
 LAUNCHERS = {
-    "accelerate": ["accelerate.commands.launch", "--config_file", "recipes/accelerate/multi_cpu.yaml"],
+    "accelerate": ["accelerate.commands.launch", "--config_file", "hivg_hf/recipes/accelerate/multi_cpu.yaml"],
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
 }
 

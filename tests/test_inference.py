@@ -12,7 +12,7 @@ def test_without_the_included_checkpoint_the_way_to_get_it_is_told(
 ) -> None:
     absent = str(tmp_path / "hivg-tiny-refshapes")
     monkeypatch.setattr(inference, "TINY_CHECKPOINT", absent)
-    with pytest.raises(FileNotFoundError, match=r"train it with `hivg train recipes/hivg-tiny-refshapes\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"train it with `hivg train hivg-tiny-refshapes"):
         inference.load_pipeline(absent)
 
 

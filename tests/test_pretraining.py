@@ -1,7 +1,5 @@
 """Pre-training: what each patch is told, what learns, and that the result is a plain CLIP."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from hivg_hf.modeling.presets_hivg import CLIP_TINY
 from hivg_hf.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
 from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator, patch_targets
 from hivg_hf.recipe import parse_recipe
+from hivg_hf.recipes import find_recipe
 from hivg_hf.staged_training import StagedTraining
 
 
@@ -289,7 +288,7 @@ def test_a_shallow_fusion_encoder_cannot_be_guided(model):
 
 @pytest.mark.slow
 def test_every_phase_of_the_tiny_recipe_runs(tmp_path):
-    content = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "hivg-tiny-refshapes.yaml").read_text())
+    content = yaml.safe_load(find_recipe("hivg-tiny-refshapes").read_text())
     small = {"size": 32, "workers": 1, "cache_dir": str(tmp_path / "cache")}
     content["data"] = {"train": {**content["data"]["train"], **small}, "validation": {**content["data"]["validation"]}}
     content["data"]["validation"]["size"] = 8

@@ -7,7 +7,7 @@ import yaml
 
 from hivg_hf.recipe import load_recipe, parse_recipe
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "hivg_hf" / "recipes"
 GPUS = 7  # of the official training scripts
 
 

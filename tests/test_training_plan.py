@@ -11,7 +11,7 @@ from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.recipe import load_recipe, parse_recipe
 from hivg_hf.training_plan import activation_bytes, describe_plan, plan_training
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "hivg_hf" / "recipes"
 
 
 def test_the_plan_of_a_published_recipe_needs_neither_data_nor_weights(monkeypatch):

@@ -4,7 +4,7 @@ hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 -
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
-accelerate launch --config_file recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
+accelerate launch --config_file hivg_hf/recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from . import run_verb
 
 
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe file, for example recipes/refcoco-base.yaml.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe: a file, or the name of one that ships, as refcoco-base.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME by default.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: your own CSV, JSONL or Parquet file.")
@@ -35,7 +37,7 @@ def train(
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
-    On several processes: accelerate launch --config_file recipes/accelerate/multi_gpu.yaml scripts/train.py RECIPE
+    On several processes: accelerate launch --config_file CONFIG scripts/train.py RECIPE
     """
     import logging
 
@@ -47,9 +49,7 @@ def train(
     quiet_libraries()
     check_launch()
     if (recipe is None) == (data is None):
-        raise ValueError(
-            "Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml, or your own data with --data."
-        )
+        raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
         "--epochs": epochs, "--seed": seed,

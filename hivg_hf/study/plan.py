@@ -222,7 +222,7 @@ def load_study(path: str | Path) -> Study:
         FileNotFoundError: It is not there.
         ValueError: It is no YAML, or holds unknown keys, wrong types, or cells of unknown methods and bridges.
     """
-    study = build_strictly(Study, read_yaml(path, "study"), str(path))
+    study = build_strictly(Study, read_yaml(path, "study", own="benchmarks/study"), str(path))
     for name in study.methods:
         study.method(name)
     for name in study.bridges:

@@ -19,7 +19,7 @@ MAX_YAML_VALUES = 100_000
 MAX_YAML_DEPTH = 50
 
 
-def read_yaml(path: str | Path, kind: str, own: str = "recipes") -> Mapping[str, Any]:
+def read_yaml(path: str | Path, kind: str, own: str = "hivg_hf/recipes") -> Mapping[str, Any]:
     """The mapping that a YAML file holds.
 
     Args:

@@ -10,7 +10,7 @@ from hivg_hf.recipe import load_recipe
 from hivg_hf.study.plan import load_study
 from hivg_hf.utils.strict_mapping import MAX_YAML_BYTES, parse_yaml, read_yaml
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "hivg_hf" / "recipes"
 
 
 def chain(first: str, link: str, length: int = 12) -> str:
