@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from turned_pictures import UNDONE, save_turned
 
-from hivg_hf import visualize
-from hivg_hf.visualize import draw_grounding, draw_heatmap
+from hivg_hf.visualize import draw_grounding, draw_heatmap, drawing
 
 
 def result(box: tuple[float, float, float, float], expression: str = "the red mug", **more: Any) -> dict[str, Any]:
@@ -38,8 +37,8 @@ def test_boxes_are_drawn_on_the_picture_that_was_grounded(orientation: int, tmp_
 @pytest.mark.parametrize("size", [(64, 64), (64, 200), (640, 480), (1200, 90), (4000, 3000)])
 def test_labels_are_large_enough_and_inside(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     plates = []
-    original = visualize._place_label
-    monkeypatch.setattr(visualize, "_place_label", lambda *args: plates.append(original(*args)) or plates[-1])
+    original = drawing._place_label
+    monkeypatch.setattr(drawing, "_place_label", lambda *args: plates.append(original(*args)) or plates[-1])
     width, height = size
     boxes = [(0, 0, width / 2, height / 3), (width * 0.7, height * 0.7, width, height)]
     picture = draw_grounding(PIL.Image.new("RGB", size), [result(box) for box in boxes])
@@ -58,7 +57,7 @@ def test_ink_stands_out_from_every_plate() -> None:
         linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for place, color in enumerate(visualize.COLORS):
+    for place, color in enumerate(drawing.COLORS):
         entries = [result((0, 0, 5, 5), expression="")] * place + [result((200, 200, 260, 260), "MMMMMM")]
         plate = np.asarray(draw_grounding(PIL.Image.new("RGB", (600, 600), (1, 2, 3)), entries))[150:200, 190:300]
         inks = {tuple(pixel) for pixel in plate.reshape(-1, 3).tolist()} & {(0, 0, 0), (255, 255, 255)}
@@ -72,8 +71,8 @@ def test_ink_stands_out_from_every_plate() -> None:
 def test_a_label_that_fits_is_never_moved_out(width: int, height: int, corners: list[float]) -> None:
     size = (600, 400)
     (x1, x2), (y1, y2) = sorted(corners[:2]), sorted(corners[2:])
-    box = visualize._Rectangle(x1 * 600, y1 * 400, x2 * 600, y2 * 400)
-    plate = visualize._place_label(size, width, height, box, 2, [], [box])
+    box = drawing._Rectangle(x1 * 600, y1 * 400, x2 * 600, y2 * 400)
+    plate = drawing._place_label(size, width, height, box, 2, [], [box])
     assert 0 <= plate.left
     assert plate.right <= 600
     assert 0 <= plate.top
@@ -82,14 +81,14 @@ def test_a_label_that_fits_is_never_moved_out(width: int, height: int, corners: 
 
 def test_a_long_expression_is_cut_but_keeps_its_score() -> None:
     draw = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (300, 300)))
-    font = visualize._font(14, "")
+    font = drawing._font(14, "")
     text = "a thing that " * 40 + "0.12"
-    lines = visualize._wrap(draw, text, font, 280, lines_allowed=3).split("\n")
+    lines = drawing._wrap(draw, text, font, 280, lines_allowed=3).split("\n")
     assert len(lines) == 3
     assert lines[-1].endswith("… 0.12")
     assert all(draw.textlength(line, font=font) <= 280 for line in lines)
-    assert visualize._wrap(draw, "the mug 0.12", font, 280, lines_allowed=3) == "the mug 0.12"
-    assert draw.textlength(visualize._wrap(draw, "m" * 200, font, 280, lines_allowed=1), font=font) <= 280
+    assert drawing._wrap(draw, "the mug 0.12", font, 280, lines_allowed=3) == "the mug 0.12"
+    assert draw.textlength(drawing._wrap(draw, "m" * 200, font, 280, lines_allowed=1), font=font) <= 280
 
 
 @pytest.mark.parametrize(
@@ -107,14 +106,14 @@ def test_drawing_does_not_slow_down_with_long_words(expression: str) -> None:
 
 def test_a_cut_word_keeps_as_many_letters_as_fit() -> None:
     draw = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (300, 300)))
-    font = visualize._font(14, "")
+    font = drawing._font(14, "")
     for length in (1, 5, 30, 200, 1500):
-        line = visualize._wrap(draw, "m" * length, font, 280, lines_allowed=1)
+        line = drawing._wrap(draw, "m" * length, font, 280, lines_allowed=1)
         kept = line.rstrip("…")
         assert kept == "m" * len(kept)
         if len(kept) < length:
             assert draw.textlength(f"{kept}m…", font=font) > 280 >= draw.textlength(line, font=font)
-    assert visualize._cut(draw, "mug", "…", font, 1) == "…"
+    assert drawing._cut(draw, "mug", "…", font, 1) == "…"
 
 
 def test_boxes_and_masks_lie_where_they_should() -> None:
@@ -123,19 +122,19 @@ def test_boxes_and_masks_lie_where_they_should() -> None:
     before = PIL.Image.new("RGB", (600, 400), (100, 100, 100))
     picture = np.asarray(draw_grounding(before, result((100, 100, 300, 200), mask=mask)))
     assert before.getpixel((200, 150)) == (100, 100, 100)  # the given picture is not drawn on
-    tint = 0.55 * 100 + 0.45 * np.array(visualize.COLORS[0])
+    tint = 0.55 * 100 + 0.45 * np.array(drawing.COLORS[0])
     assert picture[150, 200] == pytest.approx(tint, abs=1)
     assert picture[250, 400].tolist() == [100, 100, 100]
-    assert tuple(picture[150, 99]) == visualize.COLORS[0]  # the outline lies around the box
-    assert tuple(picture[99, 200]) == visualize.COLORS[0]
+    assert tuple(picture[150, 99]) == drawing.COLORS[0]  # the outline lies around the box
+    assert tuple(picture[99, 200]) == drawing.COLORS[0]
 
 
 def test_what_was_not_found_is_grey_and_errors_are_left_out() -> None:
     picture = draw_grounding(
         PIL.Image.new("RGB", (600, 400)), [result((100, 100, 300, 200), found=False), {"error": "no such file"}]
     )
-    assert plates_of(picture, visualize.NOT_FOUND_COLOR).any()
-    assert not any(plates_of(picture, color).any() for color in visualize.COLORS)
+    assert plates_of(picture, drawing.NOT_FOUND_COLOR).any()
+    assert not any(plates_of(picture, color).any() for color in drawing.COLORS)
 
 
 def test_small_pictures_can_keep_their_size_and_nothing_drawn_changes_nothing() -> None:

@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from .modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
 # Okabe and Ito's palette, which colour-blind people can tell apart, in an order that keeps neighbours far apart.
 COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))

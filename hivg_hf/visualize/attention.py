@@ -9,8 +9,9 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
-from .modeling.image_loading_hivg import load_grounding_image
-from .visualize import draw_heatmap
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+
+from .drawing import draw_heatmap
 
 PANEL_SIDE = 120
 PANEL_GAP = 6

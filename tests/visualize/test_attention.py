@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
-from hivg_hf.bridge_attention import bridge_attention, draw_bridge_attention
+from hivg_hf.visualize import bridge_attention, draw_bridge_attention
 
 
 @pytest.fixture
