@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from hivg_hf.data.collator import open_row_image
-from hivg_hf.data.refshapes_language import ATTRIBUTES
-from hivg_hf.data.refshapes_scenes import COLORS, FILLINGS, SHAPES, SHIFTED_COLORS, SIZES
+from hivg_hf.data.refshapes.language import ATTRIBUTES
+from hivg_hf.data.refshapes.scenes import COLORS, FILLINGS, SHAPES, SHIFTED_COLORS, SIZES
 
 CLASSES = {"size": SIZES, "filling": FILLINGS, "color": (*COLORS, *SHIFTED_COLORS), "shape": SHAPES}
 NO_CLASS = -100  # what cross-entropy leaves out

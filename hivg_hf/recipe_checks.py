@@ -96,7 +96,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     source = str(spec["source"])
     shared = _keywords(load_grounding_dataset, "options")
     if source == "refshapes":
-        from .data.refshapes import refshapes_dataset
+        from hivg_hf.data.refshapes import refshapes_dataset
 
         known: Iterable[str] = {"source", *_keywords(refshapes_dataset)}
     elif source == "mixture":

@@ -80,7 +80,7 @@ def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
 def load_tokenizer(recipe: ModelRecipe) -> Any:
     """The tokenizer that the recipe names, or CLIP's own."""
     if recipe.tokenizer == "refshapes":
-        from .data.refshapes_tokenizer import build_tokenizer
+        from hivg_hf.data.refshapes import build_tokenizer
 
         return build_tokenizer()
     source = recipe.tokenizer or recipe.clip

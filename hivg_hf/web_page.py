@@ -12,10 +12,10 @@ from typing import Any
 import PIL.Image
 import PIL.ImageOps
 
+from hivg_hf.data.refshapes import example_scenes
 from hivg_hf.utils.imports import require_package
 from hivg_hf.visualize import draw_grounding, draw_heatmap
 
-from .example_scenes import example_scenes
 from .modeling.image_loading_hivg import load_grounding_image
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 from .web_guard import PageGuard

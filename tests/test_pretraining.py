@@ -8,8 +8,7 @@ import yaml
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.assisted_grounding import LOSS_WEIGHTS as ASSISTING_WEIGHTS
 from hivg_hf.assisted_grounding import AssistedCollator, AssistedGrounding, guided_attention
-from hivg_hf.data.refshapes import refshapes_dataset
-from hivg_hf.data.refshapes_tokenizer import build_tokenizer
+from hivg_hf.data.refshapes import build_tokenizer, refshapes_dataset
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
 from hivg_hf.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
 from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator, patch_targets

@@ -54,7 +54,7 @@ def load_grounding_dataset(
             + (" (choose multi_target when the cache is made)." if cached else ".")
         )
     if source == "refshapes":
-        from hivg_hf.data.refshapes import refshapes_dataset
+        from .refshapes import refshapes_dataset
 
         return refshapes_dataset(split, **options)
     if on_error not in get_args(OnError):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hivg_hf.data.refshapes_scenes import Scene, SceneObject
+from .scenes import Scene, SceneObject
 
 STRIPES = 3.5  # stripe periods per box side
 

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hivg_hf.data.refshapes_language import (
-    KINDS,
-    Meaning,
-    change_one_word,
-    find_meaning,
-    say,
-    wording_count,
-)
-from hivg_hf.data.refshapes_scenes import COLORS, SHIFTED_COLORS, STYLES, Scene, sample_scene
+from .language import KINDS, Meaning, change_one_word, find_meaning, say, wording_count
+from .scenes import COLORS, SHIFTED_COLORS, STYLES, Scene, sample_scene
 
 _MIXED = (0.40, 0.20, 0.22, 0.10, 0.08)  # attribute, extreme, relation, ordinal, count
 _KIND_WEIGHTS = {
@@ -38,7 +31,7 @@ class Expression:
 
     @property
     def kind(self) -> str:
-        """One of `refshapes_language.KINDS`."""
+        """One of `language.KINDS`."""
         return self.meaning.kind
 
 

@@ -24,19 +24,12 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 
-from hivg_hf.data.refshapes_language import ATTRIBUTES
-from hivg_hf.data.refshapes_render import render_scene
-from hivg_hf.data.refshapes_samples import (
-    SPLITS,
-    Expression,
-    Sample,
-    SampleOptions,
-    draw_foil,
-    draw_sample,
-    refshapes_samples,
-)
 from hivg_hf.data.schema import FEATURES, encode_mask, mask_to_box
 from hivg_hf.utils.atomic import atomic_folder
+
+from .language import ATTRIBUTES
+from .render import render_scene
+from .samples import SPLITS, Expression, Sample, SampleOptions, draw_foil, draw_sample, refshapes_samples
 
 __all__ = ["OBJECTS_FEATURE", "SPLITS", "Expression", "Sample", "refshapes_dataset", "refshapes_samples"]
 
@@ -131,7 +124,7 @@ def _render(options: SampleOptions, drawing: _Drawing, size: int, workers: int) 
 def _fingerprint(options: SampleOptions, drawing: _Drawing, size: int) -> str:
     """Name of a cached dataset: changes with every option and with the source of the generator."""
     digest = hashlib.sha256(repr((options, drawing, size)).encode())
-    for path in sorted(Path(__file__).parent.glob("refshapes*.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return f"{options.split}-{options.seed}-{size}-{digest.hexdigest()[:16]}"
 

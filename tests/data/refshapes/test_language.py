@@ -4,9 +4,9 @@ from itertools import islice
 
 import pytest
 
-from hivg_hf.data.refshapes_language import Meaning, Phrase, every_word_counts, referents, say, wording_count
-from hivg_hf.data.refshapes_samples import SPLITS, refshapes_samples
-from hivg_hf.data.refshapes_scenes import Background, Scene, SceneObject
+from hivg_hf.data.refshapes import SPLITS, refshapes_samples
+from hivg_hf.data.refshapes.language import Meaning, Phrase, every_word_counts, referents, say, wording_count
+from hivg_hf.data.refshapes.scenes import Background, Scene, SceneObject
 
 
 def thing(shape, color, x, y, size="small", filling="solid"):

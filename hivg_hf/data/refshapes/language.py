@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from hivg_hf.data.refshapes_scenes import COLORS, FILLINGS, HELD_OUT_PAIRS, SHAPES, SIZES, Scene, SceneObject
+from .scenes import COLORS, FILLINGS, HELD_OUT_PAIRS, SHAPES, SIZES, Scene, SceneObject
 
 KINDS = ("attribute", "extreme", "relation", "ordinal", "count")
 DIRECTIONS = ("left", "right", "top", "bottom")

@@ -11,9 +11,9 @@ from itertools import islice
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from hivg_hf.data.refshapes import refshapes_samples
-from hivg_hf.data.refshapes_language import COUNTS, RANKS
-from hivg_hf.data.refshapes_scenes import COLORS, FILLINGS, SHAPES, SHIFTED_COLORS, SIZES
+from .dataset import refshapes_samples
+from .language import COUNTS, RANKS
+from .scenes import COLORS, FILLINGS, SHAPES, SHIFTED_COLORS, SIZES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77

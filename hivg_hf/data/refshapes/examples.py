@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import PIL.Image
 
-from .data.refshapes import refshapes_dataset
+from .dataset import refshapes_dataset
 
 # The name of a picture, and the aspect ratio (width / height) it should have at least and at most.
 FORMS = {"wide": (1.4, 9.0), "tall": (0.0, 0.7), "square": (0.9, 1.1), "another": (0.0, 9.0)}

@@ -5,8 +5,7 @@ from itertools import islice
 import pytest
 from transformers import CLIPTokenizer
 
-from hivg_hf.data.refshapes_samples import refshapes_samples
-from hivg_hf.data.refshapes_tokenizer import build_tokenizer
+from hivg_hf.data.refshapes import build_tokenizer, refshapes_samples
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hivg_hf.data.refshapes import SPLITS, refshapes_dataset, refshapes_samples
-from hivg_hf.data.refshapes_language import KINDS
-from hivg_hf.data.refshapes_render import render_scene
-from hivg_hf.data.refshapes_scenes import (
+from hivg_hf.data.refshapes.language import KINDS
+from hivg_hf.data.refshapes.render import render_scene
+from hivg_hf.data.refshapes.scenes import (
     COLORS,
     HELD_OUT_PAIRS,
     MAX_ASPECT,
