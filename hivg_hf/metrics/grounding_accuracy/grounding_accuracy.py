@@ -1,7 +1,7 @@
 """Grounding accuracy as an `evaluate` metric: a thin wrapper of `hivg_hf.metrics.compute_grounding_metrics`.
 
 import evaluate
-from hivg_hf.evaluate_metrics import GROUNDING_ACCURACY
+from hivg_hf.metrics import GROUNDING_ACCURACY
 
 metric = evaluate.load(GROUNDING_ACCURACY)
 metric.compute(predictions=[[0, 0, 10, 10]], references=[[0, 0, 10, 20]], protocol="pixel")

@@ -3,8 +3,7 @@
 import evaluate
 import pytest
 
-from hivg_hf.evaluate_metrics import GROUNDING_ACCURACY
-from hivg_hf.metrics import compute_grounding_metrics
+from hivg_hf.metrics import GROUNDING_ACCURACY, compute_grounding_metrics
 
 PREDICTIONS = [[0, 0, 10, 10], [-10, 0, 10, 20], [0, 0, 3, 3]]
 REFERENCES = [[0, 0, 10, 20], [0, 0, 10, 20], [5, 5, 9, 9]]

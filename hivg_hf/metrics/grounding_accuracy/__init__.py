@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-GROUNDING_ACCURACY = str(Path(__file__).parent / "grounding_accuracy")
+GROUNDING_ACCURACY = str(Path(__file__).parent)
