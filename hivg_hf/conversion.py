@@ -271,7 +271,7 @@ def _with_adapter(
     """Wrap the model with the towers' low-rank terms as one PEFT adapter, as progressive HiLoRA trains it on."""
     from peft import LoraConfig, get_peft_model
 
-    from .hilora import PROGRESSIVE_ADAPTER
+    from hivg_hf.hilora import PROGRESSIVE_ADAPTER
 
     ranks = {pair.rank for pair in pairs.values()}
     if len(ranks) > 1:

@@ -129,7 +129,7 @@ def _base_of(folder: Path) -> str:
 
 def _fold_in(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> HiVGForVisualGrounding:
     """All stages active together, then merged into the weights."""
-    from .hilora_folders import (
+    from hivg_hf.hilora.folders import (
         add_trained_adapter,  # adds seconds to an import that most users of this file do not need
     )
 
@@ -144,7 +144,7 @@ def _fold_in(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> HiVGFo
 
 def _check_hashes(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> None:
     """Refuse stages that hold low-rank terms alone and were trained with another bridge and head."""
-    from .hilora_folders import bridge_and_head_hash
+    from hivg_hf.hilora import bridge_and_head_hash
 
     digest = bridge_and_head_hash(model)
     for folder in stage_folders:

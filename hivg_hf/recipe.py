@@ -27,11 +27,11 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 
+from hivg_hf.hilora import HiLoraConfig, HiLoraStage
 from hivg_hf.recipes import find_recipe
 from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
 
-from .hilora import HiLoraConfig, HiLoraStage
 from .recipe_checks import (
     check_augmentation,
     check_config_fields,

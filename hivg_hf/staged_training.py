@@ -5,7 +5,7 @@
       .lock                     held (flock) while a process trains here; the kernel drops it with the process
       phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
         result/                 its outcome; the phase is done when this folder exists (it appears whole)
-      base/ adapters/ exports/ merged/   what HiLoRA stages publish (hilora_folders.py)
+      base/ adapters/ exports/ merged/   what HiLoRA stages publish (hivg_hf/hilora/folders.py)
       model/                    the final plain model of a run without HiLoRA stages
       evaluation/               the final model on the validation and test rows, as `hivg evaluate` writes it
       results.json  training-curves.png
@@ -30,12 +30,18 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hivg_hf.hilora import (
+    HiLoraConfig,
+    load_adapter_state,
+    merge_stages,
+    publish_stages,
+    save_adapter_state,
+    start_stage,
+)
 from hivg_hf.utils.atomic import atomic_folder
 from hivg_hf.utils.manifest import find_damage, write_manifest
 
 from .evaluation.records import describe_versions
-from .hilora import HiLoraConfig, merge_stages, start_stage
-from .hilora_folders import load_adapter_state, publish_stages, save_adapter_state
 from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.processing_hivg import HiVGProcessor

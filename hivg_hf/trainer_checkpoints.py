@@ -11,10 +11,9 @@ from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
+from hivg_hf.hilora import load_adapter_state, save_adapter_state
 from hivg_hf.utils.atomic import flush, flush_folder
 from hivg_hf.utils.manifest import check_resumable, find_damage, newest_whole_checkpoint, write_manifest
-
-from .hilora_folders import load_adapter_state, save_adapter_state
 
 
 class CheckpointingTrainer(Trainer):

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import CLIPConfig
 
+from hivg_hf.hilora import start_stage
+
 from .data.readers import SOURCES
 from .data.splits import PUBLISHED
-from .hilora import start_stage
 from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .recipe import ModelRecipe, PhaseRecipe, Recipe

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from hivg_hf.hilora import is_new_parameter
 from hivg_hf.utils.imports import is_package_available
 from hivg_hf.utils.whole_weights import load_whole
 
@@ -19,7 +20,6 @@ from .data import load_grounding_dataset
 from .data.augmentation import GroundingAugmentation
 from .data.collator import GroundingCollator
 from .data.loading import refuse_several_targets
-from .hilora import is_new_parameter
 from .modeling.configuration_hivg import HiVGConfig
 from .modeling.modeling_hivg import HiVGForVisualGrounding
 from .modeling.presets_hivg import preset_fields

@@ -144,8 +144,7 @@ def load_sharded_adapters(rank, port, checkpoint, folder):
     from torch.distributed.fsdp import fully_shard
 
     from hivg_hf import HiVGForVisualGrounding
-    from hivg_hf.hilora import HiLoraConfig, start_stage
-    from hivg_hf.hilora_folders import load_adapter_state, save_adapter_state
+    from hivg_hf.hilora import HiLoraConfig, load_adapter_state, save_adapter_state, start_stage
     from hivg_hf.sharding import restore_shapes, widen_scalars
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

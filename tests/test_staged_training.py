@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_helpers import folder_bytes, run_staged, tiny_recipe
 
-from hivg_hf.hilora_folders import load_stages
+from hivg_hf.hilora import load_stages
 from hivg_hf.recipe import parse_recipe
 from hivg_hf.staged_training import StagedTraining
 from hivg_hf.trainer import HiVGTrainer

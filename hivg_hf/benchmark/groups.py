@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..hilora import HiLoraConfig, start_stage
+from hivg_hf.hilora import HiLoraConfig, start_stage
+
 from ..modeling.configuration_hivg import HiVGConfig
 from ..modeling.modeling_hivg import HiVGForVisualGrounding
 from ..official_reference import mask_head

@@ -112,10 +112,9 @@ def _write_model(model: Any, out: Path, tokenizer: str | None) -> None:
     """The model with its processor; or base/ and adapters/hilora/, as a HiLoRA training writes them."""
     from peft import PeftModel
 
+    from hivg_hf.hilora import PROGRESSIVE_ADAPTER
+    from hivg_hf.hilora.folders import save_adapter, save_base
     from hivg_hf.utils.atomic import atomic_folder
-
-    from ..hilora import PROGRESSIVE_ADAPTER
-    from ..hilora_folders import save_adapter, save_base
 
     processor = _processor(model, tokenizer)
     with atomic_folder(out) as folder:

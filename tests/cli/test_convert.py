@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.cli import app
-from hivg_hf.hilora_folders import load_stages
+from hivg_hf.hilora import load_stages
 from hivg_hf.official_reference import OfficialLayers
 
 

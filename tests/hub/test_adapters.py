@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hivg_hf import HiLoraConfig, start_stage
-from hivg_hf.hilora_folders import publish_stages
+from hivg_hf.hilora import publish_stages
 from hub_client import EXPRESSIONS, PIPELINE, boxes, push, pushed
 from hub_state import Hub
 from interpreter import CodeFailedError, Interpreter

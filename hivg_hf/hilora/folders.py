@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.utils.atomic import atomic_folder
 from hivg_hf.utils.whole_weights import check_fit, load_whole
 
-from .hilora import NEW_MODULES, check_adapter_name, is_new_parameter, merge_stages
-from .hilora_options import check_stored_options
-from .modeling.modeling_hivg import HiVGForVisualGrounding
+from .options import check_stored_options
+from .stages import NEW_MODULES, check_adapter_name, is_new_parameter, merge_stages
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -14,9 +14,16 @@ from training_helpers import coloured_box_rows
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 from hivg_hf.data.collator import GroundingCollator
-from hivg_hf.hilora import HiLoraConfig, HiLoraStage, merge_stages, start_stage, target_pattern
-from hivg_hf.hilora_folders import load_stages, publish_stages
-from hivg_hf.hilora_options import ACCEPTED, OWN_FIELDS, REFUSED
+from hivg_hf.hilora import (
+    HiLoraConfig,
+    HiLoraStage,
+    load_stages,
+    merge_stages,
+    publish_stages,
+    start_stage,
+    target_pattern,
+)
+from hivg_hf.hilora.stages.options import ACCEPTED, OWN_FIELDS, REFUSED
 from hivg_hf.trainer import HiVGTrainer
 from hivg_hf.training_args import HiVGTrainingArguments
 
@@ -206,7 +213,7 @@ def test_every_folder_is_the_model_of_its_moment_in_a_fresh_process(trained_stag
     folder, answers, _ = trained_stages
     save_file({name: value.contiguous() for name, value in question.items()}, folder / "question.safetensors")
     out = tmp_path / "answers.safetensors"
-    repository = Path(__file__).parent.parent
+    repository = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", FRESH_PROCESS, str(folder), str(out)], cwd=repository, check=True)
     found = load_file(out)
     moments = {"merged": 3, "adapters": 3, "export_1": 1, "export_2": 2, "export_3": 3, "export_3_auto": 3}

@@ -30,11 +30,11 @@ from torch import nn
 
 from hivg_hf.utils.atomic import check_name
 
-from .hilora_options import check_lora_options
+from .options import check_lora_options
 
 if TYPE_CHECKING:
-    from .modeling.configuration_hivg import HiVGConfig
-    from .modeling.modeling_hivg import HiVGForVisualGrounding
+    from hivg_hf.modeling.configuration_hivg import HiVGConfig
+    from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 NEW_MODULES = ("bridge", "grounding_head")
 PROGRESSIVE_ADAPTER = "hilora"
