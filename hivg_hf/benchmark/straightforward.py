@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..conversion_table import official_parameter_name
+from hivg_hf.conversion import official_parameter_name
+
 from ..modeling.configuration_hivg import HiVGConfig
 from ..modeling.modeling_hivg import HiVGForVisualGrounding
 from ..official_reference import OfficialLayers, OfficialOutput, official_forward, official_losses

@@ -52,8 +52,8 @@ def convert(
     starts from becomes a plain CLIP folder, for HiVGForVisualGrounding.from_clip; with --preset, a model whose bridges
     and heads are fresh.
     """
-    from ..conversion import convert_official_checkpoint, official_clip
-    from ..conversion_files import CLIP_ALONE, read_official_file
+    from hivg_hf.conversion import convert_official_checkpoint, official_clip
+    from hivg_hf.conversion.files import CLIP_ALONE, read_official_file
 
     if out.exists():
         raise ValueError(f"{out} exists; choose another folder, or remove it first.")
@@ -129,7 +129,7 @@ def _write_model(model: Any, out: Path, tokenizer: str | None) -> None:
 
 def _processor(model: Any, tokenizer: str | None) -> Any:
     """The processor, or None where no tokenizer was named and CLIP's own cannot be had."""
-    from ..conversion import official_processor
+    from hivg_hf.conversion import official_processor
 
     config = model.config
     if tokenizer is None and config.clip_config.text_config.vocab_size != CLIP_VOCABULARY:

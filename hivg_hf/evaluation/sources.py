@@ -52,7 +52,7 @@ def open_model(
             raise ValueError(
                 f"{name} is an official file: it has no revision, and convert it first to change its config."
             )
-        from ..conversion import load_official_checkpoint
+        from hivg_hf.conversion import load_official_checkpoint
 
         model, processor = load_official_checkpoint(name, return_processor=True)
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)

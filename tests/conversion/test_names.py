@@ -2,12 +2,8 @@
 
 import pytest
 
-from hivg_hf.conversion_table import (
-    OFFICIAL_LOSS_NAMES,
-    hivg_parameter_name,
-    official_parameter_name,
-    unused_reason,
-)
+from hivg_hf.conversion import OFFICIAL_LOSS_NAMES, official_parameter_name
+from hivg_hf.conversion.names import hivg_parameter_name, unused_reason
 
 VISION = "clip.vision_model.encoder.layers.7"
 PAIRS = [

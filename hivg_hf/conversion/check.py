@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from .conversion_files import OfficialFile
+from .files import OfficialFile
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
 
-    from .modeling.configuration_hivg import HiVGConfig
+    from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
 # Fields that decide which numbers come out of the same weights, or which weights there are.
 FIELDS_IN_ARGS = (
@@ -47,8 +47,8 @@ def config_for_file(
     Raises:
         ValueError: there are no arguments, or they describe no official model.
     """
-    from .modeling.configuration_hivg import HiVGConfig
-    from .modeling.presets_hivg import OFFICIAL_LAYERS
+    from hivg_hf.modeling.configuration_hivg import HiVGConfig
+    from hivg_hf.modeling.presets_hivg import OFFICIAL_LAYERS
 
     args = file.args if args is None else args
     if args is None:
@@ -80,7 +80,7 @@ def published_clip_config(file: OfficialFile, model: str | None = None) -> dict[
     Raises:
         ValueError: the file's CLIP has other shapes.
     """
-    from .modeling.presets_hivg import PUBLISHED_CLIPS
+    from hivg_hf.modeling.presets_hivg import PUBLISHED_CLIPS
 
     found = _clip_facts(file.weights)
     for name, config in PUBLISHED_CLIPS.items():
@@ -117,7 +117,7 @@ def _args_differences(file: OfficialFile, config: "HiVGConfig") -> list[str]:
     """Variants can share all shapes (one text layer, or projected text); the file's arguments tell them apart."""
     if file.args is None:
         return []
-    from .modeling.presets_hivg import official_fields
+    from hivg_hf.modeling.presets_hivg import official_fields
 
     try:
         wanted = official_fields(file.args, config.clip_config)

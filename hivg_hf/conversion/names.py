@@ -2,7 +2,7 @@
 
 `hivg_parameter_name` and `official_parameter_name` are each other's inverse on every name that both sides have.
 Official names here are plain: without the `base_model.model.` that each PEFT wrapper puts after `clip.` and without
-the `base_layer` of newer PEFT (`conversion_files.plain_name` removes both).
+the `base_layer` of newer PEFT (`files.plain_name` removes both).
 """
 
 import re

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .conversion_check import check_fit, config_for_file, published_clip_config
-from .conversion_files import CLIP_ALONE, CLIP_WITH_BRIDGES, WHOLE_MODEL, LoraPair, OfficialFile, read_official_file
-from .conversion_report import ConversionReport, module_groups
-from .conversion_table import OFFICIAL_LOSS_NAMES, official_parameter_name, unused_reason
-from .conversion_weights import load_strictly, merge_lora, translate
+from .check import check_fit, config_for_file, published_clip_config
+from .files import CLIP_ALONE, CLIP_WITH_BRIDGES, WHOLE_MODEL, LoraPair, OfficialFile, read_official_file
+from .names import OFFICIAL_LOSS_NAMES, official_parameter_name, unused_reason
+from .report import ConversionReport, module_groups
+from .weights import load_strictly, merge_lora, translate
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
 
-    from .modeling import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
+    from hivg_hf.modeling import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
 
 __all__ = [
     "OFFICIAL_LOSS_NAMES",
@@ -147,7 +147,7 @@ def load_official_clip(path: str | os.PathLike[str], **config_overrides: Any) ->
         FileNotFoundError: there is no such file.
         ValueError: the file holds no plain CLIP; as `load_official_checkpoint`.
     """
-    from .modeling import HiVGConfig
+    from hivg_hf.modeling import HiVGConfig
 
     file = _plain_clip_file(path)
     clip_config = config_overrides.pop("clip_config", None)
@@ -207,7 +207,7 @@ def official_processor(config: "HiVGConfig", tokenizer: Any = None) -> "HiVGProc
     """
     from transformers import CLIPTokenizer
 
-    from .modeling import HiVGProcessor
+    from hivg_hf.modeling import HiVGProcessor
 
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         place = "openai/clip-vit-base-patch16" if tokenizer is None else str(tokenizer)
@@ -251,7 +251,7 @@ def _build_model(
     config: "HiVGConfig", weights: Mapping[str, Tensor], report: ConversionReport
 ) -> "HiVGForVisualGrounding":
     """A model of that config with those weights; what the file's kind does not hold is fresh."""
-    from .modeling import HiVGForVisualGrounding
+    from hivg_hf.modeling import HiVGForVisualGrounding
 
     may_miss = {
         WHOLE_MODEL: OURS_ALONE,

@@ -17,9 +17,14 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
-from hivg_hf.conversion import convert_official_checkpoint, official_clip, official_processor
-from hivg_hf.conversion_check import published_clip_config
-from hivg_hf.conversion_files import CLIP_ALONE, OfficialFile
+from hivg_hf.conversion import (
+    OfficialFile,
+    convert_official_checkpoint,
+    official_clip,
+    official_processor,
+    published_clip_config,
+)
+from hivg_hf.conversion.files import CLIP_ALONE
 from hivg_hf.modeling.presets_hivg import PUBLISHED_CLIPS
 from hivg_hf.official_reference import OfficialLayers
 

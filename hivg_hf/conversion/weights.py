@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .conversion_files import OfficialFile
-from .conversion_report import ConversionReport
-from .conversion_table import hivg_parameter_name, unused_reason
+from .files import OfficialFile
+from .names import hivg_parameter_name, unused_reason
+from .report import ConversionReport
 
 if TYPE_CHECKING:
-    from .modeling import HiVGConfig
+    from hivg_hf.modeling import HiVGConfig
 
 
 def merge_lora(file: OfficialFile, kept: set[str], alpha: float, report: ConversionReport) -> dict[str, Tensor]:
