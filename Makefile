@@ -7,7 +7,7 @@ PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # What the API reference documents; everything else is internal.
-API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hub hub_loading metrics \
+API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hub metrics \
 	model_card modeling recipe trainer training_args visualize)
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 

@@ -9,9 +9,9 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
-from .hub_loading import download_checked, load_with_stages
 from .modeling.pipeline_hivg import VisualGroundingPipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from datasets import concatenate_datasets
 
+from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.utils.strict_mapping import parse_yaml
 
 from ..data import load_grounding_dataset
-from ..hub_loading import download_checked, load_with_stages
 from ..inference import DTYPES
 from ..recipe_checks import check_config_fields
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hivg_hf.hub_files import files_to_push
+from hivg_hf.hub.files import files_to_push
 from hub_client import PLANTED
 
 

@@ -9,11 +9,11 @@ import httpx2
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from hivg_hf.modeling import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.utils.whole_weights import load_whole
 
-from .hub_errors import hub_errors
-from .hub_files import ADAPTER_CONFIG_FILE, folder_kind, read_json
-from .modeling import HiVGForVisualGrounding, HiVGProcessor
+from .errors import hub_errors
+from .files import ADAPTER_CONFIG_FILE, folder_kind, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from .hub_errors import TOKEN_HELP, hub_errors
-from .hub_files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, read_json
-from .hub_loading import download_checked, load_with_stages, split_revision
+from .errors import TOKEN_HELP, hub_errors
+from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, read_json
+from .loading import download_checked, load_with_stages, split_revision
 
 logger = logging.getLogger(__name__)
 
