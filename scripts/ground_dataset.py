@@ -20,8 +20,7 @@ from accelerate import PartialState
 
 from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.data import load_grounding_dataset
-from hivg_hf.grounding_shards import ShardedRun, ground_shards
-from hivg_hf.inference import DTYPES, load_pipeline
+from hivg_hf.inference import DTYPES, ShardedRun, ground_shards, load_pipeline
 from hivg_hf.utils.imports import require_package
 
 

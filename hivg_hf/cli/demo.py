@@ -32,8 +32,8 @@ def demo(
     """Serve a web page: upload a picture or pick an example, write one expression per line, see what is found."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere, and no network is needed
     require_package("gradio", extra="demo")
-    from ..inference import load_pipeline
-    from ..web_page import build_page, serve
+    from hivg_hf.inference import load_pipeline
+    from hivg_hf.inference.web_page import build_page, serve
 
     limits: dict[str, Any] = {"workers": workers, "seconds": time_limit}
     limits = {name: value for name, value in limits.items() if value is not None}

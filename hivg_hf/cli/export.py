@@ -25,8 +25,7 @@ def export(
     """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
-    from ..inference import load_pipeline
-    from ..onnx_export import export_onnx
+    from hivg_hf.inference import export_onnx, load_pipeline
 
     pipe = load_pipeline(model or hivg_hf.TINY_CHECKPOINT, "cpu", "float32")
     report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8)

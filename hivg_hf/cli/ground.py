@@ -20,9 +20,8 @@ import typer
 from tqdm import tqdm
 
 import hivg_hf
-from hivg_hf.utils.imports import require_package
-
-from ..grounding_files import (
+from hivg_hf.inference import answer_as_json, load_pipeline
+from hivg_hf.inference.files import (
     IMAGE_SUFFIXES,
     Question,
     ResultsFile,
@@ -31,8 +30,9 @@ from ..grounding_files import (
     read_questions,
     split_images_and_expressions,
 )
-from ..grounding_run import Asker, PictureWriter
-from ..inference import answer_as_json, load_pipeline
+from hivg_hf.inference.pictures import Asker, PictureWriter
+from hivg_hf.utils.imports import require_package
+
 from ..modeling.processing_hivg import ExpressionCutWarning
 from . import EXIT_STATUS_ON_ERROR, run_verb
 

@@ -10,10 +10,10 @@ import torch
 from datasets import concatenate_datasets
 
 from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.inference import DTYPES
 from hivg_hf.utils.strict_mapping import parse_yaml
 
 from ..data import load_grounding_dataset
-from ..inference import DTYPES
 from ..recipe_checks import check_config_fields
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"

@@ -13,11 +13,11 @@ import PIL.Image
 import PIL.ImageOps
 
 from hivg_hf.data.refshapes import example_scenes
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.imports import require_package
 from hivg_hf.visualize import draw_grounding, draw_heatmap
 
-from .modeling.image_loading_hivg import load_grounding_image
-from .modeling.pipeline_hivg import VisualGroundingPipeline
 from .web_guard import PageGuard
 from .web_workers import GroundingWorkers, unanswered
 

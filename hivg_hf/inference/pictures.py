@@ -10,12 +10,12 @@ from typing import Any
 import PIL.Image
 from torch.utils.data import Dataset
 
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.visualize import bridge_attention, draw_bridge_attention, draw_grounding, draw_heatmap
 
-from .grounding_files import Question, is_url, picture_path, url_name
-from .modeling.image_loading_hivg import load_grounding_image
-from .modeling.pipeline_hivg import VisualGroundingPipeline
+from .files import Question, is_url, picture_path, url_name
 
 JPEG_QUALITY = 95
 PANEL_GAP = 8

@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 
-from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline, calibration
-from hivg_hf.calibration import calibrate_similarity_score, fit_logistic
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.data.refshapes import refshapes_dataset
+from hivg_hf.inference import calibrate_similarity_score, calibration
+from hivg_hf.inference.calibration import fit_logistic
 
 
 def test_the_fit_recovers_the_chance_that_made_the_data() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from .metrics.overlaps import paired_iou
-from .modeling.modeling_hivg import HiVGForVisualGrounding
-from .modeling.pipeline_hivg import VisualGroundingPipeline
-from .modeling.processing_hivg import HiVGProcessor
+from hivg_hf.metrics.overlaps import paired_iou
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
 RIGHT_FROM_IOU = 0.5
 FEWEST_ROWS = 20

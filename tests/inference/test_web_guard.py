@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
-from hivg_hf.web_page import build_page, serve
+from hivg_hf.inference.web_page import build_page, serve
 
 MARK = {"_type": "gradio.FileData"}
 REFUSED = "The picture must be an example or one that you uploaded on this page: upload it again."
@@ -394,7 +394,7 @@ def test_a_page_under_a_path_answers_whether_or_not_the_proxy_takes_it_off(slow_
 def test_the_oldest_uploads_make_room(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [client.uploaded(bytes([n]) * 1000)["path"] for n in range(3)]
     assert all(Path(path).is_file() for path in paths)
-    monkeypatch.setattr("hivg_hf.web_guard.MOST_UPLOADED_BYTES", 2500)
+    monkeypatch.setattr("hivg_hf.inference.web_guard.MOST_UPLOADED_BYTES", 2500)
     newest = client.uploaded(bytes([9]) * 1000)["path"]
     assert [Path(path).is_file() for path in (*paths, newest)] == [False, False, True, True]
 

@@ -10,9 +10,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
-
-from .modeling.pipeline_hivg import VisualGroundingPipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -103,7 +102,7 @@ def answer_as_json(result: dict[str, Any]) -> dict[str, Any]:
         )
     plain = {key: value for key, value in result.items() if key not in ("mask", "heatmap")}
     if result.get("mask") is not None:
-        from .data.schema import encode_mask  # needs pycocotools, which only masks in JSON ask for
+        from hivg_hf.data.schema import encode_mask  # needs pycocotools, which only masks in JSON ask for
 
         plain["mask"] = encode_mask(result["mask"])
     return plain

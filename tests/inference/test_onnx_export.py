@@ -11,14 +11,15 @@ import PIL.Image
 import pytest
 from turned_pictures import UNDONE, save_turned
 
-from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline, onnx_export
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.inference import check_onnx, export_onnx, onnx_export
+from hivg_hf.inference.onnx_export import GroundingGraph
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
-from hivg_hf.onnx_export import GroundingGraph, check_onnx, export_onnx
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "ground_with_onnxruntime.py"
+SCRIPT = Path(__file__).parents[2] / "docs" / "ground_with_onnxruntime.py"
 
 
 @pytest.fixture(scope="module")

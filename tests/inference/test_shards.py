@@ -13,9 +13,9 @@ from datasets import Dataset, Image, concatenate_datasets
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.data.refshapes import refshapes_dataset
-from hivg_hf.grounding_shards import ShardedRun, ground_shards
+from hivg_hf.inference import ShardedRun, ground_shards
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "ground_dataset.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "ground_dataset.py"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 import hivg_hf
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.inference import load_pipeline
-from hivg_hf.web_page import DISPLAY_SIDE, MOST_EXPRESSIONS, answer_question, build_page, serve
+from hivg_hf.inference.web_page import DISPLAY_SIDE, MOST_EXPRESSIONS, answer_question, build_page, serve
 
 SECONDS = 30
 HOSTILE = (
@@ -156,7 +156,7 @@ def test_photographs_of_many_megapixels_are_decoded_smaller(
     pipe: VisualGroundingPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int
 ) -> None:
     """As a phone writes them: more pixels than are decoded, turned by EXIF."""
-    monkeypatch.setattr("hivg_hf.web_page.MOST_PIXELS", 100_000)
+    monkeypatch.setattr("hivg_hf.inference.web_page.MOST_PIXELS", 100_000)
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     PIL.Image.effect_mandelbrot((800, 601), (-3, -2.5, 2, 2.5), 50).save(tmp_path / "phone.jpg", exif=exif, quality=95)
@@ -175,7 +175,7 @@ MEMORY_SCRIPT = """
 import resource, sys
 from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.inference import load_pipeline
-from hivg_hf.web_page import answer_question
+from hivg_hf.inference.web_page import answer_question
 pipe = load_pipeline(sys.argv[1], "cpu")
 answer_question(pipe, sys.argv[2], "warm up")
 pages = int(open("/proc/self/statm").read().split()[0])

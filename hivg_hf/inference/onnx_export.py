@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder
 from hivg_hf.utils.imports import require_package
-
-from .modeling.modeling_hivg import HiVGForVisualGrounding
-from .modeling.processing_hivg import HiVGProcessor
 
 MODEL_NAME = "model.onnx"
 INT8_NAME = "model.int8.onnx"

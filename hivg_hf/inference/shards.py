@@ -13,10 +13,10 @@ from typing import Any
 from datasets import Dataset, Image
 from tqdm import tqdm
 
+from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.atomic import atomic_path
 
-from .inference import answer_as_json
-from .modeling.pipeline_hivg import VisualGroundingPipeline
+from .loading import answer_as_json
 
 SETTINGS_NAME = "settings.json"
 ROW_KEYS = ("image_id", "ref_id", "sent_id")

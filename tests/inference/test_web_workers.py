@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hivg_hf import web_workers
-from hivg_hf.web_workers import GroundingWorkers
+from hivg_hf.inference.loading import web_workers
+from hivg_hf.inference.loading.web_workers import GroundingWorkers
 
 
 @pytest.fixture
