@@ -64,7 +64,7 @@ setup(
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
     package_dir={"hivg_hf.modeling": "modeling"},
-    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "recipes/**/*.yaml", "templates/*.md"]},
+    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "recipes/**/*.yaml", "evaluation/templates/*.md"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hivg=hivg_hf.cli:main"]},

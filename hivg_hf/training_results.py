@@ -9,10 +9,10 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hivg_hf.evaluation.model_card import CardFacts, write_card
 from hivg_hf.utils.imports import is_package_available
 
 from .evaluation import EvaluationSettings, evaluate_model, write_evaluation
-from .model_card import CardFacts, write_card
 from .recipe import Recipe
 from .training_setup import RowCache, row_options
 

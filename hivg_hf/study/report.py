@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from hivg_hf.evaluation.card_tables import markdown_table
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.imports import require_package
 
-from ..card_tables import markdown_table
 from ..evaluation.plots import new_figure, save_figure
 from .plan import Study
 from .run import STUDY_FORMAT

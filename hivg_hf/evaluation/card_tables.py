@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .metrics import PROTOCOLS
+from hivg_hf.metrics import PROTOCOLS
 
 Results = Mapping[str, Any]
 

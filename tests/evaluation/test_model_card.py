@@ -8,11 +8,9 @@ import pytest
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from hivg_hf.card_tables import command_of, controls_table, figures_table, score_sentences, shapes_table
 from hivg_hf.evaluation import compare_rows, describe_data
-from hivg_hf.evaluation.run import EvaluationSettings, describe_scores
-from hivg_hf.metrics import score_rows, summarize_rows
-from hivg_hf.model_card import (
+from hivg_hf.evaluation.card_tables import command_of, controls_table, figures_table, score_sentences, shapes_table
+from hivg_hf.evaluation.model_card import (
     MARKERS,
     CardFacts,
     build_card,
@@ -22,8 +20,10 @@ from hivg_hf.model_card import (
     readme_block,
     replace_marked,
 )
+from hivg_hf.evaluation.run import EvaluationSettings, describe_scores
+from hivg_hf.metrics import score_rows, summarize_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FACTS = CardFacts(
     name="toy", summary="A toy.", training="By hand.", limits=["It is a toy.", "It knows two shapes."], license="mit"
 )

@@ -2,7 +2,7 @@
 
     model_cards/NAME.yaml            facts that no measurement gives: what it is, how it was trained, its limits
     model_cards/results/NAME/*.json  what `hivg evaluate` wrote
-    hivg_hf/templates/hivg_model_card.md
+    hivg_hf/evaluation/templates/hivg_model_card.md
         -> README.md in the checkpoint's folder, with `model-index` metadata
         -> the part of the repository's README between the markers
 
@@ -24,7 +24,7 @@ from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.strict_mapping import read_yaml
 
 from . import card_tables
-from .evaluation.records import read_results
+from .records import read_results
 
 TEMPLATE = Path(__file__).parent / "templates" / "hivg_model_card.md"
 CARD_NAME = "README.md"
