@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .data import load_grounding_dataset
     from .hilora import HiLoraConfig, HiLoraStage, merge_stages, start_stage
     from .metrics import compute_grounding_metrics
-    from .trainer import HiVGTrainer
-    from .training_args import HiVGTrainingArguments
+    from .training import HiVGTrainer, HiVGTrainingArguments
     from .visualize import draw_grounding
 
 _HOME_OF = {
@@ -36,8 +35,8 @@ _HOME_OF = {
     "merge_stages": ".hilora",
     "start_stage": ".hilora",
     "compute_grounding_metrics": ".metrics",
-    "HiVGTrainer": ".trainer",
-    "HiVGTrainingArguments": ".training_args",
+    "HiVGTrainer": ".training",
+    "HiVGTrainingArguments": ".training",
     "draw_grounding": ".visualize",
 }
 

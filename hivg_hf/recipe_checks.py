@@ -49,7 +49,8 @@ def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
 
 def check_loss_weights(where: str, weights: Any, kind: str = "heads") -> None:
     """Names and values of loss weights; `pretrain` and `assisted` phases have losses of their own in `options`."""
-    from . import assisted_grounding, pretraining
+    from hivg_hf.training import assisted_grounding, pretraining
+
     from .modeling.configuration_hivg import LOSS_NAMES
 
     known = {"pretrain": pretraining.LOSS_WEIGHTS, "assisted": assisted_grounding.LOSS_WEIGHTS}.get(kind, LOSS_NAMES)
@@ -64,8 +65,8 @@ def check_loss_weights(where: str, weights: Any, kind: str = "heads") -> None:
 
 def check_options(where: str, kind: str, options: Mapping[str, Any]) -> None:
     """Options of a `pretrain` or `assisted` phase."""
-    from .assisted_grounding import AssistedGrounding
-    from .pretraining import PretrainingModel
+    from hivg_hf.training.assisted_grounding import AssistedGrounding
+    from hivg_hf.training.pretraining import PretrainingModel
 
     reader = PretrainingModel if kind == "pretrain" else AssistedGrounding
     refuse_unknown(options, _keywords(reader, "model"), where)

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from hivg_hf.study import load_study, run_study, write_report
-from hivg_hf.training_launch import quiet_libraries
+from hivg_hf.training.launch import quiet_libraries
 
 
 def main() -> None:

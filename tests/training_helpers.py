@@ -81,8 +81,7 @@ def tiny_recipe(checkpoint: str, **changes: Any) -> dict[str, Any]:
 
 def run_staged(recipe: dict[str, Any], folder: str) -> None:
     """Run a recipe in this process; the target of processes that are killed."""
-    from hivg_hf.recipe import parse_recipe
-    from hivg_hf.staged_training import StagedTraining
+    from hivg_hf.training import StagedTraining, parse_recipe
 
     StagedTraining(parse_recipe(recipe), folder).run()
 

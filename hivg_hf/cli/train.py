@@ -41,8 +41,8 @@ def train(
     """
     import logging
 
-    from ..recipe import load_recipe, parse_recipe
-    from ..training_launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
+    from hivg_hf.training import load_recipe, parse_recipe
+    from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
@@ -71,11 +71,11 @@ def train(
             )
         )
     if dry_run:
-        from ..training_plan import describe_plan, plan_training
+        from hivg_hf.training import describe_plan, plan_training
 
         say(describe_plan(plan_training(plan, count_processes())))
         return
-    from ..staged_training import StagedTraining
+    from hivg_hf.training import StagedTraining
 
     folder = out or Path("runs") / plan.name
     say(f"Run: {folder.resolve()}")
@@ -98,7 +98,8 @@ def _plan_own_data(
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
-    from ..data.user_data import plan_user_training
+    from hivg_hf.training import plan_user_training
+
     from ..evaluation.sources import read_options
 
     if base == "tiny":

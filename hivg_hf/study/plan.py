@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hivg_hf.training import Recipe, parse_recipe
 from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.strict_mapping import build_strictly, read_yaml
-
-from ..recipe import Recipe, parse_recipe
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_it_grounds_scenes_that_nobody_has_seen(pipe):
 
 def test_its_recipe_is_the_one_in_the_repository():
     """What the card says of its training can be repeated: the recipe names the seed and ends in this shape."""
-    from hivg_hf.recipe import load_recipe
+    from hivg_hf.training import load_recipe
 
     recipe = load_recipe(Path(__file__).parents[2] / "hivg_hf" / "recipes" / "hivg-tiny-refshapes.yaml")
     config = json.loads((Path(hivg_hf.TINY_CHECKPOINT) / "config.json").read_text())

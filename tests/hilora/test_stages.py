@@ -24,8 +24,7 @@ from hivg_hf.hilora import (
     target_pattern,
 )
 from hivg_hf.hilora.stages.options import ACCEPTED, OWN_FIELDS, REFUSED
-from hivg_hf.trainer import HiVGTrainer
-from hivg_hf.training_args import HiVGTrainingArguments
+from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 
 OFFICIAL_STAGES = tuple(
     HiLoraStage(f"stage_{number}", vision_layers=layers, text_layers=12)

@@ -19,7 +19,7 @@ from hivg_hf.evaluation.sources import open_model
 from hivg_hf.hilora import HiLoraConfig, load_stages, publish_stages, start_stage
 from hivg_hf.hub import load_with_stages
 from hivg_hf.inference import answer_as_json, load_pipeline
-from hivg_hf.training_setup import load_growing
+from hivg_hf.training.setup import load_growing
 from hivg_hf.utils.whole_weights import load_whole
 
 

@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from hivg_hf.conversion import load_official_checkpoint
 from hivg_hf.data.loading import load_grounding_dataset
-from hivg_hf.data.user_data import plan_user_training
 from hivg_hf.official_reference import OfficialLayers
-from hivg_hf.recipe import parse_recipe
+from hivg_hf.training import parse_recipe, plan_user_training
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Train on your own data: a whole recipe from one table of rows, with defaults that fit how many rows there are.
 
-The plan is an ordinary recipe (see `hivg_hf.recipe`), so that `hivg train --data ...` and a recipe file are the same
+The plan is an ordinary recipe (see `recipe.py`), so that `hivg train --data ...` and a recipe file are the same
 run, and whoever outgrows the defaults can write the plan down and change it.
 """
 
@@ -68,7 +68,7 @@ def plan_user_training(
         **options: further options of the reader, for example `columns` or `multi_target`.
 
     Returns:
-        A recipe for `hivg_hf.recipe.parse_recipe`.
+        A recipe for `hivg_hf.training.recipe.parse_recipe`.
 
     Raises:
         ValueError: the base is no HiVG and no CLIP, the split column lacks `train` or `val`, or a reader option is

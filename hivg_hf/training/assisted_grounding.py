@@ -11,8 +11,9 @@ from torch import nn
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.modeling.loss_hivg import box_giou_loss, box_l1_loss, dice_loss, focal_loss, token_targets
 from hivg_hf.modeling.modeling_hivg import PADDING_LOGIT, HiVGForVisualGrounding
-from hivg_hf.pretraining import AttributeHeads, with_defaults
-from hivg_hf.pretraining_rows import MIN_COVERED, NO_CLASS, patch_targets
+
+from .pretraining import AttributeHeads, with_defaults
+from .pretraining_rows import MIN_COVERED, NO_CLASS, patch_targets
 
 LOSS_WEIGHTS = {
     "mark_focal": 20.0,

@@ -8,10 +8,10 @@ import torch
 from training_helpers import coloured_box_rows, tiny_recipe
 
 from hivg_hf.data.collator import GroundingCollator
-from hivg_hf.recipe import load_recipe, parse_recipe
-from hivg_hf.training_plan import activation_bytes, describe_plan, plan_training
+from hivg_hf.training import describe_plan, load_recipe, parse_recipe, plan_training
+from hivg_hf.training.plan import activation_bytes
 
-RECIPES = Path(__file__).parent.parent / "hivg_hf" / "recipes"
+RECIPES = Path(__file__).parents[2] / "hivg_hf" / "recipes"
 
 
 def test_the_plan_of_a_published_recipe_needs_neither_data_nor_weights(monkeypatch):

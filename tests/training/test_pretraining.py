@@ -6,15 +6,14 @@ import torch
 import yaml
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
-from hivg_hf.assisted_grounding import LOSS_WEIGHTS as ASSISTING_WEIGHTS
-from hivg_hf.assisted_grounding import AssistedCollator, AssistedGrounding, guided_attention
 from hivg_hf.data.refshapes import build_tokenizer, refshapes_dataset
 from hivg_hf.modeling.presets_hivg import CLIP_TINY
-from hivg_hf.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
-from hivg_hf.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator, patch_targets
-from hivg_hf.recipe import parse_recipe
 from hivg_hf.recipes import find_recipe
-from hivg_hf.staged_training import StagedTraining
+from hivg_hf.training import StagedTraining, parse_recipe
+from hivg_hf.training.assisted_grounding import LOSS_WEIGHTS as ASSISTING_WEIGHTS
+from hivg_hf.training.assisted_grounding import AssistedCollator, AssistedGrounding, guided_attention
+from hivg_hf.training.pretraining import FUSION_INPUTS, LOSS_WEIGHTS, PretrainingModel, plain_clip
+from hivg_hf.training.pretraining_rows import CLASSES, NO_CLASS, PretrainingCollator, patch_targets
 
 
 def small(tower, **changes):

@@ -22,13 +22,14 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import get_last_checkpoint
 
-from .data.collator import GroundingCollator
-from .data.order import EpochSampler, KeyedDataset, UniqueImageSampler, image_ids_of, without_image_decoding
+from hivg_hf.data import EpochSampler, GroundingCollator, KeyedDataset, UniqueImageSampler
+from hivg_hf.data.order import image_ids_of, without_image_decoding
+
+from .arguments import HiVGTrainingArguments
+from .batches import EpochDataLoader, GlobalBatchSampler
 from .sharding import widen_scalars
 from .trainer_checkpoints import CheckpointingTrainer
 from .trainer_evaluation import EarlyStop, EvaluationCollator, EvaluationRows, box_figures, evaluation_shares
-from .training_args import HiVGTrainingArguments
-from .training_batches import EpochDataLoader, GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, Sampler
 
-from .data.order import EpochSampler, RowKey
+from hivg_hf.data import EpochSampler
+from hivg_hf.data.order import RowKey
 
 
 class GlobalBatchSampler(Sampler[list[RowKey]]):

@@ -30,6 +30,7 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hivg_hf.evaluation.records import describe_versions
 from hivg_hf.hilora import (
     HiLoraConfig,
     load_adapter_state,
@@ -38,20 +39,17 @@ from hivg_hf.hilora import (
     save_adapter_state,
     start_stage,
 )
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder
 from hivg_hf.utils.manifest import find_damage, write_manifest
 
-from .evaluation.records import describe_versions
-from .modeling.configuration_hivg import HiVGConfig
-from .modeling.modeling_hivg import HiVGForVisualGrounding
-from .modeling.processing_hivg import HiVGProcessor
 from .recipe import PhaseRecipe, Recipe
+from .report import ReadableLog, read_json, write_curves, write_json
+from .results import measure, write_run_card
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
-from .sharding import restore_shapes
-from .trainer import HiVGTrainer
-from .training_report import ReadableLog, read_json, write_curves, write_json
-from .training_results import measure, write_run_card
-from .training_setup import (
+from .setup import (
     RowCache,
     build_arguments,
     build_collator,
@@ -61,6 +59,8 @@ from .training_setup import (
     load_growing,
     set_trainable,
 )
+from .sharding import restore_shapes
+from .trainer import HiVGTrainer
 
 logger = logging.getLogger(__name__)
 

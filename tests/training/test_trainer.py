@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from hivg_hf import HiVGForVisualGrounding
 from hivg_hf.hilora import HiLoraConfig, start_stage
-from hivg_hf.trainer import HiVGTrainer, NonFiniteLossError
-from hivg_hf.trainer_evaluation import box_figures
-from hivg_hf.training_args import HiVGTrainingArguments
+from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
+from hivg_hf.training.trainer import NonFiniteLossError
+from hivg_hf.training.trainer_evaluation import box_figures
 
 ROWS = coloured_box_rows(24)
 

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from transformers import CLIPConfig
 
+from hivg_hf.data.readers import SOURCES
+from hivg_hf.data.splits import PUBLISHED
 from hivg_hf.hilora import start_stage
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
-from .data.readers import SOURCES
-from .data.splits import PUBLISHED
-from .modeling.configuration_hivg import HiVGConfig
-from .modeling.modeling_hivg import HiVGForVisualGrounding
+from .arguments import accumulation_steps
 from .recipe import ModelRecipe, PhaseRecipe, Recipe
-from .training_args import accumulation_steps
-from .training_setup import RowCache, count_parameters, load_tokenizer, set_trainable, steps_of
+from .setup import RowCache, count_parameters, load_tokenizer, set_trainable, steps_of
 
 # Values that a transformer layer keeps for its backward pass, per token and width, with fused attention and an MLP of
 # four times the width: Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without the attention maps.

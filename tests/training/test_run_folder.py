@@ -8,8 +8,8 @@ from collections import namedtuple
 import pytest
 import torch
 
-from hivg_hf.recipe import parse_recipe
-from hivg_hf.run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
+from hivg_hf.training import parse_recipe
+from hivg_hf.training.run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 
 RECIPE = {
     "name": "r",

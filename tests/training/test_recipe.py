@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hivg_hf.recipe import load_recipe, parse_recipe
+from hivg_hf.training import load_recipe, parse_recipe
 
-RECIPES = Path(__file__).parent.parent / "hivg_hf" / "recipes"
+RECIPES = Path(__file__).parents[2] / "hivg_hf" / "recipes"
 GPUS = 7  # of the official training scripts
 
 

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from training_helpers import coloured_box_rows, run_staged, tiny_recipe
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--config_file", "hivg_hf/recipes/accelerate/multi_cpu.yaml"],
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
@@ -100,7 +100,7 @@ def train_sharded(rank, port, checkpoint, folder):
 
     from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
     from hivg_hf.data.collator import GroundingCollator
-    from hivg_hf.sharding import restore_shapes, widen_scalars
+    from hivg_hf.training.sharding import restore_shapes, widen_scalars
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     rows = coloured_box_rows(8)
@@ -145,7 +145,7 @@ def load_sharded_adapters(rank, port, checkpoint, folder):
 
     from hivg_hf import HiVGForVisualGrounding
     from hivg_hf.hilora import HiLoraConfig, load_adapter_state, save_adapter_state, start_stage
-    from hivg_hf.sharding import restore_shapes, widen_scalars
+    from hivg_hf.training.sharding import restore_shapes, widen_scalars
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from .data.collator import GroundingCollator
-from .metrics.overlaps import paired_iou
+from hivg_hf.data import GroundingCollator
+from hivg_hf.metrics.overlaps import paired_iou
 
 ACCURACY_THRESHOLD = 0.5
 

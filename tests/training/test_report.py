@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hivg_hf.training_report import describe_log, write_curves
+from hivg_hf.training.report import describe_log, write_curves
 
 
 def test_log_entries_read_as_sentences():

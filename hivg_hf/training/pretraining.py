@@ -29,7 +29,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from hivg_hf.data.refshapes.language import ATTRIBUTES
 from hivg_hf.modeling.loss_hivg import contrastive_loss, hash_expressions, same_pairs
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding, key_padding_bias
-from hivg_hf.pretraining_rows import CLASSES, NO_CLASS
+
+from .pretraining_rows import CLASSES, NO_CLASS
 
 LOSS_WEIGHTS = {
     "object": 1.0,

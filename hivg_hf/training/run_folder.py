@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 
 from .recipe import Recipe
-from .training_report import write_json
+from .report import write_json
 
 RECIPE_FILE = "recipe.json"
 # What may differ between two starts of one run: how fast it goes, not what comes out.

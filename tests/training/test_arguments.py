@@ -2,7 +2,8 @@
 
 import pytest
 
-from hivg_hf.training_args import HiVGTrainingArguments, accumulation_steps
+from hivg_hf.training import HiVGTrainingArguments
+from hivg_hf.training.arguments import accumulation_steps
 
 
 @pytest.mark.parametrize(

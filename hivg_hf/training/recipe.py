@@ -28,11 +28,7 @@ from typing import Any, Literal
 from peft import LoraConfig
 
 from hivg_hf.hilora import HiLoraConfig, HiLoraStage
-from hivg_hf.recipes import find_recipe
-from hivg_hf.utils.atomic import check_name
-from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
-
-from .recipe_checks import (
+from hivg_hf.recipe_checks import (
     check_augmentation,
     check_config_fields,
     check_loss_weights,
@@ -41,6 +37,9 @@ from .recipe_checks import (
     drop_unread,
     refuse_unread,
 )
+from hivg_hf.recipes import find_recipe
+from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class PhaseRecipe:
     Args:
         name: Of the phase and its folder.
         train: `pretrain` (CLIP on RefShapes, per patch), `assisted` (grounding with help for a new model, see
-            `hivg_hf.assisted_grounding`), `heads` (bridge and grounding_head; official stage 0), `all`
+            `hivg_hf.training.assisted_grounding`), `heads` (bridge and grounding_head; official stage 0), `all`
             (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
         epochs: Passes over the training rows; give this or `steps`.
         steps: Optimizer steps.

@@ -9,12 +9,12 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hivg_hf.evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from hivg_hf.evaluation.model_card import CardFacts, write_card
 from hivg_hf.utils.imports import is_package_available
 
-from .evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from .recipe import Recipe
-from .training_setup import RowCache, row_options
+from .setup import RowCache, row_options
 
 
 def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowCache) -> dict[str, Any]:

@@ -12,21 +12,19 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from hivg_hf.data import GroundingAugmentation, GroundingCollator, load_grounding_dataset
+from hivg_hf.data.loading import refuse_several_targets
 from hivg_hf.hilora import is_new_parameter
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.presets_hivg import preset_fields
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.imports import is_package_available
 from hivg_hf.utils.whole_weights import load_whole
 
-from .data import load_grounding_dataset
-from .data.augmentation import GroundingAugmentation
-from .data.collator import GroundingCollator
-from .data.loading import refuse_several_targets
-from .modeling.configuration_hivg import HiVGConfig
-from .modeling.modeling_hivg import HiVGForVisualGrounding
-from .modeling.presets_hivg import preset_fields
-from .modeling.processing_hivg import HiVGProcessor
+from .arguments import HiVGTrainingArguments
+from .launch import wants_cpu
 from .recipe import ModelRecipe, PhaseRecipe, Recipe
-from .training_args import HiVGTrainingArguments
-from .training_launch import wants_cpu
 
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from hivg_hf.data.order import EpochSampler
-from hivg_hf.trainer_evaluation import EvaluationRows, evaluation_shares
-from hivg_hf.training_batches import GlobalBatchSampler
+from hivg_hf.training.batches import GlobalBatchSampler
+from hivg_hf.training.trainer_evaluation import EvaluationRows, evaluation_shares
 
 
 def global_batches(processes, accumulation, rows=23, batch=7, epoch=2):

@@ -19,11 +19,9 @@ from safetensors.torch import load_file
 from training_helpers import folder_bytes, run_staged, tiny_recipe
 
 from hivg_hf.hilora import load_stages
-from hivg_hf.recipe import parse_recipe
-from hivg_hf.staged_training import StagedTraining
-from hivg_hf.trainer import HiVGTrainer
+from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
