@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OLDEST_PYTHON = (3, 11)
-SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "scripts", "docs", "model_cards")
+SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "benchmarks", "scripts", "docs", "model_cards")
 # huggingface_hub (strict configs) comes with transformers wherever remote code is loaded at all.
 MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
 

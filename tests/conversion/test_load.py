@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
+from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
 from hivg_hf.conversion import (
     OfficialFile,
@@ -26,7 +27,6 @@ from hivg_hf.conversion import (
 )
 from hivg_hf.conversion.files import CLIP_ALONE
 from hivg_hf.modeling.presets_hivg import PUBLISHED_CLIPS
-from hivg_hf.official_reference import OfficialLayers
 
 LAYERS = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12])
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]

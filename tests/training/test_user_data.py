@@ -11,9 +11,9 @@ from parity.official_cases import made_case
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf.conversion import load_official_checkpoint
 from hivg_hf.data.loading import load_grounding_dataset
-from hivg_hf.official_reference import OfficialLayers
 from hivg_hf.training import parse_recipe, plan_user_training
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hivg_hf.study.plan import load_study
+from benchmarks.study.plan import load_study
 from hivg_hf.training import load_recipe
 from hivg_hf.utils.strict_mapping import MAX_YAML_BYTES, parse_yaml, read_yaml
 

@@ -9,12 +9,12 @@ from peft import PeftModel
 from torch import nn
 
 from hivg_hf.hilora import HiLoraConfig, start_stage
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
-from ..modeling.configuration_hivg import HiVGConfig
-from ..modeling.modeling_hivg import HiVGForVisualGrounding
-from ..official_reference import mask_head
 from .inputs import Batch, random_batch
 from .measure import Case
+from .official_reference import mask_head
 from .straightforward import Straightforward, from_adapted, largest_difference, merge_random_adapters
 
 STRAIGHTFORWARD = "official, straightforward"

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from hivg_hf.evaluation.card_tables import markdown_table
+from hivg_hf.evaluation.plots import new_figure, save_figure
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.imports import require_package
 
-from ..evaluation.plots import new_figure, save_figure
 from .plan import Study
 from .run import STUDY_FORMAT
 
@@ -178,7 +178,7 @@ def _progress(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
     versions = next(iter(next(iter(runs.values())).values()))["versions"]
     return (
         f"{done} of {wanted} cells were run, with seeds {', '.join(map(str, study.seeds))}. Made from the results "
-        f"files by `python scripts/study.py --report`; hivg_hf {versions['hivg_hf']}, torch {versions['torch']}."
+        f"files by `python -m benchmarks.study --report`; hivg_hf {versions['hivg_hf']}, torch {versions['torch']}."
     )
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from hivg_hf.conversion import official_parameter_name
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
-from ..modeling.configuration_hivg import HiVGConfig
-from ..modeling.modeling_hivg import HiVGForVisualGrounding
-from ..official_reference import OfficialLayers, OfficialOutput, official_forward, official_losses
 from .inputs import Batch, official_inputs
+from .official_reference import OfficialLayers, OfficialOutput, official_forward, official_losses
 
 ADAPTER_RANK = 32  # Official: models/HiVG.py:776-778, alpha 16
 

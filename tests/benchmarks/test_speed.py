@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from transformers import CLIPConfig
 
-from hivg_hf import HiVGConfig, HiVGForVisualGrounding
-from hivg_hf.benchmark import count_operations, neighbors, ratio_of_medians, report, run, time_rounds, working_memory
-from hivg_hf.benchmark.accelerator import measure_accelerator, peak_of
-from hivg_hf.benchmark.groups import (
+from benchmarks.speed import count_operations, neighbors, ratio_of_medians, report, run, time_rounds, working_memory
+from benchmarks.speed.accelerator import measure_accelerator, peak_of
+from benchmarks.speed.groups import (
     BOX,
     MASK,
     NATIVE,
@@ -24,10 +23,11 @@ from hivg_hf.benchmark.groups import (
     neighbor_group,
     training_group,
 )
-from hivg_hf.benchmark.inputs import official_inputs, random_batch
-from hivg_hf.benchmark.measure import Case
+from benchmarks.speed.inputs import official_inputs, random_batch
+from benchmarks.speed.measure import Case
+from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

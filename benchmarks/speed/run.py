@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from ..modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+
 from .groups import Group, inference_group, mask_head_group, neighbor_group, training_group
 from .measure import Case, count_operations, ratio_of_medians, time_rounds, working_memory
 from .neighbors import neighbor_cases

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..modeling.box_ops_hivg import rasterize_boxes
-from ..modeling.configuration_hivg import HiVGConfig
-from ..modeling.image_processing_hivg import HiVGImageProcessor
+from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
 
 PHOTOGRAPH = (480, 640)  # (height, width), 4:3
 EXPRESSION_TOKENS = 8  # with begin and end: "the mug left of the laptop"

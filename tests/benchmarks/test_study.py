@@ -9,12 +9,12 @@ import torch
 import yaml
 from PIL import Image
 
-from hivg_hf.study import load_study, run_study, schedule, write_report
-from hivg_hf.study.plan import Cell, Study
-from hivg_hf.study.run import ControlledTraining
+from benchmarks.study import load_study, run_study, schedule, write_report
+from benchmarks.study.plan import Cell, Study
+from benchmarks.study.run import ControlledTraining
 from hivg_hf.utils.strict_mapping import build_strictly
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 def content(base):

@@ -6,7 +6,7 @@ import pytest
 
 from scripts.measure_batch_mixing import BEGIN, END, NAMES, measure, table
 
-PAGE = Path(__file__).parents[1] / "docs" / "convert.md"
+PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
 
 
 @pytest.mark.parametrize("name", NAMES)

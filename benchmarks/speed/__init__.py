@@ -1,6 +1,6 @@
 """Side-by-side measurements: this package, the official computation written straightforwardly, and its neighbours.
 
-`scripts/benchmark.py` runs them. Random weights, by configuration only: nothing is downloaded, and time does not
+`python -m benchmarks.speed` runs them. Random weights, by configuration only: nothing is downloaded, and time does not
 depend on what the weights know.
 """
 

@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+
 from .measure import Case
 
 FLORENCE_NEW_TOKENS = 12  # one box is four location tokens, around them the phrase and the end

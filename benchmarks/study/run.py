@@ -25,16 +25,16 @@ from typing import Any
 
 import torch
 
+from hivg_hf.data import load_grounding_dataset
+from hivg_hf.evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
+from hivg_hf.evaluation.records import describe_versions
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.training import Recipe, StagedTraining, parse_recipe
 from hivg_hf.training.report import write_json
 from hivg_hf.training.run_folder import RECIPE_FILE, claim_folder
 from hivg_hf.training.setup import row_options
 from hivg_hf.utils.whole_weights import load_whole
 
-from ..data import load_grounding_dataset
-from ..evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
-from ..evaluation.records import describe_versions
-from ..modeling.processing_hivg import HiVGProcessor
 from .plan import Cell, Study
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Speed and memory of the pipeline: batch sizes side by side, precisions side by side, and a long stream.
 
-    python scripts/benchmark_pipeline.py --out benchmarks/results/pipeline/2026-11-20-cpu.json
+    python -m benchmarks.speed.pipeline --out benchmarks/results/pipeline/2026-11-20-cpu.json
 
 Rounds of all settings alternate, so that a disturbance of the machine meets all of them; medians are reported, of wall
 time and of the processor time of this process, which other programs on the machine disturb less.

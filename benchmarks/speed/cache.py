@@ -1,6 +1,6 @@
 """How much faster rows of a cache `--for eval` load than JPEGs decode, side by side.
 
-    OMP_NUM_THREADS=1 python scripts/benchmark_cache.py --out benchmarks/results/data/cache.json
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.cache --out benchmarks/results/data/cache.json
 
 Writes photographs of 1024 x 768 pixels (smooth noise, JPEG quality 90), reads each as a row from the file and from the
 cache, in turn, and times the way from the row to normalised tensors on the square of 224 pixels. Exit status 1 where

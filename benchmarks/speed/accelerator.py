@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..modeling.configuration_hivg import HiVGConfig
-from ..modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+
 from .inputs import Batch, random_batch
 from .measure import count_operations
 

@@ -1,17 +1,18 @@
 """Run a study of methods, bridges and seeds, and write its document from the results.
 
-python scripts/study.py benchmarks/study/refshapes-study.yaml             # goes on where it was; Ctrl-C loses one cell
-python scripts/study.py benchmarks/study/refshapes-study.yaml --cells 10  # at most ten cells now
-python scripts/study.py benchmarks/study/refshapes-study.yaml --jobs 2    # two runs at a time
-python scripts/study.py benchmarks/study/refshapes-study.yaml --report    # the document alone
+python -m benchmarks.study benchmarks/study/refshapes-study.yaml  # goes on where it was; Ctrl-C loses one cell
+python -m benchmarks.study benchmarks/study/refshapes-study.yaml --cells 10  # at most ten cells now
+python -m benchmarks.study benchmarks/study/refshapes-study.yaml --jobs 2    # two runs at a time
+python -m benchmarks.study benchmarks/study/refshapes-study.yaml --report    # the document alone
 """
 
 import argparse
 import logging
 from pathlib import Path
 
-from hivg_hf.study import load_study, run_study, write_report
 from hivg_hf.training.launch import quiet_libraries
+
+from . import load_study, run_study, write_report
 
 
 def main() -> None:

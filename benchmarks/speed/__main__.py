@@ -1,6 +1,6 @@
 """Measure this package beside the official computation and beside other models; random weights, nothing downloaded.
 
-    OMP_NUM_THREADS=1 python scripts/benchmark.py --out benchmarks/results/2026-11-20-cpu.json --readme README.md
+    OMP_NUM_THREADS=1 python -m benchmarks.speed --out benchmarks/results/2026-11-20-cpu.json --readme README.md
 
 Prints tables, and how the ratios moved against the last results in benchmarks/results. Exit status 1 where a limit
 that the project holds itself to is missed.
@@ -14,11 +14,11 @@ import torch
 import typer
 from rich.console import Console
 
-from hivg_hf.benchmark import report
-from hivg_hf.benchmark.accelerator import measure_accelerator
-from hivg_hf.benchmark.run import GROUPS, run_benchmark
+from . import report
+from .accelerator import measure_accelerator
+from .run import GROUPS, run_benchmark
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def main(

@@ -13,7 +13,7 @@ from hivg_hf.utils.imports import require_package
 
 from .groups import BOX, MASK, NATIVE, NATIVE_MASK, STRAIGHTFORWARD
 
-MARKERS = ("<!-- benchmark: begin (written by scripts/benchmark.py) -->", "<!-- benchmark: end -->")
+MARKERS = ("<!-- benchmark: begin (written by python -m benchmarks.speed) -->", "<!-- benchmark: end -->")
 Results = Mapping[str, Any]
 
 
@@ -31,7 +31,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(results, dict) or results.get("format") != 1 or "groups" not in results:
-        raise ValueError(f"{path} holds no benchmark results of format 1; write it with scripts/benchmark.py.")
+        raise ValueError(f"{path} holds no benchmark results of format 1; write it with python -m benchmarks.speed.")
     return results
 
 
@@ -152,7 +152,7 @@ def readme_block(results: Results) -> str:
         "*Straightforward* is the official computation as its code is written: adapters beside the weights, eager "
         "attention, every output; *official* is the same computation in this package. *New model* leaves out padded "
         "patches and reads text at its true length. Measured "
-        f"by `python scripts/benchmark.py` on {results['date'][:10]}; all figures are in `benchmarks/results`."
+        f"by `python -m benchmarks.speed` on {results['date'][:10]}; all figures are in `benchmarks/results`."
     )
     return "\n\n".join(parts)
 
