@@ -10,8 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, LoraRuntimeConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from training_helpers import coloured_box_rows
 
+from helpers.training import coloured_box_rows
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.hilora import (

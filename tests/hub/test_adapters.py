@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.hub_client import EXPRESSIONS, PIPELINE, boxes, push, pushed
+from helpers.hub_state import Hub
+from helpers.interpreter import CodeFailedError, Interpreter
 from hivg_hf import HiLoraConfig, start_stage
 from hivg_hf.hilora import publish_stages
-from hub_client import EXPRESSIONS, PIPELINE, boxes, push, pushed
-from hub_state import Hub
-from interpreter import CodeFailedError, Interpreter
 
 pytestmark = pytest.mark.xdist_group("hub")
 

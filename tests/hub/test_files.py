@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from helpers.hub_client import PLANTED
 from hivg_hf.hub.files import files_to_push
-from hub_client import PLANTED
 
 
 @pytest.fixture

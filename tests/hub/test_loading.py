@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.hub_client import AUTO_CLASSES, PIPELINE, boxes, push, pushed
+from helpers.hub_state import Hub
+from helpers.interpreter import CodeFailedError, Interpreter
 from hivg_hf.hub import download_checked
-from hub_client import AUTO_CLASSES, PIPELINE, boxes, push, pushed
-from hub_state import Hub
-from interpreter import CodeFailedError, Interpreter
 
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
 

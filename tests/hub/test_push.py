@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_client import PIPELINE, PLANTED, boxes, push, pushed
-from hub_state import Hub
-from interpreter import Interpreter
+from helpers.hub_client import PIPELINE, PLANTED, boxes, push, pushed
+from helpers.hub_state import Hub
+from helpers.interpreter import Interpreter
 
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
 

@@ -8,8 +8,8 @@ import torch
 from transformers import pipeline
 
 import hivg_hf
-from hub_client import AUTO_CLASSES, PIPELINE, boxes
-from interpreter import CodeFailedError, Interpreter
+from helpers.hub_client import AUTO_CLASSES, PIPELINE, boxes
+from helpers.interpreter import CodeFailedError, Interpreter
 
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from turned_pictures import UNDONE, save_turned
 
+from helpers.turned_pictures import UNDONE, save_turned
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.inference import check_onnx, export_onnx, onnx_export
 from hivg_hf.inference.onnx_export import GroundingGraph

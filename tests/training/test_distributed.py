@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_helpers import coloured_box_rows, run_staged, tiny_recipe
+
+from helpers.training import coloured_box_rows, run_staged, tiny_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHERS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_helpers import coloured_box_rows, tiny_recipe
 
+from helpers.training import coloured_box_rows, tiny_recipe
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.training import describe_plan, load_recipe, parse_recipe, plan_training
 from hivg_hf.training.plan import activation_bytes

@@ -2,8 +2,7 @@
 
 import sys
 
-from training_helpers import tiny_recipe
-
+from helpers.training import tiny_recipe
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.evaluation import read_results
 from hivg_hf.training import parse_recipe

@@ -16,8 +16,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from training_helpers import folder_bytes, run_staged, tiny_recipe
 
+from helpers.training import folder_bytes, run_staged, tiny_recipe
 from hivg_hf.hilora import load_stages
 from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import coloured_box_rows
 from transformers import TrainerCallback
 
+from helpers.training import coloured_box_rows
 from hivg_hf import HiVGForVisualGrounding
 from hivg_hf.hilora import HiLoraConfig, start_stage
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments

@@ -9,8 +9,8 @@ import PIL.ImageDraw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from turned_pictures import UNDONE, save_turned
 
+from helpers.turned_pictures import UNDONE, save_turned
 from hivg_hf.visualize import draw_grounding, draw_heatmap, drawing
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from interpreter import Interpreter
+from .interpreter import Interpreter
 
 EXPRESSIONS = ["the red star", "the blue star of the left"]
 PLANTED = {

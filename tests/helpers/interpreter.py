@@ -8,7 +8,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # Runs in the other process. Orders and answers have descriptors of their own: what libraries print does not mix with
 # them, and a library that asks a question finds nobody to answer.

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_state import Hub, HubRefusalError, file_entry
+from .hub_state import Hub, HubRefusalError, file_entry
 
 DATE = "2026-01-01T00:00:00.000Z"
 
