@@ -40,7 +40,7 @@ def refuse_unread(where: str, kind: str, changed: Iterable[str]) -> None:
 
 def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
     """Names of `HiVGConfig` fields, and of loss terms among them."""
-    from .modeling.configuration_hivg import HiVGConfig
+    from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
     refuse_unknown(fields, HiVGConfig.__annotations__, where)
     if fields.get("loss_weights") is not None:
@@ -49,9 +49,8 @@ def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
 
 def check_loss_weights(where: str, weights: Any, kind: str = "heads") -> None:
     """Names and values of loss weights; `pretrain` and `assisted` phases have losses of their own in `options`."""
+    from hivg_hf.modeling.configuration_hivg import LOSS_NAMES
     from hivg_hf.training import assisted_grounding, pretraining
-
-    from .modeling.configuration_hivg import LOSS_NAMES
 
     known = {"pretrain": pretraining.LOSS_WEIGHTS, "assisted": assisted_grounding.LOSS_WEIGHTS}.get(kind, LOSS_NAMES)
     if not isinstance(weights, Mapping):
@@ -76,7 +75,7 @@ def check_options(where: str, kind: str, options: Mapping[str, Any]) -> None:
 
 def check_augmentation(where: str, options: Any) -> None:
     """Options of `GroundingAugmentation` beside what it takes from the processor."""
-    from .data.augmentation import GroundingAugmentation
+    from hivg_hf.data import GroundingAugmentation
 
     if not isinstance(options, Mapping):
         return
@@ -89,8 +88,8 @@ def check_augmentation(where: str, options: Any) -> None:
 
 def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     """A description of rows: source, split, and options that the source's reader takes."""
-    from .data.loading import load_grounding_dataset
-    from .data.readers import find_source
+    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.data.readers import find_source
 
     if not ("source" in spec and "split" in spec):
         raise ValueError(f"{where} needs `source` and `split`. Got the keys {sorted(spec)}.")
@@ -101,7 +100,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
 
         known: Iterable[str] = {"source", *_keywords(refshapes_dataset)}
     elif source == "mixture":
-        from .data.loading import _load_mixture
+        from hivg_hf.data.loading import _load_mixture
 
         known = {*shared, *_keywords(_load_mixture, "shared")}
         for number, part in enumerate(spec.get("parts") or ()):

@@ -81,7 +81,7 @@ def convert(
 
 
 def _preset(name: str | None) -> Any:
-    from ..modeling import HiVGConfig
+    from hivg_hf.modeling import HiVGConfig
 
     return None if name is None else HiVGConfig.preset(name)
 

@@ -31,9 +31,9 @@ from hivg_hf.inference.files import (
     split_images_and_expressions,
 )
 from hivg_hf.inference.pictures import Asker, PictureWriter
+from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
 from hivg_hf.utils.imports import require_package
 
-from ..modeling.processing_hivg import ExpressionCutWarning
 from . import EXIT_STATUS_ON_ERROR, run_verb
 
 EXIT_STATUS_SOME_FAILED = 1

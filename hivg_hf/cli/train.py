@@ -98,9 +98,8 @@ def _plan_own_data(
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
+    from hivg_hf.evaluation.sources import read_options
     from hivg_hf.training import plan_user_training
-
-    from ..evaluation.sources import read_options
 
     if base == "tiny":
         from hivg_hf.checkpoints import TINY_CHECKPOINT

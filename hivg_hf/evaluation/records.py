@@ -14,10 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hivg_hf.metrics import MetricProtocol, RowScores
 from hivg_hf.utils.atomic import atomic_path
-
-from ..metrics import RowScores
-from ..metrics.protocols import MetricProtocol
 
 RESULTS_NAME = "results.json"
 PREDICTIONS_NAME = "predictions.parquet"

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from datasets import concatenate_datasets
 
+from hivg_hf.data import load_grounding_dataset
 from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.inference import DTYPES
+from hivg_hf.recipe_checks import check_config_fields
 from hivg_hf.utils.strict_mapping import parse_yaml
-
-from ..data import load_grounding_dataset
-from ..recipe_checks import check_config_fields
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")

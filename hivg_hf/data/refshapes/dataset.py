@@ -24,9 +24,9 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 
-from hivg_hf.data.schema import FEATURES, encode_mask, mask_to_box
 from hivg_hf.utils.atomic import atomic_folder
 
+from ..schema import FEATURES, encode_mask, mask_to_box
 from .language import ATTRIBUTES
 from .render import render_scene
 from .samples import SPLITS, Expression, Sample, SampleOptions, draw_foil, draw_sample, refshapes_samples
