@@ -9,8 +9,10 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
+from hivg_hf import modeling
 from hivg_hf.utils.whole_weights import check_finite
 
+CODE_FOLDER = Path(modeling.__file__ or "").parent
 FolderKind = Literal["model", "adapter"]
 
 CARD_FILE = "README.md"
@@ -79,7 +81,7 @@ def files_to_push(folder: Path) -> list[Path]:
     if folder_kind(folder) == "model" or (folder / PROCESSOR_FILES[0]).is_file():
         required += [*map(Path, PROCESSOR_FILES), *_code_files(folder)]
     for path in (*required, *weights):
-        if not (folder / path).is_file():
+        if not located(folder, path).is_file():
             raise FileNotFoundError(
                 f"The file {path} is missing from {folder}; save the model and its processor there again "
                 "(pipeline.save_pretrained writes both)."
@@ -91,6 +93,17 @@ def files_to_push(folder: Path) -> list[Path]:
     for path in weights:
         _check_weights(folder / path)
     return files
+
+
+def located(folder: Path, path: Path) -> Path:
+    """Where a file of a model folder lies: in the folder, or with this package if it is code that the folder lacks.
+
+    The checkpoint of a checkout has no copy of the code. A folder that has some of it is not completed: what is
+    missing there may have been another version's.
+    """
+    if path.suffix != ".py" or any(folder.glob("*_hivg.py")):
+        return folder / path
+    return CODE_FOLDER / path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,7 +162,7 @@ def _code_files(folder: Path) -> set[Path]:
     configs = [read_json(folder / name) for name in ("config.json", PROCESSOR_FILES[0]) if (folder / name).is_file()]
     # "module.Class"; with a prefix "repository--" the code is read from that repository instead.
     modules = {name.rpartition(".")[0] for name in _class_names(configs) if "--" not in name}
-    root, found, left = folder.resolve(), set(), {Path(f"{module}.py") for module in sorted(modules)}
+    found, left = set(), {Path(f"{module}.py") for module in sorted(modules)}
     while left:
         path = left.pop()
         if not _MODULE_NAME.fullmatch(path.as_posix()):
@@ -158,10 +171,10 @@ def _code_files(folder: Path) -> set[Path]:
                 "correct auto_map and the imports of the code, or save the model again."
             )
         found.add(path)
-        if (folder / path).is_file():  # the caller names a missing one with every other missing file
+        if (source := located(folder, path)).is_file():  # the caller names a missing one with every other missing file
             _check_inside(folder, path)
             # no recursion of transformers' own: it would follow an import out of the folder
-            left |= {Path(f"{name}.py") for name in get_relative_imports(root / path)} - found
+            left |= {Path(f"{name}.py") for name in get_relative_imports(source)} - found
     return found
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from .errors import TOKEN_HELP, hub_errors
-from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, read_json
+from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, located, read_json
 from .loading import download_checked, load_with_stages, split_revision
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def push_folder(
         ConnectionError: the connection broke, or what was downloaded is damaged; the same call goes on from there.
     """
     folder = Path(folder)
-    contents = {path.as_posix(): folder / path for path in files_to_push(folder)}
+    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder)}
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
     token = _require_token(token)

@@ -39,6 +39,13 @@ def test_missing_file_is_named(name: str, copied: Path) -> None:
         files_to_push(copied)
 
 
+def test_a_folder_without_any_code_is_completed_by_the_packages_own(copied: Path) -> None:
+    with_code = files_to_push(copied)
+    for path in copied.glob("*_hivg.py"):
+        path.unlink()
+    assert files_to_push(copied) == with_code
+
+
 def test_missing_shard_is_named(copied: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
