@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-import hivg_hf
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.utils.imports import require_package
 
 from . import run_verb
@@ -37,7 +37,7 @@ def demo(
 
     limits: dict[str, Any] = {"workers": workers, "seconds": time_limit}
     limits = {name: value for name, value in limits.items() if value is not None}
-    page = build_page(load_pipeline(model or hivg_hf.TINY_CHECKPOINT, device, dtype), **limits)
+    page = build_page(load_pipeline(model or TINY_CHECKPOINT, device, dtype), **limits)
     serve(page, host, port or None, queue_size, max_upload_mb, **({"root_path": root_path} if root_path else {}))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-import hivg_hf
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 
 from . import run_verb
 
@@ -27,7 +27,7 @@ def export(
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
     from hivg_hf.inference import export_onnx, load_pipeline
 
-    pipe = load_pipeline(model or hivg_hf.TINY_CHECKPOINT, "cpu", "float32")
+    pipe = load_pipeline(model or TINY_CHECKPOINT, "cpu", "float32")
     report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8)
     for name, difference in report.items():
         what = "boxes move by at most (share of the square)" if name == "int8_box" else "differs from torch by at most"

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-import hivg_hf
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.inference.files import (
     IMAGE_SUFFIXES,
@@ -94,7 +94,7 @@ def ground(
     if out is not None and not single and out.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
-    name = model or hivg_hf.TINY_CHECKPOINT
+    name = model or TINY_CHECKPOINT
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     if mask and (as_json or keep_results):

@@ -137,8 +137,6 @@ def convert_official_checkpoint(
 def load_official_clip(path: str | os.PathLike[str], **config_overrides: Any) -> "HiVGForVisualGrounding":
     """A new model around an official CLIP file, its LoRA merged; bridges and heads are fresh.
 
-    `HiVGForVisualGrounding.from_clip` calls this for a path that ends in `.pth` or `.safetensors`.
-
     Args:
         path: the debiased CLIP that official training starts from.
         config_overrides: fields of `HiVGConfig`; `clip_config` where the CLIP is not a published one.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from hivg_hf.conversion import load_official_clip
 from hivg_hf.data import GroundingAugmentation, GroundingCollator, load_grounding_dataset
 from hivg_hf.data.loading import refuse_several_targets
 from hivg_hf.hilora import is_new_parameter
@@ -26,6 +27,7 @@ from .arguments import HiVGTrainingArguments
 from .launch import wants_cpu
 from .recipe import ModelRecipe, PhaseRecipe, Recipe
 
+OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 
 
@@ -42,7 +44,7 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
-        model = HiVGForVisualGrounding.from_clip(recipe.clip, **{**shape, **fields, "dtype": torch.float32})
+        model = _around_clip(recipe.clip, {**shape, **fields})
     else:
         config = HiVGConfig.preset(recipe.preset or "", **fields)
         tokenizer = load_tokenizer(recipe)
@@ -66,6 +68,13 @@ def load_growing(source: str | Path, changes: Mapping[str, Any]) -> HiVGForVisua
     return load_whole(
         source, may_be_new=lambda name: bool(changes) and is_new_parameter(name), dtype=torch.float32, **changes
     )
+
+
+def _around_clip(clip: str, fields: Mapping[str, Any]) -> HiVGForVisualGrounding:
+    """A new model around a CLIP folder or Hub id, or around an official CLIP file, from which the authors start."""
+    if clip.endswith(OFFICIAL_SUFFIXES):
+        return load_official_clip(clip, **fields)
+    return HiVGForVisualGrounding.from_clip(clip, **{**fields, "dtype": torch.float32})
 
 
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:

@@ -21,6 +21,7 @@ from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
 from hivg_hf.conversion import (
     OfficialFile,
     convert_official_checkpoint,
+    load_official_clip,
     official_clip,
     official_processor,
     published_clip_config,
@@ -181,7 +182,7 @@ def test_a_debiased_clip_starts_a_new_model_and_is_a_plain_clip(case: OfficialCa
     assert isinstance(plain, CLIPModel)
     assert len(report.merged) == 2 * 12 * 4
 
-    started = HiVGForVisualGrounding.from_clip(path, clip_config=case.clip_config, bridge_layers=[1, 5])
+    started = load_official_clip(path, clip_config=case.clip_config, bridge_layers=[1, 5])
     plain.save_pretrained(tmp_path / "clip")
     from_folder = HiVGForVisualGrounding.from_clip(tmp_path / "clip", bridge_layers=[1, 5])
     for name, tensor in plain.state_dict().items():
@@ -195,7 +196,7 @@ def test_a_debiased_clip_starts_a_new_model_and_is_a_plain_clip(case: OfficialCa
 def test_a_clip_with_bridges_is_no_clip_to_start_from(case: OfficialCase, tmp_path: Path) -> None:
     path = save_state(clip_part(case), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="holds CLIP with bridges, not a CLIP to start from"):
-        HiVGForVisualGrounding.from_clip(path, clip_config=case.clip_config)
+        load_official_clip(path, clip_config=case.clip_config)
 
 
 @torch.no_grad()
