@@ -28,6 +28,7 @@ import torch
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
 from hivg_hf.evaluation.records import describe_versions
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.training import Recipe, StagedTraining, parse_recipe
 from hivg_hf.training.report import write_json
@@ -153,7 +154,7 @@ class ControlledTraining(StagedTraining):
 
 def _measure(study: Study, folder: Path, constant_text: bool) -> dict[str, Any]:
     """Every test, with the expression of another object beside it."""
-    model = load_whole(folder).eval()
+    model = load_whole(HiVGForVisualGrounding, folder).eval()
     processor = HiVGProcessor.from_pretrained(folder)
     settings = EvaluationSettings(
         batch_size=64, num_workers=study.workers, controls=("other-expression",), progress=sys.stderr.isatty()

@@ -12,8 +12,8 @@ from datasets import concatenate_datasets
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.inference import DTYPES
-from hivg_hf.recipe_checks import check_config_fields
-from hivg_hf.utils.strict_mapping import parse_yaml
+from hivg_hf.modeling import HiVGConfig
+from hivg_hf.utils.strict_mapping import parse_yaml, refuse_unknown
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
@@ -45,7 +45,7 @@ def open_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    check_config_fields("the overrides of the config", overrides or {})
+    refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")
     if name.endswith(_OFFICIAL_SUFFIXES):
         if overrides or revision:
             raise ValueError(

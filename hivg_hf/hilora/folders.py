@@ -157,7 +157,7 @@ def load_stages(folder: str | Path) -> PeftModel:
     for part in ("base", "adapters"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
-    base = load_whole(folder / "base", dtype=torch.float32)
+    base = load_whole(HiVGForVisualGrounding, folder / "base", dtype=torch.float32)
     records = {path.parent: _read_record(path) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
     if not records:
         raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")

@@ -94,7 +94,7 @@ def load_with_stages(
     """
     folder, adapters = _follow_bases(base, token, cache_dir)
     stage_folders = [*adapters, *(download_checked(stage, token, cache_dir) for stage in stages)]
-    model = load_whole(folder, **model_options)
+    model = load_whole(HiVGForVisualGrounding, folder, **model_options)
     processor = HiVGProcessor.from_pretrained(folder)
     return _fold_in(model, stage_folders) if stage_folders else model, processor
 

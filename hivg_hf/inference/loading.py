@@ -66,7 +66,7 @@ def _load_own(name: str, **options: Any) -> tuple[Any, Any, type]:
 
 def _load_trusted(name: str, **options: Any) -> tuple[Any, Any, type]:
     """Model, processor and pipeline class by the code that the repository brings."""
-    model = load_whole(name, transformers.AutoModel, trust_remote_code=True, **options)
+    model = load_whole(transformers.AutoModel, name, trust_remote_code=True, **options)
     processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=True)
     impl = (getattr(model.config, "custom_pipelines", None) or {}).get("visual-grounding", {}).get("impl")
     return model, processor, get_class_from_dynamic_module(impl, name) if impl else VisualGroundingPipeline

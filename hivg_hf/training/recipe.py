@@ -28,7 +28,11 @@ from typing import Any, Literal
 from peft import LoraConfig
 
 from hivg_hf.hilora import HiLoraConfig, HiLoraStage
-from hivg_hf.recipe_checks import (
+from hivg_hf.recipes import find_recipe
+from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
+
+from .recipe_checks import (
     check_augmentation,
     check_config_fields,
     check_loss_weights,
@@ -37,9 +41,6 @@ from hivg_hf.recipe_checks import (
     drop_unread,
     refuse_unread,
 )
-from hivg_hf.recipes import find_recipe
-from hivg_hf.utils.atomic import check_name
-from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,11 @@ def load_growing(source: str | Path, changes: Mapping[str, Any]) -> HiVGForVisua
         changes: Config fields that differ from the stored ones.
     """
     return load_whole(
-        source, may_be_new=lambda name: bool(changes) and is_new_parameter(name), dtype=torch.float32, **changes
+        HiVGForVisualGrounding,
+        source,
+        may_be_new=lambda name: bool(changes) and is_new_parameter(name),
+        dtype=torch.float32,
+        **changes,
     )
 
 

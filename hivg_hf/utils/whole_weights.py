@@ -11,14 +11,12 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
-
 _SHOWN = 3
 
 
 def load_whole(
+    kind: Any,
     source: str | Path,
-    kind: Any = HiVGForVisualGrounding,
     *,
     may_be_new: Callable[[str], bool] = lambda name: False,
     **options: Any,
@@ -26,8 +24,8 @@ def load_whole(
     """`from_pretrained` that never answers with weights the files do not hold.
 
     Args:
-        source: A folder, or a Hub id.
         kind: Class to load with.
+        source: A folder, or a Hub id.
         may_be_new: Whether a weight may be missing and start at random, for a model that grows.
         options: Of `from_pretrained`.
 

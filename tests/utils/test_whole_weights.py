@@ -268,7 +268,7 @@ def test_adapters_on_adapters_are_followed_to_the_model(run, tiny_model, tmp_pat
     name_base(run / "adapters" / "stage_1", run / "base")
     name_base(run / "adapters" / "stage_2", run / "adapters" / "stage_1")
     chained, _ = load_with_stages(str(run / "adapters" / "stage_2"))
-    merged = load_whole(run / "merged")
+    merged = load_whole(HiVGForVisualGrounding, run / "merged")
     for name, tensor in merged.state_dict().items():
         torch.testing.assert_close(chained.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
