@@ -7,8 +7,8 @@ PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # What the API reference documents; everything else is internal.
-API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hilora_folders hub hub_loading metrics \
-	model_card modeling recipe trainer training_args visualize)
+API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hub metrics \
+	inference modeling training visualize)
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
 .PHONY: help demo test test-slow test-lowest quality style docs build clean

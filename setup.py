@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -52,6 +53,19 @@ EXTRAS["dev"] = [
     "wheel>=0.45",
 ]
 
+
+class BuildWithCode(build_py):
+    """Puts the code of `modeling/` beside the weights of shipped checkpoints, as saving does; git holds it once."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for config in (Path(self.build_lib) / "hivg_hf" / "checkpoints").glob("*/config.json"):
+            for file in (ROOT / "modeling").glob("*_hivg.py"):
+                self.copy_file(str(file), str(config.parent / file.name))
+
+
 setup(
     name="hivg-hf",
     version="0.1.0",
@@ -65,7 +79,8 @@ setup(
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
     package_dir={"hivg_hf.modeling": "modeling"},
-    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "templates/*.md"]},
+    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "recipes/**/*.yaml", "evaluation/templates/*.md"]},
+    cmdclass={"build_py": BuildWithCode},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hivg=hivg_hf.cli:main"]},

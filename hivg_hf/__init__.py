@@ -6,9 +6,9 @@ torch and transformers (PEFT, datasets, plots) is loaded when it is first used.
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints import TINY_CHECKPOINT
 from .modeling import (
     HiVGConfig,
     HiVGForVisualGrounding,
@@ -17,19 +17,14 @@ from .modeling import (
     HiVGProcessor,
     VisualGroundingPipeline,
 )
-
-__version__ = "0.1.0"
-
-# Folder of the checkpoint in the wheel, trained from nothing on RefShapes: for trying things out and for tests.
-TINY_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "hivg-tiny-refshapes")
+from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .conversion import load_official_checkpoint
     from .data import load_grounding_dataset
     from .hilora import HiLoraConfig, HiLoraStage, merge_stages, start_stage
     from .metrics import compute_grounding_metrics
-    from .trainer import HiVGTrainer
-    from .training_args import HiVGTrainingArguments
+    from .training import HiVGTrainer, HiVGTrainingArguments
     from .visualize import draw_grounding
 
 _HOME_OF = {
@@ -40,8 +35,8 @@ _HOME_OF = {
     "merge_stages": ".hilora",
     "start_stage": ".hilora",
     "compute_grounding_metrics": ".metrics",
-    "HiVGTrainer": ".trainer",
-    "HiVGTrainingArguments": ".training_args",
+    "HiVGTrainer": ".training",
+    "HiVGTrainingArguments": ".training",
     "draw_grounding": ".visualize",
 }
 

@@ -806,8 +806,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         """A new model around a pre-trained CLIP, with fresh bridges and heads.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub id of a transformers CLIP; or, where `hivg_hf` is
-                installed, an official debiased CLIP file (`.pth` or `.safetensors`).
+            pretrained_model_name_or_path: a folder or Hub id of a transformers CLIP.
             config_overrides: fields of [`HiVGConfig`]; and `revision`, `token`, `cache_dir`, `local_files_only`,
                 `dtype`, `attn_implementation`, which go to `from_pretrained`.
 
@@ -818,7 +817,10 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         kwargs = {name: config_overrides.pop(name) for name in loading if name in config_overrides}
         path = str(pretrained_model_name_or_path)
         if path.endswith((".pth", ".pt", ".bin", ".safetensors")):
-            return cls._from_official_clip(path, config_overrides)
+            raise ValueError(
+                f"`{path}` is a file, and `from_clip` takes a folder or Hub id of a CLIP; an official file becomes "
+                "a model by `hivg_hf.conversion.load_official_clip`, or a folder by `hivg convert`."
+            )
         hub = {name: kwargs[name] for name in loading[:4] if name in kwargs}
         stored, _ = CLIPConfig.get_config_dict(path, **hub)
         if stored.get("model_type") != "clip":
@@ -830,14 +832,6 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         model._check_clip_loaded(path, report)
         model.copy_visual_projection()
         return model
-
-    @classmethod
-    def _from_official_clip(cls, path: str, config_overrides: dict) -> "HiVGForVisualGrounding":
-        try:
-            from hivg_hf.conversion import load_official_clip
-        except ImportError as error:
-            raise ValueError(f"Reading the official file `{path}` needs `pip install hivg_hf`.") from error
-        return load_official_clip(path, **config_overrides)
 
     def _check_clip_loaded(self, path: str, report: dict) -> None:
         missing = [key for key in report["missing_keys"] if key.startswith("clip.") and ".bridge." not in key]

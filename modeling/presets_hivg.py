@@ -78,7 +78,7 @@ PUBLISHED_CLIPS = {
 CLIP_TINY: dict[str, Any] = {
     "projection_dim": 128,
     "text_config": {
-        "vocab_size": 691,  # hivg_hf.data.refshapes_tokenizer
+        "vocab_size": 691,  # hivg_hf.data.refshapes.tokenizer
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 3,

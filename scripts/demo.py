@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hivg_hf.cli import main as hivg
-from hivg_hf.example_scenes import example_scenes
+from hivg_hf.data.refshapes import example_scenes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,9 +20,8 @@ from accelerate import PartialState
 
 from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.data import load_grounding_dataset
-from hivg_hf.grounding_shards import ShardedRun, ground_shards
-from hivg_hf.import_utils import require_package
-from hivg_hf.inference import DTYPES, load_pipeline
+from hivg_hf.inference import DTYPES, ShardedRun, ground_shards, load_pipeline
+from hivg_hf.utils.imports import require_package
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

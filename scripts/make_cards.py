@@ -7,7 +7,7 @@ python scripts/make_cards.py --check    change nothing; exit status 1 where some
 import sys
 from pathlib import Path
 
-from hivg_hf.model_card import make_cards
+from hivg_hf.evaluation.model_card import make_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 

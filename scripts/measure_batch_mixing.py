@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
-from hivg_hf.atomic import atomic_path
 from hivg_hf.modeling.box_ops_hivg import box_cxcywh_to_xyxy, paired_iou_and_giou
+from hivg_hf.utils.atomic import atomic_path
 
 CASES = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "parity"
 NAMES = ("base-single-layer-text", "base-two-layer-text-stage3", "base-mixup-stage1")

@@ -1,8 +1,8 @@
 """Train by a recipe.
 
-    python scripts/train.py recipes/hivg-tiny-refshapes.yaml --out runs/tiny
-    accelerate launch --config_file recipes/accelerate/multi_gpu.yaml scripts/train.py recipes/refcoco-base.yaml
-    torchrun --nproc_per_node 2 scripts/train.py recipes/refcoco-base.yaml
+    python scripts/train.py hivg-tiny-refshapes --out runs/tiny
+    accelerate launch --config_file hivg_hf/recipes/accelerate/multi_gpu.yaml scripts/train.py refcoco-base
+    torchrun --nproc_per_node 2 scripts/train.py refcoco-base
 
 The same as `hivg train`; started again with the same command, it goes on where it was.
 """

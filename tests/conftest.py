@@ -117,7 +117,7 @@ def forkserver() -> Any:
     import multiprocessing
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hivg_hf.staged_training", "hivg_hf.data.refshapes", "training_helpers"])
+    context.set_forkserver_preload(["hivg_hf.training.staged", "hivg_hf.data.refshapes", "helpers.training"])
     return context
 
 

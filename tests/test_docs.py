@@ -63,7 +63,7 @@ def official_file(workplace: Path) -> None:
     """A file as the authors publish them, of a tiny model."""
     from parity.official_cases import made_case
 
-    from hivg_hf.official_reference import OfficialLayers
+    from benchmarks.speed.official_reference import OfficialLayers
 
     case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12]), dataset="unc+", hi_lora_stage=1)
     torch.save({"model": case.state, "args": argparse.Namespace(**case.args)}, workplace / "best_checkpoint.pth")

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
+from benchmarks.speed import count_operations
+from benchmarks.speed.inputs import random_batch
+from benchmarks.speed.straightforward import merge_random_adapters
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding
-from hivg_hf.benchmark import count_operations
-from hivg_hf.benchmark.inputs import random_batch
-from hivg_hf.benchmark.straightforward import merge_random_adapters
 
 # The official base forward for one image and 77 tokens, adapters unmerged, all outputs.
 OFFICIAL_GFLOP = 74.9

@@ -12,11 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from helpers.interpreter import Interpreter
+
 ROOT = Path(__file__).parent.parent
 OLDEST_PYTHON = (3, 11)
-SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "scripts", "docs", "model_cards")
+SOURCE_FOLDERS = ("hivg_hf", "modeling", "tests", "benchmarks", "scripts", "docs", "model_cards")
 # huggingface_hub (strict configs) comes with transformers wherever remote code is loaded at all.
 MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
+
+OPEN_WITH_TRUST = """
+from transformers import AutoModel, AutoProcessor
+opened = [kind.from_pretrained(folder, trust_remote_code=True) for kind in (AutoModel, AutoProcessor)]
+result = [type(one).__module__ for one in opened]
+"""
 
 
 def python_sources() -> list[Path]:
@@ -70,6 +78,24 @@ def test_wheel_holds_each_modeling_file_once(wheel: zipfile.ZipFile) -> None:
     assert f"hivg_hf/modeling/{min(expected)}" in wheel.namelist()
 
 
+def test_the_checkpoint_in_the_wheel_opens_without_the_package(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """The build puts the code beside the weights, byte for byte; nothing else of the wheel is needed."""
+    prefix = "hivg_hf/checkpoints/hivg-tiny-refshapes/"
+    files = [name for name in wheel.namelist() if name.startswith(prefix)]
+    code = {name.removeprefix(prefix): wheel.read(name) for name in files if name.endswith(".py")}
+    assert code == {path.name: path.read_bytes() for path in (ROOT / "modeling").glob("*_hivg.py")}
+    wheel.extractall(tmp_path, files)
+    away = Interpreter(tmp_path, with_package=False, environment={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    names = away.run(OPEN_WITH_TRUST, folder=str(tmp_path / prefix))
+    away.close()
+    assert all(name.startswith("transformers_modules.") for name in names)
+
+
+def test_the_code_of_the_model_is_in_the_sources_once() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in python_sources() if path.name.endswith("_hivg.py")}
+    assert {name for name in found if not name.startswith(("modeling/", "tests/modeling/"))} == set()
+
+
 def test_wheel_holds_types_marker_licence_and_command(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert "hivg_hf/py.typed" in names
@@ -86,7 +112,7 @@ def test_wheel_holds_every_file_beside_the_code(wheel: zipfile.ZipFile) -> None:
 
 
 def test_versions_of_package_and_wheel_agree(wheel: zipfile.ZipFile) -> None:
-    source = (ROOT / "hivg_hf" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "hivg_hf" / "utils" / "version.py").read_text(encoding="utf-8")
     (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     assert f"hivg_hf-{version}.dist-info/METADATA" in wheel.namelist()
 

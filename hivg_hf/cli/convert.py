@@ -52,8 +52,8 @@ def convert(
     starts from becomes a plain CLIP folder, for HiVGForVisualGrounding.from_clip; with --preset, a model whose bridges
     and heads are fresh.
     """
-    from ..conversion import convert_official_checkpoint, official_clip
-    from ..conversion_files import CLIP_ALONE, read_official_file
+    from hivg_hf.conversion import convert_official_checkpoint, official_clip
+    from hivg_hf.conversion.files import CLIP_ALONE, read_official_file
 
     if out.exists():
         raise ValueError(f"{out} exists; choose another folder, or remove it first.")
@@ -81,7 +81,7 @@ def convert(
 
 
 def _preset(name: str | None) -> Any:
-    from ..modeling import HiVGConfig
+    from hivg_hf.modeling import HiVGConfig
 
     return None if name is None else HiVGConfig.preset(name)
 
@@ -112,9 +112,9 @@ def _write_model(model: Any, out: Path, tokenizer: str | None) -> None:
     """The model with its processor; or base/ and adapters/hilora/, as a HiLoRA training writes them."""
     from peft import PeftModel
 
-    from ..atomic import atomic_folder
-    from ..hilora import PROGRESSIVE_ADAPTER
-    from ..hilora_folders import save_adapter, save_base
+    from hivg_hf.hilora import PROGRESSIVE_ADAPTER
+    from hivg_hf.hilora.folders import save_adapter, save_base
+    from hivg_hf.utils.atomic import atomic_folder
 
     processor = _processor(model, tokenizer)
     with atomic_folder(out) as folder:
@@ -129,7 +129,7 @@ def _write_model(model: Any, out: Path, tokenizer: str | None) -> None:
 
 def _processor(model: Any, tokenizer: str | None) -> Any:
     """The processor, or None where no tokenizer was named and CLIP's own cannot be had."""
-    from ..conversion import official_processor
+    from hivg_hf.conversion import official_processor
 
     config = model.config
     if tokenizer is None and config.clip_config.text_config.vocab_size != CLIP_VOCABULARY:
@@ -151,7 +151,7 @@ def _without_tokenizer(reason: str) -> None:
 def _write_plain_clip(model: Any, out: Path, tokenizer: str | None) -> None:
     from transformers import CLIPTokenizer
 
-    from ..atomic import atomic_folder
+    from hivg_hf.utils.atomic import atomic_folder
 
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)

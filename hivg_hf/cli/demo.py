@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-import hivg_hf
+from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.utils.imports import require_package
 
-from ..import_utils import require_package
 from . import run_verb
 
 
@@ -32,12 +32,12 @@ def demo(
     """Serve a web page: upload a picture or pick an example, write one expression per line, see what is found."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere, and no network is needed
     require_package("gradio", extra="demo")
-    from ..inference import load_pipeline
-    from ..web_page import build_page, serve
+    from hivg_hf.inference import load_pipeline
+    from hivg_hf.inference.web_page import build_page, serve
 
     limits: dict[str, Any] = {"workers": workers, "seconds": time_limit}
     limits = {name: value for name, value in limits.items() if value is not None}
-    page = build_page(load_pipeline(model or hivg_hf.TINY_CHECKPOINT, device, dtype), **limits)
+    page = build_page(load_pipeline(model or TINY_CHECKPOINT, device, dtype), **limits)
     serve(page, host, port or None, queue_size, max_upload_mb, **({"root_path": root_path} if root_path else {}))
 
 

@@ -4,7 +4,7 @@ hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 -
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
-accelerate launch --config_file recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
+accelerate launch --config_file hivg_hf/recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def evaluate(
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
-    from ..evaluation import CONTROLS, EvaluationSettings, evaluate_model
-    from ..evaluation.predict import process_state
-    from ..evaluation.reports import write_evaluation
-    from ..evaluation.sources import open_data, open_foils, open_model, read_options
-    from ..import_utils import require_package
+    from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
+    from hivg_hf.evaluation.predict import process_state
+    from hivg_hf.evaluation.reports import write_evaluation
+    from hivg_hf.evaluation.sources import open_data, open_foils, open_model, read_options
+    from hivg_hf.utils.imports import require_package
 
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
@@ -118,12 +118,12 @@ def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path
     """Compare with an earlier evaluation's folder, or evaluate another model on the same rows first."""
     from dataclasses import replace
 
-    from ..evaluation import describe_model, evaluate_model, read_predictions, read_results
-    from ..evaluation.predict import process_state
-    from ..evaluation.records import PREDICTIONS_NAME
-    from ..evaluation.reports import write_comparison
-    from ..evaluation.sources import open_model
-    from ..metrics import score_rows
+    from hivg_hf.evaluation import describe_model, evaluate_model, read_predictions, read_results
+    from hivg_hf.evaluation.predict import process_state
+    from hivg_hf.evaluation.records import PREDICTIONS_NAME
+    from hivg_hf.evaluation.reports import write_comparison
+    from hivg_hf.evaluation.sources import open_model
+    from hivg_hf.metrics import score_rows
 
     state = process_state()
     if (Path(other) / PREDICTIONS_NAME).is_file():

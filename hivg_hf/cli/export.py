@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-import hivg_hf
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 
 from . import run_verb
 
@@ -25,10 +25,9 @@ def export(
     """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
-    from ..inference import load_pipeline
-    from ..onnx_export import export_onnx
+    from hivg_hf.inference import export_onnx, load_pipeline
 
-    pipe = load_pipeline(model or hivg_hf.TINY_CHECKPOINT, "cpu", "float32")
+    pipe = load_pipeline(model or TINY_CHECKPOINT, "cpu", "float32")
     report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8)
     for name, difference in report.items():
         what = "boxes move by at most (share of the square)" if name == "int8_box" else "differs from torch by at most"

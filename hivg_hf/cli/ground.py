@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-import hivg_hf
-
-from ..grounding_files import (
+from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.inference import answer_as_json, load_pipeline
+from hivg_hf.inference.files import (
     IMAGE_SUFFIXES,
     Question,
     ResultsFile,
@@ -30,10 +30,10 @@ from ..grounding_files import (
     read_questions,
     split_images_and_expressions,
 )
-from ..grounding_run import Asker, PictureWriter
-from ..import_utils import require_package
-from ..inference import answer_as_json, load_pipeline
-from ..modeling.processing_hivg import ExpressionCutWarning
+from hivg_hf.inference.pictures import Asker, PictureWriter
+from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
+from hivg_hf.utils.imports import require_package
+
 from . import EXIT_STATUS_ON_ERROR, run_verb
 
 EXIT_STATUS_SOME_FAILED = 1
@@ -110,7 +110,7 @@ def ground(
     if out is not None and not single and out.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
-    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or hivg_hf.TINY_CHECKPOINT
+    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or TINY_CHECKPOINT
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     if mask and (as_json or keep_results):

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from hivg_hf.grounding_files import find_images, is_url
+from hivg_hf.inference.files import find_images, is_url
 
 from . import EXIT_STATUS_ON_ERROR, run_verb
 

@@ -33,7 +33,7 @@ def push(
 
     Only the model's own files are sent: weights, processor, code, card. Nothing is visible before all of it is there.
     """
-    from ..hub import push_folder
+    from hivg_hf.hub import push_folder
 
     report = push_folder(
         folder,

@@ -9,7 +9,9 @@ from . import run_verb
 
 
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe file, for example recipes/refcoco-base.yaml.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe: a file, or the name of one that ships, as refcoco-base.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME by default.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: your own CSV, JSONL or Parquet file.")
@@ -35,21 +37,19 @@ def train(
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
-    On several processes: accelerate launch --config_file recipes/accelerate/multi_gpu.yaml scripts/train.py RECIPE
+    On several processes: accelerate launch --config_file CONFIG scripts/train.py RECIPE
     """
     import logging
 
-    from ..recipe import load_recipe, parse_recipe
-    from ..training_launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
+    from hivg_hf.training import load_recipe, parse_recipe
+    from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
     quiet_libraries()
     check_launch()
     if (recipe is None) == (data is None):
-        raise ValueError(
-            "Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml, or your own data with --data."
-        )
+        raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
         "--epochs": epochs, "--seed": seed,
@@ -71,11 +71,11 @@ def train(
             )
         )
     if dry_run:
-        from ..training_plan import describe_plan, plan_training
+        from hivg_hf.training import describe_plan, plan_training
 
         say(describe_plan(plan_training(plan, count_processes())))
         return
-    from ..staged_training import StagedTraining
+    from hivg_hf.training import StagedTraining
 
     folder = out or Path("runs") / plan.name
     say(f"Run: {folder.resolve()}")
@@ -98,11 +98,11 @@ def _plan_own_data(
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
-    from ..data.user_data import plan_user_training
-    from ..evaluation.sources import read_options
+    from hivg_hf.evaluation.sources import read_options
+    from hivg_hf.training import plan_user_training
 
     if base == "tiny":
-        from hivg_hf import TINY_CHECKPOINT
+        from hivg_hf.checkpoints import TINY_CHECKPOINT
 
         base = TINY_CHECKPOINT
     return plan_user_training(

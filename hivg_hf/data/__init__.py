@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hivg_hf.data.augmentation import GroundingAugmentation
-    from hivg_hf.data.collator import GroundingCollator
-    from hivg_hf.data.loading import load_grounding_dataset
-    from hivg_hf.data.mixture import mix_datasets
-    from hivg_hf.data.order import EpochSampler, KeyedDataset, UniqueImageSampler
+    from .augmentation import GroundingAugmentation
+    from .collator import GroundingCollator
+    from .loading import load_grounding_dataset
+    from .mixture import mix_datasets
+    from .order import EpochSampler, KeyedDataset, UniqueImageSampler
 
 __all__ = [
     "EpochSampler",

@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from hivg_hf.atomic import atomic_folder, check_name
-from hivg_hf.data.augmentation import resize_mask
-from hivg_hf.data.collator import letterbox_settings, open_row_image, scale_box
-from hivg_hf.data.order import column_values, without_image_decoding
-from hivg_hf.data.schema import FEATURES, decode_mask, encode_mask
-from hivg_hf.data.splits import resolve_split
 from hivg_hf.modeling.image_loading_hivg import read_header
+from hivg_hf.utils.atomic import atomic_folder, check_name
+
+from .augmentation import resize_mask
+from .collator import letterbox_settings, open_row_image, scale_box
+from .order import column_values, without_image_decoding
+from .schema import FEATURES, decode_mask, encode_mask
+from .splits import resolve_split
 
 Purpose = Literal["eval", "train"]
 

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from hivg_hf.data.augmentation import PlacedImage, resize_mask
-from hivg_hf.data.schema import decode_mask
 from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
 from hivg_hf.modeling.image_processing_hivg import load_grounding_image
+
+from .augmentation import PlacedImage, resize_mask
+from .schema import decode_mask
 
 # Keeps the augmentation's random numbers apart from every other stream with the same seed.
 AUGMENTATION_STREAM = 2

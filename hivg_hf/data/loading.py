@@ -5,12 +5,12 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, get_args
 
-from hivg_hf.data.mixture import GroundingMixture
-from hivg_hf.data.order import column_values
-from hivg_hf.data.readers import SOURCES
-from hivg_hf.data.reading import open_source, read_rows, settle, usable_positions
-from hivg_hf.data.rows import MultiTarget, OnError, VerifyImages
-from hivg_hf.data.streaming import GroundingStream
+from .mixture import GroundingMixture
+from .order import column_values
+from .readers import SOURCES
+from .reading import open_source, read_rows, settle, usable_positions
+from .rows import MultiTarget, OnError, VerifyImages
+from .streaming import GroundingStream
 
 
 def load_grounding_dataset(
@@ -54,7 +54,7 @@ def load_grounding_dataset(
             + (" (choose multi_target when the cache is made)." if cached else ".")
         )
     if source == "refshapes":
-        from hivg_hf.data.refshapes import refshapes_dataset
+        from .refshapes import refshapes_dataset
 
         return refshapes_dataset(split, **options)
     if on_error not in get_args(OnError):
@@ -63,7 +63,7 @@ def load_grounding_dataset(
         shared: dict[str, Any] = {"streaming": streaming, "multi_target": multi_target, "on_error": on_error}
         return _load_mixture(split, verify_images=verify_images, **shared, **options)
     if cached:
-        from hivg_hf.data.cache import load_cache
+        from .cache import load_cache
 
         return load_cache(source, split, **options)
     order = {key: options.pop(key) for key in ("seed", "shuffle", "batch_size") if streaming and key in options}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hivg_hf.data.order import column_values, without_image_decoding
+from .order import column_values, without_image_decoding
 
 # Keeps the order inside the parts apart from the order of the epoch.
 MIXTURE_STREAM = 3

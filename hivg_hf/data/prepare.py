@@ -16,15 +16,16 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hivg_hf.atomic import atomic_path
-from hivg_hf.data.augmentation import resize_mask
-from hivg_hf.data.collator import open_row_image, scale_box
-from hivg_hf.data.loading import load_grounding_dataset
-from hivg_hf.data.order import column_values, without_image_decoding
-from hivg_hf.data.reading import ReadReport, open_source, read_rows
-from hivg_hf.data.rows import RowProblem, count_kinds
-from hivg_hf.data.schema import decode_mask
-from hivg_hf.data.splits import Totals
+from hivg_hf.utils.atomic import atomic_path
+
+from .augmentation import resize_mask
+from .collator import open_row_image, scale_box
+from .loading import load_grounding_dataset
+from .order import column_values, without_image_decoding
+from .reading import ReadReport, open_source, read_rows
+from .rows import RowProblem, count_kinds
+from .schema import decode_mask
+from .splits import Totals
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any, get_args
 import datasets
 import numpy as np
 
-from hivg_hf.data.readers import find_source
-from hivg_hf.data.readers.common import Annotations
-from hivg_hf.data.rows import BrokenRowsError, MultiTarget, RowBuilder, RowProblem, VerifyImages, count_kinds
-from hivg_hf.data.schema import FEATURES
-from hivg_hf.data.splits import Totals, compare_totals
+from .readers import find_source
+from .readers.common import Annotations
+from .rows import BrokenRowsError, MultiTarget, RowBuilder, RowProblem, VerifyImages, count_kinds
+from .schema import FEATURES
+from .splits import Totals, compare_totals
 
 logger = logging.getLogger(__name__)
 

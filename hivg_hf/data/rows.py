@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hivg_hf.data.image_check import image_facts
-from hivg_hf.data.readers.common import ROW_ERRORS, SMALLEST_DOUBTFUL_SIDE, Annotations, Draft, whole_side
-from hivg_hf.data.schema import checked_run_lengths, shown, shown_text
+from .image_check import image_facts
+from .readers.common import ROW_ERRORS, SMALLEST_DOUBTFUL_SIDE, Annotations, Draft, whole_side
+from .schema import checked_run_lengths, shown, shown_text
 
 MultiTarget = Literal["keep", "union", "drop"]
 OnError = Literal["raise", "skip"]

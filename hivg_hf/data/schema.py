@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Features, Image, List, Value
 
-from hivg_hf.import_utils import require_package
+from hivg_hf.utils.imports import require_package
 
 # A picture or a mask of more pixels than this is not read: PIL refuses to decode such pictures too.
 MOST_PIXELS = 178_956_970

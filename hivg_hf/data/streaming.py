@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from hivg_hf.data.order import epoch_order
-from hivg_hf.data.rows import RowBuilder, RowProblem
-from hivg_hf.data.schema import FEATURES
+from .order import epoch_order
+from .rows import RowBuilder, RowProblem
+from .schema import FEATURES
 
 
 class GroundingStream(datasets.IterableDataset):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import RowScores, get_protocol, ratio_difference_intervals
-from ..metrics.bootstrap import DEFAULT_RESAMPLES
+from hivg_hf.metrics import RowScores, get_protocol, ratio_difference_intervals
+from hivg_hf.metrics.bootstrap import DEFAULT_RESAMPLES
 
 
 def compare_rows(

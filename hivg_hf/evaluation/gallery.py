@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic import atomic_path
-from ..data.collator import open_row_image
-from ..metrics import RowScores
+from hivg_hf.data.collator import open_row_image
+from hivg_hf.metrics import RowScores
+from hivg_hf.utils.atomic import atomic_path
 
 _LONG_SIDE = 360  # pixels of the embedded pictures
 

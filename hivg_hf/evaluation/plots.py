@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import atomic_path
-from ..import_utils import require_package
+from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.imports import require_package
 
 _BLUE, _GREY, _RED = "#4575b4", "#9a9a9a", "#d73027"
 

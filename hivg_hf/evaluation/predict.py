@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.collator import GroundingCollator
-from ..data.schema import encode_mask
+from hivg_hf.data import GroundingCollator
+from hivg_hf.data.schema import encode_mask
 
 
 def process_state() -> PartialState:

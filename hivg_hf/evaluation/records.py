@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..atomic import atomic_path
-from ..metrics import RowScores
-from ..metrics.protocols import MetricProtocol
+from hivg_hf.metrics import MetricProtocol, RowScores
+from hivg_hf.utils.atomic import atomic_path
 
 RESULTS_NAME = "results.json"
 PREDICTIONS_NAME = "predictions.parquet"
@@ -74,7 +73,7 @@ def describe_data(
 
 def describe_versions() -> dict[str, str]:
     """Versions of what computed the figures."""
-    from .. import __version__
+    from hivg_hf.utils.version import __version__
 
     found = {"hivg_hf": __version__, "python": platform.python_version()}
     return {**found, **{name: importlib.metadata.version(name) for name in _PACKAGES}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..metrics import RowScores
+from hivg_hf.metrics import RowScores
+
 from .compare import compare_rows, disagreements
 from .gallery import disagreement_pictures, worst_failures, write_gallery
 from .plots import plot_accuracy_by_length, plot_iou_histogram

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..import_utils import is_package_available
-from ..metrics import (
+from hivg_hf.metrics import (
     RowScores,
     choose_threshold,
     expected_calibration_error,
@@ -22,7 +21,9 @@ from ..metrics import (
     summarize_rows,
     threshold_report,
 )
-from ..metrics.bootstrap import DEFAULT_RESAMPLES
+from hivg_hf.metrics.bootstrap import DEFAULT_RESAMPLES
+from hivg_hf.utils.imports import is_package_available
+
 from .compare import compare_rows
 from .controls import CONSTANT_EXPRESSION, CONTROLS, apply_control, other_expressions, paired_by_sentence
 from .predict import predict, process_state, references_of

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from datasets import concatenate_datasets
 
-from ..data import load_grounding_dataset
-from ..hub_loading import download_checked, load_with_stages
-from ..inference import DTYPES
-from ..recipe_checks import check_config_fields
-from ..strict_mapping import parse_yaml
+from hivg_hf.data import load_grounding_dataset
+from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.inference import DTYPES
+from hivg_hf.modeling import HiVGConfig
+from hivg_hf.utils.strict_mapping import parse_yaml, refuse_unknown
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
@@ -45,18 +45,18 @@ def open_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    check_config_fields("the overrides of the config", overrides or {})
+    refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")
     if name.endswith(_OFFICIAL_SUFFIXES):
         if overrides or revision:
             raise ValueError(
                 f"{name} is an official file: it has no revision, and convert it first to change its config."
             )
-        from ..conversion import load_official_checkpoint
+        from hivg_hf.conversion import load_official_checkpoint
 
         model, processor = load_official_checkpoint(name, return_processor=True)
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
     if name == INCLUDED_MODEL and not Path(name).exists():
-        from .. import TINY_CHECKPOINT
+        from hivg_hf.checkpoints import TINY_CHECKPOINT
 
         name = TINY_CHECKPOINT
     if Path(name).is_absolute() and not Path(name).is_dir():

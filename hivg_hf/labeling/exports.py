@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from hivg_hf.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
 
 # The columns of hivg_hf.data.schema.FEATURES that a table needs, in order; `split` is left out, so that a reader's
 # `holdout` may divide the images. `score` and `template` go beyond the schema, and readers pass over them.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hivg_hf.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path
 
 REJECTED_NAME = "rejected.txt"
 MOST_PICTURES = 300

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.schema import checked_run_lengths, decode_mask
-from ..import_utils import require_package
+from hivg_hf.data.schema import checked_run_lengths, decode_mask
+from hivg_hf.utils.imports import require_package
 
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..modeling.image_processing_hivg import letterbox_geometry
+from hivg_hf.modeling.image_processing_hivg import letterbox_geometry
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from parity.parity_checks import assert_outputs_match, run_ours
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.cli import app
-from hivg_hf.hilora_folders import load_stages
-from hivg_hf.official_reference import OfficialLayers
+from hivg_hf.hilora import load_stages
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_one_command_writes_figures_predictions_plots_and_failures(alone, checkp
 )
 def test_two_processes_count_every_row_once_and_find_the_same_figures(launcher, alone, checkpoint, tmp_path):
     # `accelerate launch --cpu --num_processes 2` would start one process without saying so.
-    config = ROOT / "recipes" / "accelerate" / "multi_cpu.yaml"
+    config = ROOT / "hivg_hf" / "recipes" / "accelerate" / "multi_cpu.yaml"
     command = [sys.executable, "-m", *(str(config) if word == "CONFIG" else word for word in launcher)]
     arguments = ["--model", checkpoint, *DATA, "--batch-size", 3, "--resamples", 50, "--out", tmp_path / "out"]
     script = [str(ROOT / "scripts" / "evaluate.py"), *map(str, arguments), "--no-plots", "--gallery", "0"]

@@ -38,7 +38,9 @@ def test_export_says_what_it_wrote_and_how_well_it_agrees(
         (out / "model.onnx").write_bytes(b"0" * 100_000)
         return {"pred_boxes": 2e-7, "int8_box": 0.01}
 
-    monkeypatch.setattr("hivg_hf.onnx_export.export_onnx", export)  # tests/test_onnx_export.py runs the real one
+    monkeypatch.setattr(
+        "hivg_hf.inference.onnx_export.export_onnx", export
+    )  # tests/inference/test_onnx_export.py runs the real one
     assert run("export", model_folder, "--out", str(tmp_path / "out"), "--masks", "--int8") == 0
     assert asked == {"dtype": torch.float32, "masks": True, "tokens": False, "int8": True}
     printed = capsys.readouterr().out
@@ -63,8 +65,8 @@ def test_demo_without_gradio_says_how_to_install_it(
 def test_demo_serves_with_its_limits(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
     served: dict[str, Any] = {}
-    monkeypatch.setattr("hivg_hf.web_page.build_page", lambda pipe: served.update(pipe=pipe) or "page")
-    monkeypatch.setattr("hivg_hf.web_page.serve", lambda *arguments: served.update(arguments=arguments))
+    monkeypatch.setattr("hivg_hf.inference.web_page.build_page", lambda pipe: served.update(pipe=pipe) or "page")
+    monkeypatch.setattr("hivg_hf.inference.web_page.serve", lambda *arguments: served.update(arguments=arguments))
     assert run("demo", "--model", model_folder, "--port", "8123", "--queue-size", "5", "--max-upload-mb", "2") == 0
     assert served["arguments"] == ("page", "127.0.0.1", 8123, 5, 2)
     assert isinstance(served["pipe"], VisualGroundingPipeline)
@@ -73,8 +75,8 @@ def test_demo_serves_with_its_limits(model_folder: str, monkeypatch: pytest.Monk
 def test_demo_passes_on_what_a_service_needs(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
     served: dict[str, Any] = {}
-    monkeypatch.setattr("hivg_hf.web_page.build_page", lambda pipe, **limits: served.update(limits=limits))
-    monkeypatch.setattr("hivg_hf.web_page.serve", lambda *arguments, **more: served.update(more=more))
+    monkeypatch.setattr("hivg_hf.inference.web_page.build_page", lambda pipe, **limits: served.update(limits=limits))
+    monkeypatch.setattr("hivg_hf.inference.web_page.serve", lambda *arguments, **more: served.update(more=more))
     options = ("--workers", "3", "--time-limit", "7.5", "--root-path", "/hivg")
     assert run("demo", "--model", model_folder, *options) == 0
     assert served == {"limits": {"workers": 3, "seconds": 7.5}, "more": {"root_path": "/hivg"}}

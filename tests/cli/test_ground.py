@@ -16,7 +16,7 @@ import pytest
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.cli import main
-from hivg_hf.grounding_files import (
+from hivg_hf.inference.files import (
     ResultsFile,
     find_images,
     picture_path,

@@ -5,9 +5,9 @@ import json
 import PIL.Image
 import PIL.ImageDraw
 import pytest
-from helpers.zero_shot_models import clip, encoder, owlv2
 from typer.testing import CliRunner
 
+from helpers.zero_shot_models import clip, encoder, owlv2
 from hivg_hf.cli import app
 
 __all__ = ["clip", "encoder", "owlv2"]

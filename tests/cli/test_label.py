@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from helpers.zero_shot_models import clip, encoder, grounding_dino
 from typer.testing import CliRunner
 
+from helpers.zero_shot_models import clip, encoder, grounding_dino
 from hivg_hf.cli import app
 from hivg_hf.cli.label import read_lines, read_nouns
 from hivg_hf.data.refshapes import refshapes_dataset

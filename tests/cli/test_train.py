@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from hivg_hf.cli import app
 
 REPOSITORY = Path(__file__).parent.parent.parent
-TINY = REPOSITORY / "recipes" / "hivg-tiny-refshapes.yaml"
+TINY = REPOSITORY / "hivg_hf" / "recipes" / "hivg-tiny-refshapes.yaml"
 
 
 def run(*words):
@@ -30,9 +30,9 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "Name a recipe file, for example recipes/hivg-tiny-refshapes.yaml, or your own data with --data."),
+        ((), "Name a recipe, for example hivg-tiny-refshapes, or your own data with --data."),
         (("nowhere.yaml",), "No recipe at nowhere.yaml"),
-        ((TINY, "--data", "x.csv"), "Name a recipe file"),
+        ((TINY, "--data", "x.csv"), "Name a recipe"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence(words, message):

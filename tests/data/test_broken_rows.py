@@ -7,8 +7,8 @@ import os
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from turned_pictures import UNDONE, save_turned
 
+from helpers.turned_pictures import UNDONE, save_turned
 from hivg_hf.data.collator import open_row_image
 from hivg_hf.data.image_check import image_facts
 from hivg_hf.data.loading import load_grounding_dataset

@@ -152,7 +152,7 @@ def test_wrong_uses_are_named(tmp_path, rows, processor):
         load_grounding_dataset(tmp_path / "cache", "train")
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_cache.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "speed" / "cache.py"
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "data" / "cache.json"
 
 

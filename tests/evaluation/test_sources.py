@@ -37,7 +37,7 @@ def test_a_local_model_has_no_commit_and_takes_another_setting(checkpoint):
 
 def test_the_included_checkpoint_has_a_name(checkpoint, monkeypatch):
     assert Path(hivg_hf.TINY_CHECKPOINT).name == sources.INCLUDED_MODEL
-    monkeypatch.setattr(hivg_hf, "TINY_CHECKPOINT", str(checkpoint))
+    monkeypatch.setattr("hivg_hf.checkpoints.TINY_CHECKPOINT", str(checkpoint))
     assert open_model("hivg-tiny-refshapes").model.config.image_size == 64
 
 

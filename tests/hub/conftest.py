@@ -10,10 +10,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from transformers import pipeline
 
-from hub_client import PLANTED
-from hub_server import serve_hub
-from hub_state import Hub
-from interpreter import Interpreter
+from helpers.hub_client import PLANTED
+from helpers.hub_server import serve_hub
+from helpers.hub_state import Hub
+from helpers.interpreter import Interpreter
 
 USERS = {"hf_alice": "alice", "hf_bob": "bob"}
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.hub_client import EXPRESSIONS, PIPELINE, boxes, push, pushed
+from helpers.hub_state import Hub
+from helpers.interpreter import CodeFailedError, Interpreter
 from hivg_hf import HiLoraConfig, start_stage
-from hivg_hf.hilora_folders import publish_stages
-from hub_client import EXPRESSIONS, PIPELINE, boxes, push, pushed
-from hub_state import Hub
-from interpreter import CodeFailedError, Interpreter
+from hivg_hf.hilora import publish_stages
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -21,7 +21,7 @@ found = [model.eval().ground(picture, text, processor) for text in expressions]
 result = [list(one["box"].values()) + [one["score"]] for one in found]
 """
 WITH_STAGES = (
-    "from hivg_hf.hub_loading import load_with_stages\nmodel, processor = load_with_stages(*names)\n" + GROUND
+    "from hivg_hf.hub.loading import load_with_stages\nmodel, processor = load_with_stages(*names)\n" + GROUND
 )
 AUTO_MODEL = (
     """
@@ -99,7 +99,7 @@ def test_every_way_of_reading_stages_gives_the_trained_model(
 
 
 def test_pushed_adapter_names_its_base_and_revision(shared: dict[str, str], hub: Hub, trained: Path) -> None:
-    from hivg_hf.hub_files import read_json
+    from hivg_hf.hub.files import read_json
 
     config = hub.repositories["alice/export"].head.files["adapter_config.json"]
     assert b'"base_model_name_or_path": "alice/base"' in config

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hivg_hf.hub_files import files_to_push
-from hub_client import PLANTED
+from helpers.hub_client import PLANTED
+from hivg_hf.hub.files import files_to_push
 
 
 @pytest.fixture
@@ -37,6 +37,13 @@ def test_missing_file_is_named(name: str, copied: Path) -> None:
     (copied / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"The file {name} is missing from .*model; save the model"):
         files_to_push(copied)
+
+
+def test_a_folder_without_any_code_is_completed_by_the_packages_own(copied: Path) -> None:
+    with_code = files_to_push(copied)
+    for path in copied.glob("*_hivg.py"):
+        path.unlink()
+    assert files_to_push(copied) == with_code
 
 
 def test_missing_shard_is_named(copied: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hub_state import Hub
-from interpreter import CodeFailedError, Interpreter
+from helpers.hub_state import Hub
+from helpers.interpreter import CodeFailedError, Interpreter
 
 pytestmark = pytest.mark.xdist_group("hub")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hivg_hf.hub_loading import download_checked
-from hub_client import AUTO_CLASSES, PIPELINE, boxes, push, pushed
-from hub_state import Hub
-from interpreter import CodeFailedError, Interpreter
+from helpers.hub_client import AUTO_CLASSES, PIPELINE, boxes, push, pushed
+from helpers.hub_state import Hub
+from helpers.interpreter import CodeFailedError, Interpreter
+from hivg_hf.hub import download_checked
 
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
 
@@ -41,7 +41,7 @@ def test_damaged_download_does_not_stay_in_the_cache(hub: Hub, home: Interpreter
     pushed(home, folder, "alice/tiny")
     hub.corrupt("model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
     code = (
-        "import pathlib\nfrom hivg_hf.hub_loading import download_checked\n"
+        "import pathlib\nfrom hivg_hf.hub.loading import download_checked\n"
         "path = pathlib.Path(download_checked('alice/tiny', cache_dir='damaged'))\n"
         "result = (path / 'model.safetensors').read_bytes().hex()"
     )
@@ -105,7 +105,7 @@ def test_pickled_weights_are_never_opened(hub: Hub, home: Interpreter, folder: P
     files = dict(hub.repositories["alice/tiny"].head.files)
     del files["model.safetensors"]
     hub.repositories["alice/tiny"].commit("pickle", files | {"pytorch_model.bin": payload})
-    load = "from hivg_hf.hub_loading import load_with_stages\nload_with_stages('alice/tiny')"
+    load = "from hivg_hf.hub.loading import load_with_stages\nload_with_stages('alice/tiny')"
     with pytest.raises(CodeFailedError, match=r"model\.safetensors"):
         home.run(load)
     with pytest.raises(CodeFailedError):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_client import PIPELINE, PLANTED, boxes, push, pushed
-from hub_state import Hub
-from interpreter import Interpreter
+import hivg_hf
+from helpers.hub_client import AUTO_CLASSES, PIPELINE, PLANTED, boxes, push, pushed
+from helpers.hub_state import Hub
+from helpers.interpreter import Interpreter
 
+MODELING = Path(__file__).parents[2] / "modeling"
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
 
 
@@ -29,6 +31,18 @@ def test_push_makes_one_commit_of_the_models_own_files(hub: Hub, home: Interpret
     assert names >= {"configuration_hivg.py", "modeling_hivg.py", "processing_hivg.py", "pipeline_hivg.py"}
     assert b"custom_pipelines" in repository.head.files["config.json"]
     assert b"model-index" in repository.head.files["README.md"]
+
+
+def test_the_checkpoint_of_a_checkout_is_pushed_with_the_code_that_git_holds_once(
+    hub: Hub, home: Interpreter, away: Interpreter, picture: str
+) -> None:
+    pushed(home, Path(hivg_hf.TINY_CHECKPOINT), "alice/shipped")
+    files = hub.repositories["alice/shipped"].head.files
+    sent = {name: content for name, content in files.items() if name.endswith(".py")}
+    assert sent == {path.name: path.read_bytes() for path in MODELING.glob("*_hivg.py")}
+    found = boxes(away, AUTO_CLASSES, "alice/shipped", picture, trust_remote_code=True)
+    expected = boxes(home, AUTO_CLASSES, hivg_hf.TINY_CHECKPOINT, picture)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6)
 
 
 def test_missing_token_is_named_before_anything_is_sent(hub: Hub, home: Interpreter, folder: Path) -> None:

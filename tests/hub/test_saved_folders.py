@@ -8,10 +8,12 @@ import torch
 from transformers import pipeline
 
 import hivg_hf
-from hub_client import AUTO_CLASSES, PIPELINE, boxes
-from interpreter import CodeFailedError, Interpreter
+from helpers.hub_client import AUTO_CLASSES, PIPELINE, boxes
+from helpers.interpreter import CodeFailedError, Interpreter
 
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
+
+MODELING = Path(__file__).parents[2] / "modeling"
 
 SAVE_AGAIN = """
 from transformers import AutoModel, AutoProcessor
@@ -24,15 +26,18 @@ result = True
 @pytest.fixture(params=["model and processor", "pipeline", "shipped checkpoint"])
 def saved(request: Any, tiny_model: Any, tiny_processor: Any, tmp_path: Path) -> str:
     if request.param == "shipped checkpoint":
-        if not Path(hivg_hf.TINY_CHECKPOINT).is_dir():
-            pytest.skip("this checkout has no shipped checkpoint")
-        return hivg_hf.TINY_CHECKPOINT
-    if request.param == "pipeline":
+        pipeline("visual-grounding", model=hivg_hf.TINY_CHECKPOINT).save_pretrained(tmp_path)
+    elif request.param == "pipeline":
         pipeline("visual-grounding", model=tiny_model, processor=tiny_processor).save_pretrained(tmp_path)
     else:
         tiny_model.save_pretrained(tmp_path)
         tiny_processor.save_pretrained(tmp_path)
     return str(tmp_path)
+
+
+def test_a_folder_carries_the_code_of_the_package_byte_for_byte(saved: str) -> None:
+    copies = {path.name: path.read_bytes() for path in Path(saved).glob("*.py")}
+    assert copies == {path.name: path.read_bytes() for path in MODELING.glob("*_hivg.py")}
 
 
 @pytest.mark.parametrize("code", [AUTO_CLASSES, PIPELINE])

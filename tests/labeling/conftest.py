@@ -3,8 +3,8 @@
 import PIL.Image
 import PIL.ImageDraw
 import pytest
-from helpers.zero_shot_models import clip, encoder, florence2, grounding_dino, owlv2
 
+from helpers.zero_shot_models import clip, encoder, florence2, grounding_dino, owlv2
 from hivg_hf.zero_shot.detector import Detection
 
 __all__ = ["clip", "encoder", "florence2", "grounding_dino", "owlv2"]

@@ -6,7 +6,7 @@ import PIL.ImageDraw
 import pytest
 
 from hivg_hf.data.refshapes import refshapes_dataset
-from hivg_hf.data.refshapes_scenes import COLORS
+from hivg_hf.data.refshapes.scenes import COLORS
 from hivg_hf.labeling.colors import PALETTE, name_color, rgb_to_lab
 
 

@@ -15,8 +15,8 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import torch
-from turned_pictures import UNDONE, save_turned
 
+from helpers.turned_pictures import UNDONE, save_turned
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
 

@@ -145,6 +145,11 @@ def test_from_clip_refuses_a_folder_that_holds_no_clip(tmp_path, tiny_model):
         HiVGForVisualGrounding.from_clip(tmp_path)
 
 
+def test_from_clip_says_what_opens_an_official_file():
+    with pytest.raises(ValueError, match=r"`a\.pth` is a file.*hivg_hf\.conversion\.load_official_clip"):
+        HiVGForVisualGrounding.from_clip("a.pth")
+
+
 def test_tuple_and_dict_outputs_are_the_same(tiny_model, batch):
     as_dict = run(tiny_model, batch, **ASKED)
     as_tuple = run(tiny_model, batch, return_dict=False, **ASKED)

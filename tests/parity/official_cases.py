@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hivg_hf.official_reference import (
+from benchmarks.speed.official_reference import (
     OfficialLayers,
     OfficialOutput,
     official_forward,

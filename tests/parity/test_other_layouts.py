@@ -12,8 +12,8 @@ from parity.official_cases import OfficialCase, made_case
 from parity.parity_checks import assert_losses_match, assert_outputs_match, run_ours
 from safetensors.torch import save_file
 
+from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
-from hivg_hf.official_reference import OfficialLayers
 
 BASE, BASE_FEATURES = [0, 3, 7, 11], [1, 4, 8, 12]
 LARGE, LARGE_FEATURES = [4, 10, 16, 22], [6, 12, 18, 24]

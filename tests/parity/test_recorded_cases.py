@@ -7,9 +7,9 @@ import torch
 from parity.official_cases import RECORDED, RECORDED_FOLDER, OfficialCase, recorded_case
 from parity.parity_checks import assert_close, assert_losses_match, assert_masks_close, assert_outputs_match, run_ours
 
+from benchmarks.speed.official_reference import OfficialOutput, plain_names
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
 from hivg_hf.conversion import OFFICIAL_LOSS_NAMES, official_parameter_name
-from hivg_hf.official_reference import OfficialOutput, plain_names
 
 recorded_cases = pytest.mark.parametrize("name", RECORDED)
 samples = pytest.mark.parametrize("sample", range(3))

@@ -4,10 +4,10 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from helpers.zero_shot_models import owlv2
 from test_docs import blocks
 from typer.testing import CliRunner
 
+from helpers.zero_shot_models import owlv2
 from hivg_hf.cli import app
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.zero_shot import TextDetector

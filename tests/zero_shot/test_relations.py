@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hivg_hf.data.refshapes import refshapes_samples
-from hivg_hf.data.refshapes_scenes import SHAPES
+from hivg_hf.data.refshapes.scenes import SHAPES
 from hivg_hf.zero_shot.relation_parser import Query, Rank, Relation, parse_expression
 from hivg_hf.zero_shot.relations import axis_positions, relation_matrix, resolve
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from hivg_hf.data.readers.common import Annotations
+from .common import Annotations
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.readers.common import Annotations, Draft, ImageFinder, cell_text, file_stem, need_file, truth
-from hivg_hf.data.readers.refer import Instances, id_key
-from hivg_hf.data.schema import shown
-from hivg_hf.data.splits import distinct_splits, resolve_split
+from ..schema import shown
+from ..splits import distinct_splits, resolve_split
+from .common import Annotations, Draft, ImageFinder, cell_text, file_stem, need_file, truth
+from .refer import Instances, id_key
 
 EXPRESSION_KEYS = ("expression", "caption", "phrase", "sentence", "sentences")
 

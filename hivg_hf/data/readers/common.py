@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hivg_hf.data.schema import MOST_PIXELS, checked_run_lengths, shown
-from hivg_hf.import_utils import require_package
+from hivg_hf.utils.imports import require_package
+
+from ..schema import MOST_PIXELS, checked_run_lengths, shown
 
 # What a record of any content can raise while it is read: it is then one row that cannot be used.
 ROW_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)

@@ -12,8 +12,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.readers.common import Annotations, Draft, ImageFinder, need_file, need_folder
-from hivg_hf.data.splits import resolve_split
+from ..splits import resolve_split
+from .common import Annotations, Draft, ImageFinder, need_file, need_folder
 
 SPLITS = ("train", "val", "test")
 PHRASE = re.compile(r"\[/EN#(?P<chain>\d+)/(?P<types>[^ \]]*) (?P<words>[^\]]*)\]")

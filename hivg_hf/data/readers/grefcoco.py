@@ -6,10 +6,11 @@
 import json
 from typing import Any
 
-from hivg_hf.data.readers.common import Annotations, Draft, ImageFinder, need_file, need_folder
-from hivg_hf.data.readers.refer import Instances
-from hivg_hf.data.splits import resolve_split
-from hivg_hf.safe_pickle import load_pickle
+from hivg_hf.utils.safe_pickle import load_pickle
+
+from ..splits import resolve_split
+from .common import Annotations, Draft, ImageFinder, need_file, need_folder
+from .refer import Instances
 
 SPLITS = ("train", "val", "testA", "testB")
 NOTHING = -1

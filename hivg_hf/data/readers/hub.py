@@ -14,17 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hivg_hf.data.order import without_image_decoding
-from hivg_hf.data.readers.common import (
-    Annotations,
-    Draft,
-    ImageFinder,
-    as_xyxy,
-    file_stem,
-    segmentation_to_mask,
-    xywh_to_xyxy,
-)
-from hivg_hf.data.splits import resolve_split
+from ..order import without_image_decoding
+from ..splits import resolve_split
+from .common import Annotations, Draft, ImageFinder, as_xyxy, file_stem, segmentation_to_mask, xywh_to_xyxy
 
 
 def read_jxu124(split: str, *, source: str, root: Any = None, images: Any = None, masks: bool = True) -> Annotations:

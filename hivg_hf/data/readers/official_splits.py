@@ -11,7 +11,10 @@ Official: datasets/data_loader.py:257-323. It casts boxes to int before use; her
 from collections.abc import Mapping
 from typing import Any
 
-from hivg_hf.data.readers.common import (
+from hivg_hf.utils.safe_pickle import load_torch_file
+
+from ..splits import resolve_split
+from .common import (
     Annotations,
     Draft,
     ImageFinder,
@@ -22,8 +25,6 @@ from hivg_hf.data.readers.common import (
     segmentation_to_mask,
     xywh_to_xyxy,
 )
-from hivg_hf.data.splits import resolve_split
-from hivg_hf.safe_pickle import load_torch_file
 
 SPLITS = {
     "unc": ("train", "val", "testA", "testB"),

@@ -7,16 +7,8 @@ of pictures must be unpacked: reading one picture out of a gzip stream means rea
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.readers.common import (
-    Annotations,
-    Draft,
-    ImageFinder,
-    file_stem,
-    need_file,
-    need_folder,
-    xywh_to_xyxy,
-)
-from hivg_hf.data.splits import resolve_split
+from ..splits import resolve_split
+from .common import Annotations, Draft, ImageFinder, file_stem, need_file, need_folder, xywh_to_xyxy
 
 PARTS = {"val": ("val",), "test": ("test",), "all": ("val", "test")}
 

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.readers.common import (
+from hivg_hf.utils.safe_pickle import load_pickle
+
+from ..schema import shown
+from ..splits import resolve_split
+from .common import (
     Annotations,
     Draft,
     ImageFinder,
@@ -21,9 +25,6 @@ from hivg_hf.data.readers.common import (
     segmentation_to_mask,
     xywh_to_xyxy,
 )
-from hivg_hf.data.schema import shown
-from hivg_hf.data.splits import resolve_split
-from hivg_hf.safe_pickle import load_pickle
 
 
 @dataclass(frozen=True)

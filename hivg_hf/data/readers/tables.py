@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from hivg_hf.data.readers.common import cell_text
+from .common import cell_text
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 

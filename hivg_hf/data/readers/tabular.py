@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.readers.common import (
+from ..schema import checked_run_lengths, shown
+from ..splits import distinct_splits, held_out_images, resolve_split
+from .common import (
     SMALLEST_DOUBTFUL_SIDE,
     Annotations,
     Draft,
@@ -31,9 +33,7 @@ from hivg_hf.data.readers.common import (
     whole_side,
     xywh_to_xyxy,
 )
-from hivg_hf.data.readers.tables import column_of, header_of, open_records
-from hivg_hf.data.schema import checked_run_lengths, shown
-from hivg_hf.data.splits import distinct_splits, held_out_images, resolve_split
+from .tables import column_of, header_of, open_records
 
 CONVERTERS = {"xyxy": as_xyxy, "xywh": xywh_to_xyxy, "cxcywh": cxcywh_to_xyxy}
 BOX_FORMATS = (*CONVERTERS, *(f"{name}_normalized" for name in CONVERTERS))
@@ -240,7 +240,7 @@ def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | 
 
 
 def _image_size(path: str) -> tuple[int | None, int | None]:
-    from hivg_hf.data.image_check import image_facts
+    from ..image_check import image_facts
 
     facts = image_facts(path)
     if facts.problem is not None:

@@ -1,0 +1,1 @@
+"""What only this repository's developers run: `python -m benchmarks.speed`, `python -m benchmarks.study`."""

@@ -1,0 +1,230 @@
+"""What is measured beside what: groups of cases that alternate in the same rounds, and the ratios they answer."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from hivg_hf.hilora import HiLoraConfig, start_stage
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+
+from .inputs import Batch, random_batch
+from .measure import Case
+from .official_reference import mask_head
+from .straightforward import Straightforward, from_adapted, largest_difference, merge_random_adapters
+
+STRAIGHTFORWARD = "official, straightforward"
+BOX, MASK, ALL = "official", "official, with mask", "official, with mask and token logits"
+NATIVE, NATIVE_MASK = "new model", "new model, with mask"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many times less time (or memory, or operations) `fast` takes than `slow`.
+
+    Args:
+        at_least: the ratio of times that the project holds itself to, or None.
+        memory_at_most: the same for memory, fast over slow, weights included.
+    """
+
+    slow: str
+    fast: str
+    at_least: float | None = None
+    memory_at_most: float | None = None
+
+
+@dataclass
+class Group:
+    """Cases that alternate, what is compared, and how far their results are apart."""
+
+    name: str
+    cases: list[Case]
+    comparisons: list[Comparison]
+    differences: dict[str, float] = field(default_factory=dict)
+
+
+def inference_group(
+    name: str,
+    official: HiVGConfig,
+    new: HiVGConfig,
+    batch_size: int,
+    variants: bool = False,
+    compiled: bool = False,
+) -> Group:
+    """Inference of the official computation, straightforwardly and by this package, and of a new model.
+
+    Args:
+        name: of the group.
+        official: an official variant.
+        new: the new model of the same shape.
+        batch_size: B.
+        variants: also unmerged adapters and bfloat16.
+        compiled: also `torch.compile`, which takes a minute to begin with.
+    """
+    model = HiVGForVisualGrounding(official).eval()
+    plain = merge_random_adapters(model)
+    batch = random_batch(official, batch_size)
+    differences = _output_differences(model, plain, batch)
+
+    slow = Case(STRAIGHTFORWARD, torch.no_grad()(lambda: plain(batch)), batch_size, (), plain.parameters)
+    slow.note = "adapters beside the weights, eager attention, every output, 77 positions"
+    cases = [
+        slow,
+        _ours(BOX, model, batch),
+        _ours(MASK, model, batch, output_masks=True),
+        _ours(ALL, model, batch, output_masks=True, output_token_logits=True),
+    ]
+    comparisons = [
+        Comparison(STRAIGHTFORWARD, BOX, at_least=1.25 if batch_size == 1 else None, memory_at_most=1.0),
+        Comparison(STRAIGHTFORWARD, MASK, at_least=1.2 if batch_size == 1 else None, memory_at_most=1.0),
+        Comparison(STRAIGHTFORWARD, ALL),
+    ]
+    native, native_batch = HiVGForVisualGrounding(new).eval(), random_batch(new, batch_size)
+    cases += [_ours(NATIVE, native, native_batch), _ours(NATIVE_MASK, native, native_batch, output_masks=True)]
+    comparisons += [
+        Comparison(STRAIGHTFORWARD, NATIVE, at_least=1.7 if batch_size == 1 else None),
+        Comparison(STRAIGHTFORWARD, NATIVE_MASK),
+    ]
+    if variants:
+        cases += _variants(model, batch)
+    if compiled:
+        cases.append(_ours(f"{BOX}, compiled", torch.compile(model), batch))
+        cases[-1].timed_only = True
+    comparisons += [Comparison(BOX, case.name) for case in cases[6:]]
+    return Group(name, cases, comparisons, differences)
+
+
+def _variants(model: HiVGForVisualGrounding, batch: Batch) -> list[Case]:
+    adapted = start_stage(copy.deepcopy(model), HiLoraConfig.for_model(model.config, stages=1), 1).eval()
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    half_batch = {**batch, "pixel_values": batch["pixel_values"].to(torch.bfloat16)}
+    return [
+        _ours(f"{BOX}, adapters unmerged", adapted, batch),
+        _ours(f"{BOX}, bfloat16", half, half_batch),
+    ]
+
+
+def _ours(name: str, model: nn.Module, batch: Batch, **outputs: bool) -> Case:
+    return _case(name, torch.no_grad()(lambda: model(**batch, **outputs)), model, batch)
+
+
+def _case(name: str, run: Callable[[], object], model: nn.Module, batch: Batch) -> Case:
+    counted = model.get_base_model() if isinstance(model, PeftModel) else model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Case(name, run, len(batch["pixel_values"]), (counted,), parameters)
+
+
+@torch.no_grad()
+def _output_differences(model: HiVGForVisualGrounding, plain: Straightforward, batch: Batch) -> dict[str, float]:
+    """max |a - b| / (1 + |b|) of each output of the two."""
+    ours, theirs = model(**batch, output_masks=True, output_token_logits=True), plain(batch)
+    return {
+        "boxes": largest_difference(ours.pred_boxes, theirs.pred_boxes),
+        "token logits": largest_difference(ours.token_logits, theirs.token_similarity),
+        "mask logits": largest_difference(ours.mask_logits, theirs.mask_logits[:, 0]),
+        "contrastive logits": largest_difference(ours.logits_per_text, theirs.logits_per_text),
+    }
+
+
+def training_group(name: str, official: HiVGConfig, new: HiVGConfig, batch_size: int) -> Group:
+    """A training step with every official loss: forward, backward, AdamW. Adapters on all tower layers, bridges and
+    heads train, CLIP's own weights do not. Both configs without dropout, so that gradients can be compared."""
+    adapted = _adapted(official)
+    plain, names = from_adapted(adapted, official)
+    batch = random_batch(official, batch_size, labels=True)
+    differences = {"gradients": _gradient_difference(adapted, plain, names, batch)}
+
+    native, native_batch = _adapted(new), random_batch(new, batch_size, labels=True)
+    cases = [
+        Case(
+            STRAIGHTFORWARD,
+            _step(lambda: plain.loss(batch), list(plain.state.values())),
+            batch_size,
+            (),
+            plain.parameters,
+        ),
+        _case(BOX, _step(lambda: adapted(**batch).loss, list(adapted.parameters())), adapted, batch),
+        _case(NATIVE, _step(lambda: native(**native_batch).loss, list(native.parameters())), native, native_batch),
+    ]
+    comparisons = [
+        Comparison(STRAIGHTFORWARD, BOX, at_least=1.3, memory_at_most=0.75),
+        Comparison(STRAIGHTFORWARD, NATIVE),
+    ]
+    return Group(name, cases, comparisons, differences)
+
+
+def _adapted(config: HiVGConfig) -> nn.Module:
+    """A model in training mode with an adapter on every tower layer that already has an effect."""
+    model = start_stage(HiVGForVisualGrounding(config), HiLoraConfig.for_model(config, stages=1, dropout=0.0), 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.02)
+    return model.train()
+
+
+def _step(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> Callable[[], float]:
+    """A whole step; the learning rate is 0, so that the work is done and the weights stay comparable."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return value.item()
+
+    return step
+
+
+def _gradient_difference(adapted: nn.Module, plain: Straightforward, names: dict[str, str], batch: Batch) -> float:
+    """The largest difference of a parameter's gradient, relative to its norm; gradients of both sides are freed again.
+
+    A key bias moves all scores of a query alike, so its true gradient is 0 and what is left is rounding: norms below
+    a ten-thousandth of the whole gradient's count as that much.
+    """
+    adapted(**batch).loss.backward()
+    plain.loss(batch).backward()
+    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    theirs = {name: plain.state[names[name]].grad for name in trained}
+    least = 1e-4 * torch.stack([gradient.norm() for gradient in theirs.values()]).norm()
+    worst = max(
+        float((parameter.grad - theirs[name]).norm() / theirs[name].norm().clamp(min=least))
+        for name, parameter in trained.items()
+    )
+    adapted.zero_grad(set_to_none=True)
+    for tensor in plain.state.values():
+        tensor.grad = None
+    return worst
+
+
+def mask_head_group(name: str, config: HiVGConfig, batch_size: int) -> Group:
+    """The mask head alone: three transposed convolutions as written against the folded product."""
+    head = HiVGForVisualGrounding(config).grounding_head.eval()
+    state = {f"seg_conv{k + 1}.weight": conv.weight for k, conv in enumerate(head.mask_convs)}
+    patches = torch.randn(batch_size, config.grid_size**2, config.hidden_size)
+    expression = nn.functional.normalize(torch.randn(batch_size, config.hidden_size), dim=-1)
+    slow = Case("three convolutions", torch.no_grad()(lambda: mask_head(state, patches, expression)), batch_size)
+    fast = Case("folded", torch.no_grad()(lambda: head.mask_similarity(patches, expression)), batch_size)
+    slow.parameters = fast.parameters = sum(weight.numel() for weight in state.values())
+    cells = fast.run().unflatten(1, (config.grid_size, config.grid_size))  # (B, G, G, 8, 8)
+    mask = cells.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)  # (B, 8 G, 8 G)
+    differences = {"mask logits": largest_difference(mask, slow.run()[:, 0])}
+    return Group(name, [slow, fast], [Comparison(slow.name, fast.name)], differences)
+
+
+def neighbor_group(name: str, official: HiVGConfig, new: HiVGConfig, others: list[Case]) -> Group:
+    """Box only, beside the models that people ground with today, and beside CLIP alone."""
+    cases = [
+        _ours(BOX, HiVGForVisualGrounding(official).eval(), random_batch(official, 1)),
+        _ours(NATIVE, HiVGForVisualGrounding(new).eval(), random_batch(new, 1)),
+        *others,
+    ]
+    comparisons = [Comparison(case.name, ours) for case in others for ours in (BOX, NATIVE)]
+    return Group(name, cases, comparisons)

@@ -1,0 +1,214 @@
+"""Results of the benchmark as a file, a table, a plot, a part of the README, and a comparison with the last ones."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.imports import require_package
+
+from .groups import BOX, MASK, NATIVE, NATIVE_MASK, STRAIGHTFORWARD
+
+MARKERS = ("<!-- benchmark: begin (written by python -m benchmarks.speed) -->", "<!-- benchmark: end -->")
+Results = Mapping[str, Any]
+
+
+def save_results(results: Results, path: str | Path) -> None:
+    """Write results as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Results that `save_results` wrote.
+
+    Raises:
+        ValueError: the file holds no results of this benchmark.
+    """
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(results, dict) or results.get("format") != 1 or "groups" not in results:
+        raise ValueError(f"{path} holds no benchmark results of format 1; write it with python -m benchmarks.speed.")
+    return results
+
+
+def last_results(folder: str | Path) -> dict[str, Any] | None:
+    """The results of the latest date in a folder, or None where it holds none."""
+    found = [load_results(path) for path in sorted(Path(folder).glob("*.json"))]
+    return max(found, key=lambda results: results["date"], default=None)
+
+
+def comparisons(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(group title, comparison) of every ratio."""
+    for group in results["groups"].values():
+        for comparison in group["comparisons"]:
+            yield group["title"], comparison
+
+
+def missed_limits(results: Results) -> list[str]:
+    """A sentence for each limit that does not hold: time, memory, operations are what `Comparison` asks for."""
+    missed = []
+    for title, one in comparisons(results):
+        what = f"{title}: {one['fast']!r} against {one['slow']!r}"
+        if one["at_least"] and one["time"]["value"] < one["at_least"]:
+            missed.append(
+                f"{what} is {one['time']['value']:.2f} times faster; at least {one['at_least']} is asked for."
+            )
+        if one["memory_at_most"] and one["memory"] and one["memory"] > one["memory_at_most"]:
+            missed.append(f"{what} needs {one['memory']:.2f} of the memory; at most {one['memory_at_most']} is.")
+    return missed
+
+
+def compare_results(before: Results, now: Results) -> list[dict[str, Any]]:
+    """Each time ratio that both hold, before and now, and whether the intervals lie apart (a change to look into)."""
+    key = {(title, one["slow"], one["fast"]): one["time"] for title, one in comparisons(before)}
+    rows = []
+    for title, one in comparisons(now):
+        old = key.get((title, one["slow"], one["fast"]))
+        if old is None:
+            continue
+        new = one["time"]
+        verdict = "slower" if new["high"] < old["low"] else "faster" if new["low"] > old["high"] else "same"
+        rows.append({"group": title, "slow": one["slow"], "fast": one["fast"], "before": old["value"]})
+        rows[-1] |= {"now": new["value"], "change": new["value"] / old["value"] - 1, "verdict": verdict}
+    return rows
+
+
+def cases_table(group: Mapping[str, Any]) -> Table:
+    """The cases of a group for a terminal."""
+    table = Table(title=f"{group['title']} ({group['rounds']} rounds)")
+    for column in ("", "M parameters", "GFLOP", "ms", "MB working", "times faster"):
+        table.add_column(column, justify="left" if not column else "right")
+    faster = {one["fast"]: one["time"] for one in group["comparisons"]}
+    for name, case in group["cases"].items():
+        ratio = faster.get(name)
+        table.add_row(
+            name,
+            f"{case['parameters'] / 1e6:.1f}",
+            f"{case['operations'] / 1e9:.1f}" if case["operations"] else "",
+            f"{1000 * case['median_seconds']:.0f}",
+            f"{case['working_memory'] / 2**20:.0f}" if case["working_memory"] is not None else "",
+            f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
+        )
+    return table
+
+
+def changes_table(rows: list[dict[str, Any]]) -> Table:
+    """The guard's answer for a terminal: ratios before and now."""
+    table = Table(title="against the last committed results")
+    for column in ("", "before", "now", "change", ""):
+        table.add_column(column)
+    for row in rows:
+        name = f"{row['group']}: {row['slow']} / {row['fast']}"
+        table.add_row(name, f"{row['before']:.2f}", f"{row['now']:.2f}", f"{row['change']:+.1%}", row["verdict"])
+    return table
+
+
+def plot_results(results: Results, path: str | Path) -> None:
+    """Median time of each case, one panel for each group, on a logarithmic axis; the format follows the suffix."""
+    require_package("matplotlib", extra="plots")
+    from matplotlib.figure import Figure
+
+    groups = list(results["groups"].values())
+    rows = [len(group["cases"]) for group in groups]
+    figure = Figure(figsize=(9, 1.2 * len(groups) + 0.3 * sum(rows)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[1 + count for count in rows])[:, 0]
+    for panel, group in zip(panels, groups, strict=True):
+        names = list(group["cases"])
+        seconds = [group["cases"][name]["median_seconds"] for name in names]
+        bars = panel.barh(names, seconds, color=["#888888" if "straight" in name else "#4477aa" for name in names])
+        panel.bar_label(bars, [f" {value:.2g} s" for value in seconds])
+        panel.set(title=group["title"], xscale="log", xlim=(min(seconds) / 2, max(seconds) * 3))
+        panel.invert_yaxis()
+    panels[-1].set_xlabel("seconds of processor time, median")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.removeprefix("."), dpi=100)
+
+
+def readme_block(results: Results) -> str:
+    """What stands between the benchmark's markers of the README; every figure from the results."""
+    machine, groups = results["machine"], results["groups"]
+    parts = [
+        "Random weights, one image and one expression of 8 tokens, 4:3 image, fp32, ratios of median processor time "
+        f"on {machine['threads']} thread of {_with_article(machine['processor'])} "
+        f"(torch {machine['torch'].split('+')[0]}), with 95 per cent intervals over alternating rounds:"
+    ]
+    if "base-1" in groups:
+        parts.append(_against_straightforward(groups["base-1"], "HiVG base, batch 1"))
+    if "training-8" in groups:
+        parts.append(_against_straightforward(groups["training-8"], "Training step, base, batch 8"))
+    if "neighbors" in groups:
+        parts.append(_against_neighbors(groups["neighbors"]))
+    if "mask-head" in groups:
+        ratio = groups["mask-head"]["comparisons"][0]
+        parts.append(
+            f"The mask head alone, folded, takes {1 / ratio['operations']:.0f} times fewer operations and is "
+            f"{ratio['time']['value']:.0f} times faster than its three convolutions, for the same mask."
+        )
+    parts.append(
+        "*Straightforward* is the official computation as its code is written: adapters beside the weights, eager "
+        "attention, every output; *official* is the same computation in this package. *New model* leaves out padded "
+        "patches and reads text at its true length. Measured "
+        f"by `python -m benchmarks.speed` on {results['date'][:10]}; all figures are in `benchmarks/results`."
+    )
+    return "\n\n".join(parts)
+
+
+def _against_straightforward(group: Mapping[str, Any], title: str) -> str:
+    lines = [f"| {title}, {_rounds(group)} | GFLOP | times faster | memory |", "| --- | ---: | ---: | ---: |"]
+    slow = group["cases"][STRAIGHTFORWARD]
+    lines.append(f"| {STRAIGHTFORWARD} | {slow['operations'] / 1e9:.1f} | 1 | 1 |")
+    for one in group["comparisons"]:
+        if one["slow"] != STRAIGHTFORWARD or one["fast"] not in (BOX, MASK, NATIVE, NATIVE_MASK):
+            continue
+        operations = group["cases"][one["fast"]]["operations"] / 1e9
+        memory = f"{one['memory']:.2f}" if one["memory"] else "not measured"
+        lines.append(f"| this package, {one['fast']} | {operations:.1f} | {_interval(one['time'])} | {memory} |")
+    return "\n".join(lines)
+
+
+def _against_neighbors(group: Mapping[str, Any]) -> str:
+    lines = [
+        f"| One answer, {_rounds(group)} | M parameters | GFLOP | time, official HiVG base = 1 | new HiVG base = 1 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    ratios = {(one["slow"], one["fast"]): one["time"] for one in group["comparisons"]}
+    for name, case in group["cases"].items():
+        if name in (BOX, NATIVE):
+            continue
+        lines.append(
+            f"| {name} ({case['note']}) | {case['parameters'] / 1e6:.0f} | {case['operations'] / 1e9:.0f} | "
+            f"{_interval(ratios[name, BOX])} | {_interval(ratios[name, NATIVE])} |"
+        )
+    return "\n".join(lines)
+
+
+def _rounds(group: Mapping[str, Any]) -> str:
+    return f"{group['rounds']} round{'s' if group['rounds'] > 1 else ''}"
+
+
+def _interval(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1].upper() in 'AEIO' else 'a'} {name}"
+
+
+def write_readme(results: Results, path: str | Path) -> None:
+    """Put `readme_block` between its markers.
+
+    Raises:
+        ValueError: the file lacks the markers.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    begin, end = (re.escape(marker) for marker in MARKERS)
+    pattern = re.compile(f"({begin}\n).*?({end})", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"{path} must hold these two lines once, in this order: {MARKERS[0]!r} and {MARKERS[1]!r}.")
+    block = readme_block(results)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(pattern.sub(lambda m: f"{m[1]}\n{block}\n\n{m[2]}", text), encoding="utf-8")

@@ -1,0 +1,168 @@
+"""Results files as Markdown: the tables of model cards and of the README. No figure is typed by hand."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hivg_hf.metrics import PROTOCOLS
+
+Results = Mapping[str, Any]
+
+_FIGURES = (
+    ("acc@0.5", "Acc@0.5"),
+    ("acc@0.9", "Acc@0.9"),
+    ("mean_iou", "mean IoU"),
+    ("mask_miou", "mask mIoU"),
+    ("n_acc", "N-acc"),
+    ("t_acc", "T-acc"),
+)
+_CONTROL_NAMES = (
+    ("other-expression", "other expression"),
+    ("constant-text", "constant text in the bridge"),
+    ("bridge-off", "bridge off"),
+)
+
+
+def figures_table(results: Mapping[str, Results]) -> str:
+    """Splits down, figures across; beside accuracy the control of the other expression where it was run."""
+    names = [(key, title) for key, title in _FIGURES if any(key in one["figures"] for one in results.values())]
+    controlled = any(_control(one, "other-expression") for one in results.values())
+    header = ["data", "expressions", *(title for _, title in names), *(["control: other expression"] * controlled)]
+    lines = []
+    for label, one in results.items():
+        cells = [label, f"{one['counts']['one_target']:,}", *(_with_interval(one, key) for key, _ in names)]
+        if controlled:
+            entry = _control(one, "other-expression")
+            cells.append(_percent(entry["figures"]["acc@0.5"]["second"]) if entry else "")
+        lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def shapes_table(results: Mapping[str, Results]) -> str:
+    """Acc@0.5 by the shape of the image; "" where nothing was split by it."""
+    header = ["data", "wide", "tall", "square"]
+    lines = []
+    for label, one in results.items():
+        shapes = one["breakdowns"].get("image_shape", {})
+        if shapes:
+            lines.append([label, *(_bucket(shapes.get(name)) for name in header[1:])])
+    return markdown_table(header, lines) if lines else ""
+
+
+def controls_table(results: Mapping[str, Results]) -> str:
+    """Acc@0.5 as it is and under each control, on the rows that have the control."""
+    lines = []
+    for label, one in results.items():
+        for key, title in _CONTROL_NAMES:
+            entry = _control(one, key)
+            if entry:
+                accuracy = entry["figures"]["acc@0.5"]
+                low, high = (100 * bound for bound in accuracy["interval"])
+                difference = f"{100 * accuracy['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+                values = [_percent(accuracy[side]) for side in ("first", "second")]
+                lines.append([label, title, f"{entry['n']:,}", *values, difference])
+    header = ["data", "control", "expressions", "Acc@0.5", "Acc@0.5 under control", "difference"]
+    return markdown_table(header, lines, words=2) if lines else ""
+
+
+def score_sentences(results: Mapping[str, Results]) -> str:
+    """What the scores are worth, a bullet for each set; "" where no set says anything."""
+    lines = []
+    for label, one in results.items():
+        score = one.get("score") or {}
+        parts = []
+        if "auc" in score:
+            parts.append(f"area under the ROC curve of right against wrong boxes {score['auc']:.3f}")
+        if "calibration_error" in score:
+            parts.append(f"expected calibration error {score['calibration_error']:.3f}")
+        report = score.get("given_threshold") or score.get("best_threshold")
+        if report and report["precision"] is not None:
+            kind = "" if "given_threshold" in score else " (chosen on these rows)"
+            parts.append(
+                f"scores below {report['threshold']:.2f}{kind} find expressions that name nothing with precision "
+                f"{_percent(report['precision'])} % and recall {_percent(report['recall'])} %, at the price of "
+                f"{_percent(report['withheld'])} % of the answers to expressions that name something"
+            )
+        if parts:
+            lines.append(f"- {label}: {'; '.join(parts)}.")
+    return "\n".join(lines)
+
+
+def protocol_sentences(results: Mapping[str, Results]) -> str:
+    """What the protocols of these results count as right."""
+    used = dict.fromkeys(one["protocol"] for one in results.values())
+    return " ".join(f"Protocol `{name}`: {PROTOCOLS[name].summary}." for name in used)
+
+
+def threshold_sentence(results: Mapping[str, Results]) -> str:
+    """What N-acc and T-acc are, where they were measured."""
+    thresholds = {
+        one["settings"]["score_threshold"]
+        for one in results.values()
+        if one["settings"].get("score_threshold") is not None
+    }
+    if not thresholds:
+        return ""
+    listed = ", ".join(f"{threshold:g}" for threshold in sorted(thresholds))
+    return (
+        f" With a score threshold of {listed}, N-acc is the share of expressions that name nothing and are left "
+        "unanswered, T-acc the share of those that name something and are answered."
+    )
+
+
+def commands(results: Mapping[str, Results]) -> str:
+    """The commands that measured these results."""
+    return "\n".join(command_of(one) for one in results.values())
+
+
+def command_of(one: Results) -> str:
+    """The `hivg evaluate` command that gives a results file."""
+    data, settings = one["data"], one["settings"]
+    words = ["hivg", "evaluate", "--model", one["model"]["id"], "--data", data["source"], "--split", data["split"]]
+    if one["model"].get("revision"):
+        words += ["--revision", one["model"]["revision"]]
+    for name, value in data["options"].items():
+        words += [f"--{name}", str(value)] if name in ("seed", "size") else ["--option", f"{name}={value}"]
+    for name, value in one["model"].get("config_overrides", {}).items():
+        words += ["--set", f"{name}={value}"]
+    if one["protocol"] != "pixel":
+        words += ["--protocol", one["protocol"]]
+    if settings.get("score_threshold") is not None:
+        words += ["--score-threshold", str(settings["score_threshold"])]
+    if one["controls"]:
+        words.append("--controls")
+    return shlex.join([*words, "--out", f"results/{data['split']}"])
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A Markdown table: the first columns, of `words`, to the left and the others, of numbers, to the right."""
+    ruler = [":---"] * words + ["---:"] * (len(header) - words)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *lines))
+
+
+def _control(one: Results, name: str) -> Mapping[str, Any] | None:
+    entry = (one.get("controls") or {}).get(name)
+    return entry if entry and entry["n"] else None
+
+
+def _with_interval(one: Results, key: str) -> str:
+    if key not in one["figures"]:
+        return ""
+    interval = one["intervals"].get(key)
+    return _percent(one["figures"][key]) + (
+        f" ({_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
+    )
+
+
+def _bucket(entry: Mapping[str, Any] | None) -> str:
+    if not entry:
+        return ""
+    interval = entry.get("interval")
+    spread = f" ({_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
+    return f"{_percent(entry['acc@0.5'])}{spread}, n = {entry['n']:,}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

@@ -1,0 +1,56 @@
+"""HiLoRA: stages as named PEFT adapters (`stages`), and the folders that hold them (`folders`)."""
+
+from typing import TYPE_CHECKING
+
+from hivg_hf.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .folders import bridge_and_head_hash, load_adapter_state, load_stages, publish_stages, save_adapter_state
+    from .stages import (
+        NEW_MODULES,
+        PROGRESSIVE_ADAPTER,
+        HiLoraConfig,
+        HiLoraStage,
+        activate_stage,
+        is_new_parameter,
+        merge_stages,
+        start_stage,
+        target_pattern,
+    )
+
+__all__ = [
+    "NEW_MODULES",
+    "PROGRESSIVE_ADAPTER",
+    "HiLoraConfig",
+    "HiLoraStage",
+    "activate_stage",
+    "bridge_and_head_hash",
+    "is_new_parameter",
+    "load_adapter_state",
+    "load_stages",
+    "merge_stages",
+    "publish_stages",
+    "save_adapter_state",
+    "start_stage",
+    "target_pattern",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "HiLoraConfig": "stages",
+        "HiLoraStage": "stages",
+        "NEW_MODULES": "stages",
+        "PROGRESSIVE_ADAPTER": "stages",
+        "activate_stage": "stages",
+        "bridge_and_head_hash": "folders",
+        "is_new_parameter": "stages",
+        "load_adapter_state": "folders",
+        "load_stages": "folders",
+        "merge_stages": "stages",
+        "publish_stages": "folders",
+        "save_adapter_state": "folders",
+        "start_stage": "stages",
+        "target_pattern": "stages",
+    },
+)

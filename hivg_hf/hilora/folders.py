@@ -1,0 +1,316 @@
+"""HiLoRA on disk: folders that plain PEFT and transformers calls read.
+
+    base/               CLIP, and bridge and head as at the end of the last stage      AutoModel.from_pretrained
+    adapters/<stage>/   low-rank terms only, active together on base/                  PeftModel.from_pretrained, ...
+    exports/<stage>/    stages 1..k as one adapter, with the bridge and head of then   PeftModel.from_pretrained
+    merged/             everything folded into a plain model                           AutoModel.from_pretrained
+
+Adapters are trained together with one bridge and head, so each folder records their hash, and `load_stages` refuses
+another base.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
+
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.whole_weights import check_fit, load_whole
+
+from .options import check_stored_options
+from .stages import NEW_MODULES, check_adapter_name, is_new_parameter, merge_stages
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+NEW_MODULES_FILE = "new_modules.safetensors"
+RECORD_FILE = "hilora.json"
+_PEFT_PREFIX = "base_model.model."
+
+
+def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, processor: Any = None) -> None:
+    """Write base/, adapters/, merged/ and, for the stage just finished, exports/<stage>/; each folder atomically.
+
+    Args:
+        model: With the adapters to publish active.
+        folder: Holds the four folders.
+        stage: Name of the finished stage, whose export is written; None writes no export (a rejected stage).
+        processor: Saved beside every model that can be used on its own.
+    """
+    folder = Path(folder)
+    save_base(model, folder / "base", processor)
+    for position, name in enumerate(model.base_model.active_adapters):
+        save_adapter(model, name, folder / "adapters" / name, base=folder / "base", position=position)
+    if stage is not None:
+        save_export(model, folder / "exports" / stage, base=folder / "base", processor=processor)
+    with atomic_folder(folder / "merged") as target:
+        merge_stages(copy.deepcopy(model)).save_pretrained(target)
+        if processor is not None:
+            processor.save_pretrained(target)
+
+
+def save_base(model: PeftModel, target: str | Path, processor: Any = None) -> None:
+    """Write the model without its adapters."""
+    base = model.get_base_model()
+    state = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if "lora_" not in name
+    }
+    with atomic_folder(target) as folder:
+        base.save_pretrained(folder, state_dict=state)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        _write_record(folder, bridge_and_head_sha256=bridge_and_head_hash(model))
+
+
+def save_adapter(model: PeftModel, name: str, target: str | Path, base: str | Path, position: int = 0) -> None:
+    """Write one adapter's low-rank terms, with the hash of the bridge and head that belong to it."""
+    with atomic_folder(target) as folder:
+        config = copy.deepcopy(model.peft_config[name])
+        config.base_model_name_or_path = str(Path(base).resolve())
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        save_file(_contiguous(get_peft_model_state_dict(model, adapter_name=name)), folder / ADAPTER_FILE)
+        _write_record(folder, bridge_and_head_sha256=bridge_and_head_hash(model), position=position)
+
+
+def save_export(model: PeftModel, target: str | Path, base: str | Path, processor: Any = None) -> None:
+    """Write all active adapters as one, with bridge and head in `modules_to_save`: what is shared.
+
+    `PeftModel.from_pretrained(base_model, target)` gives the model of this moment on any HiVG model with the same CLIP
+    weights.
+    """
+    config, state = concatenated_adapter(model)
+    config.base_model_name_or_path = str(Path(base).resolve())
+    config.modules_to_save = [name for name in NEW_MODULES if _has_module(model, name)]
+    state.update({f"base_model.model.{name}": tensor for name, tensor in new_modules_state(model).items()})
+    with atomic_folder(target) as folder:
+        config.save_pretrained(folder)
+        save_file(_contiguous(state), folder / ADAPTER_FILE)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        _write_record(folder, adapters=list(model.base_model.active_adapters))
+
+
+def concatenated_adapter(model: PeftModel) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """One adapter that equals the sum of the active ones: A stacked, B (times its scale) side by side.
+
+    Layers that fewer adapters reach are filled up with zeros to the common rank.
+
+    Returns:
+        Its configuration and its state dict by the names of a saved adapter.
+    """
+    names = list(model.base_model.active_adapters)
+    deepest = model.peft_config[names[-1]]
+    if len(names) == 1:
+        config = copy.deepcopy(deepest)
+        config.inference_mode = True
+        return config, get_peft_model_state_dict(model, adapter_name=names[0])
+    state: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        present = [name for name in names if name in getattr(module, "lora_A", {})]
+        if present:
+            state[f"{path}.lora_A.weight"] = torch.cat([module.lora_A[name].weight for name in present])  # (r, d_in)
+            # a uniform scale of 1: each B carries its own, so stages of different size and rsLoRA add up too
+            ups = [module.lora_B[name].weight * module.scaling[name] for name in present]
+            state[f"{path}.lora_B.weight"] = torch.cat(ups, dim=1)  # (d_out, r)
+            if deepest.lora_bias:
+                biases = [module.lora_B[name].bias * module.scaling[name] for name in present]
+                state[f"{path}.lora_B.bias"] = torch.stack(biases).sum(0)
+    # the widest layer's, which a rank_pattern may take beyond the stages' own ranks
+    rank = max(tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight"))
+    for name, tensor in state.items():
+        if name.endswith(".lora_A.weight"):
+            state[name] = torch.nn.functional.pad(tensor, (0, 0, 0, rank - tensor.shape[0]))
+        elif name.endswith(".lora_B.weight"):
+            state[name] = torch.nn.functional.pad(tensor, (0, rank - tensor.shape[1]))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        bias="none",
+        target_modules=deepest.target_modules,
+        exclude_modules=deepest.exclude_modules,
+        lora_bias=deepest.lora_bias,
+        inference_mode=True,
+    )
+    return config, state
+
+
+def load_stages(folder: str | Path) -> PeftModel:
+    """Load base/ with all of adapters/ active, in the order of their stages; nothing trains.
+
+    Raises:
+        FileNotFoundError: If base/ or adapters/ is not there.
+        ValueError: If an adapter was trained with another bridge and head than base/ has.
+    """
+    folder = Path(folder)
+    for part in ("base", "adapters"):
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
+    base = load_whole(HiVGForVisualGrounding, folder / "base", dtype=torch.float32)
+    records = {path.parent: _read_record(path) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
+    if not records:
+        raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
+    digest = bridge_and_head_hash(base)
+    model: HiVGForVisualGrounding | PeftModel = base
+    for path in sorted(records, key=lambda path: records[path]["position"]):
+        if records[path]["bridge_and_head_sha256"] != digest:
+            raise ValueError(
+                f"The adapter {path} was trained with another bridge and head than those in {folder / 'base'}: take "
+                "base/ and adapters/ of the same run and stage, or a folder of exports/, which holds its own."
+            )
+        check_adapter_name(path.name)
+        model = add_trained_adapter(model, path, path.name)
+    assert isinstance(model, PeftModel)
+    model.base_model.set_adapter(list(model.peft_config), inference_mode=True)
+    return model
+
+
+def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -> PeftModel:
+    """Add an adapter from its folder, whole: PEFT itself takes what fits and leaves the rest at its start.
+
+    Args:
+        model: A plain model or one with adapters; changed in place.
+        folder: What `save_pretrained` of PEFT wrote.
+        name: Of the adapter in the model.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: Its weights are not exactly those that its config describes on this model, or are not finite; or
+            it has an option that cannot be loaded exactly.
+    """
+    folder = Path(folder)
+    for file in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"The adapter {folder} holds no {file}; publish or download it again.")
+    check_stored_options(folder / ADAPTER_CONFIG_FILE)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = True
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = PeftModel(model, config, name)
+        state = load_file(folder / ADAPTER_FILE)
+    except (ValueError, TypeError, KeyError, re.error, SafetensorError) as error:
+        raise ValueError(
+            f"The adapter {folder} cannot be put on this model: {' '.join(str(error).split())}"
+        ) from error
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    check_fit(folder / ADAPTER_FILE, state, expected)
+    set_peft_model_state_dict(model, state, adapter_name=name)
+    return model
+
+
+def bridge_and_head_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over the names and bytes of what HiVG adds to CLIP."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(new_modules_state(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def new_modules_state(model: torch.nn.Module, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Bridge and `grounding_head` tensors on the CPU, by their names in the plain model.
+
+    Args:
+        model: Plain, or with adapters.
+        state: The model's whole state, gathered from the processes of a sharded model; the model's own by default.
+    """
+    return _contiguous(_new_modules(model.state_dict() if state is None else state))
+
+
+def _new_modules(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(_PEFT_PREFIX): tensor
+        for name, tensor in state.items()
+        if is_new_parameter(name) and "lora_" not in name
+    }
+
+
+def save_adapter_state(model: PeftModel, folder: str | Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write every adapter to a subfolder, and bridge and head beside them: all that HiLoRA trains.
+
+    Args:
+        model: With the adapters.
+        folder: To write to.
+        state: As for `new_modules_state`.
+    """
+    folder = Path(folder)
+    for name, config in model.peft_config.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(folder / name)
+        tensors = get_peft_model_state_dict(model, state_dict=state, adapter_name=name)
+        save_file(_contiguous(tensors), folder / name / ADAPTER_FILE)
+    save_file(new_modules_state(model, state), folder / NEW_MODULES_FILE)
+
+
+def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
+    """Load what `save_adapter_state` wrote into a model with the same adapters; what trains stays as it is.
+
+    Raises:
+        FileNotFoundError: If the folder lacks an adapter of the model.
+        ValueError: If its tensors do not fit the model.
+    """
+    folder, whole = Path(folder), {}
+    for name in model.peft_config:
+        path = folder / name / ADAPTER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
+        state = load_file(path)
+        check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
+        whole.update({_with_adapter_name(key, name): tensor for key, tensor in state.items()})
+    path = folder / NEW_MODULES_FILE
+    state = load_file(path)
+    check_fit(path, state, _new_modules(model.state_dict()))
+    whole.update({f"{_PEFT_PREFIX}{key}": tensor for key, tensor in state.items()})
+    _load_by_name(model, whole)
+
+
+def _load_by_name(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load some of a model's tensors; into a sharded model each process takes its part."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+        return
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+
+
+def _with_adapter_name(key: str, adapter: str) -> str:
+    """A saved adapter's key to the model's: PEFT leaves the adapter's name (and DoRA's `.weight`) out on disk."""
+    path, _, last = key.rpartition(".")
+    return f"{key}.{adapter}.weight" if last == "lora_magnitude_vector" else f"{path}.{adapter}.{last}"
+
+
+def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _has_module(model: PeftModel, name: str) -> bool:
+    return any(path.split(".")[-1] == name for path, _ in model.get_base_model().named_modules())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Of a stage's adapter: its position and the hash of the bridge and head it belongs to."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record["position"], int) and isinstance(record["bridge_and_head_sha256"], str):
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{path} does not say which stage the adapter is and which base it belongs to; publish it again.")
+
+
+def _write_record(folder: Path, **content: Any) -> None:
+    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

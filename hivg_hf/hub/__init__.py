@@ -1,0 +1,30 @@
+"""The Hub: one commit with a model's own files, and downloads that are checked."""
+
+from typing import TYPE_CHECKING
+
+from hivg_hf.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .loading import download_checked, load_with_stages, split_revision
+    from .push import PushReport, check_pushed, push_folder
+
+__all__ = [
+    "PushReport",
+    "check_pushed",
+    "download_checked",
+    "load_with_stages",
+    "push_folder",
+    "split_revision",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PushReport": "push",
+        "check_pushed": "push",
+        "download_checked": "loading",
+        "load_with_stages": "loading",
+        "push_folder": "push",
+        "split_revision": "loading",
+    },
+)

@@ -1,0 +1,175 @@
+"""Loading from the Hub: checked downloads, and a base with its stages in one call."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from hivg_hf.modeling import HiVGForVisualGrounding, HiVGProcessor
+from hivg_hf.utils.whole_weights import load_whole
+
+from .errors import hub_errors
+from .files import ADAPTER_CONFIG_FILE, folder_kind, read_json
+
+logger = logging.getLogger(__name__)
+
+# Tensors and settings; never a pickle, and code only by transformers' own way of asking for trust.
+DOWNLOADED = ["*.safetensors", "*.json", "merges.txt"]
+HILORA_RECORD_FILE = "hilora.json"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`owner/name@revision` to its two parts; without a revision the second is None."""
+    repo_id, _, revision = name.partition("@")
+    return repo_id, revision or None
+
+
+def download_checked(
+    name: str,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    patterns: Sequence[str] = DOWNLOADED,
+) -> Path:
+    """A folder with the files of a model: a local one as it is, one of the Hub from the cache, checksums compared.
+
+    The Hub's client checks the length of a file, not its content. Offline, what is in the cache is taken as it is.
+
+    Args:
+        name: a folder, `owner/name`, or `owner/name@revision` with a branch, tag or commit.
+        token: an access token, for a private repository; by default the one you are logged in with.
+        cache_dir: where downloads are kept; by default the Hub's own cache.
+        patterns: which files to fetch.
+
+    Raises:
+        ValueError: there is no such repository or revision.
+        ConnectionError: the connection broke, or the download is damaged; damaged files are removed from the cache, so
+            that the same call fetches them again.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    repo_id, revision = split_revision(name)
+    with hub_errors(repo_id, uploading=False):
+        folder = Path(
+            snapshot_download(
+                repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(patterns)
+            )
+        )
+    _verify(repo_id, folder, token, cache_dir)
+    return folder
+
+
+def load_with_stages(
+    base: str,
+    stages: Sequence[str] = (),
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    **model_options: Any,
+) -> tuple[HiVGForVisualGrounding, HiVGProcessor]:
+    """A base with HiLoRA stages folded into it, ready for inference, and its processor.
+
+    ```python
+    model, processor = load_with_stages("me/hivg-base", ["me/hivg-stage-1", "me/hivg-stage-2"])
+    model, processor = load_with_stages("me/hivg-refcoco")  # one exported adapter, which names its base and revision
+    ```
+
+    Args:
+        base: a model folder or repository (`owner/name@revision` for a branch, tag or commit); or an adapter that
+            names its base. (Plain `AutoModel.from_pretrained(adapter)` takes the newest state of that base; this call
+            takes the revision that the adapter names.)
+        stages: adapters to add to it, folders or repositories, in the order of training.
+        token: an access token, for private repositories.
+        cache_dir: where downloads are kept.
+        model_options: for `from_pretrained` of the base, for example `dtype` or `device_map`.
+
+    Raises:
+        FileNotFoundError: a folder holds no weights.
+        ValueError: there is no such repository; an adapter was trained with another bridge and head than the base, or
+            is its own base; or weights are missing, renamed, of another shape, NaN or infinite.
+        ConnectionError: a download failed; the same call tries again.
+    """
+    folder, adapters = _follow_bases(base, token, cache_dir)
+    stage_folders = [*adapters, *(download_checked(stage, token, cache_dir) for stage in stages)]
+    model = load_whole(HiVGForVisualGrounding, folder, **model_options)
+    processor = HiVGProcessor.from_pretrained(folder)
+    return _fold_in(model, stage_folders) if stage_folders else model, processor
+
+
+def _follow_bases(name: str, token: str | None, cache_dir: str | Path | None) -> tuple[Path, list[Path]]:
+    """The folder of a model and those of the adapters that stand between `name` and it, the deepest first."""
+    adapters: list[Path] = []
+    while folder_kind(folder := download_checked(name, token, cache_dir)) == "adapter":
+        if folder.resolve() in [adapter.resolve() for adapter in adapters]:
+            raise ValueError(
+                f"The adapter {folder} is its own base ({' on '.join(map(str, [*reversed(adapters), folder]))}): name "
+                f"a model in base_model_name_or_path of its {ADAPTER_CONFIG_FILE}."
+            )
+        adapters.insert(0, folder)
+        name = _base_of(folder)
+    return folder, adapters
+
+
+def _base_of(folder: Path) -> str:
+    """The base that an adapter names, with its revision."""
+    config = read_json(folder / ADAPTER_CONFIG_FILE)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise ValueError(
+            f"The adapter {folder} names no base (base_model_name_or_path is {base!r}): load its model, and give the "
+            "adapter as a stage."
+        )
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise FileNotFoundError(f"The adapter {folder} belongs to the model {base}, which is not there.")
+    return base + (f"@{revision}" if revision and not Path(base).is_dir() else "")
+
+
+def _fold_in(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> HiVGForVisualGrounding:
+    """All stages active together, then merged into the weights."""
+    from hivg_hf.hilora.folders import (
+        add_trained_adapter,  # adds seconds to an import that most users of this file do not need
+    )
+
+    _check_hashes(model, stage_folders)
+    adapted: Any = model
+    for position, folder in enumerate(stage_folders, start=1):
+        adapted = add_trained_adapter(adapted, folder, f"stage_{position}")
+    names = list(adapted.peft_config)
+    adapted.base_model.set_adapter(names, inference_mode=True)
+    return adapted.merge_and_unload(adapter_names=names).eval()
+
+
+def _check_hashes(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> None:
+    """Refuse stages that hold low-rank terms alone and were trained with another bridge and head."""
+    from hivg_hf.hilora import bridge_and_head_hash
+
+    digest = bridge_and_head_hash(model)
+    for folder in stage_folders:
+        record = read_json(folder / HILORA_RECORD_FILE) if (folder / HILORA_RECORD_FILE).is_file() else {}
+        if record.get("bridge_and_head_sha256", digest) != digest:
+            raise ValueError(
+                f"The adapter {folder} was trained with another bridge and head than the base has; take a base and "
+                "stages of the same run, or an exported adapter, which holds its own."
+            )
+
+
+def _verify(repo_id: str, folder: Path, token: str | None, cache_dir: str | Path | None) -> None:
+    """Compare checksums with the Hub's listing; remove what differs, so that it is fetched again."""
+    try:
+        report = HfApi(token=token).verify_repo_checksums(repo_id, revision=folder.name, cache_dir=cache_dir)
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        logger.info("The Hub is out of reach; %s is taken from the cache without comparing checksums.", repo_id)
+        return
+    for mismatch in report.mismatches:
+        path = folder / mismatch["path"]
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    if report.mismatches:
+        names = ", ".join(mismatch["path"] for mismatch in report.mismatches)
+        raise ConnectionError(
+            f"The download of {repo_id} is damaged: {names} differs from its checksum and was removed from the cache. "
+            "Run the same again."
+        )

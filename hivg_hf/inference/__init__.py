@@ -1,0 +1,36 @@
+"""A checkpoint answers questions: pipeline, files, datasets, web page, ONNX."""
+
+from typing import TYPE_CHECKING
+
+from hivg_hf.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .calibration import calibrate_similarity_score
+    from .loading import DTYPES, answer_as_json, load_pipeline
+    from .onnx_export import check_onnx, export_onnx
+    from .shards import ShardedRun, ground_shards
+
+__all__ = [
+    "DTYPES",
+    "ShardedRun",
+    "answer_as_json",
+    "calibrate_similarity_score",
+    "check_onnx",
+    "export_onnx",
+    "ground_shards",
+    "load_pipeline",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DTYPES": "loading",
+        "ShardedRun": "shards",
+        "answer_as_json": "loading",
+        "calibrate_similarity_score": "calibration",
+        "check_onnx": "onnx_export",
+        "export_onnx": "onnx_export",
+        "ground_shards": "shards",
+        "load_pipeline": "loading",
+    },
+)

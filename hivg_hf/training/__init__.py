@@ -1,0 +1,40 @@
+"""A recipe becomes a checkpoint: recipe, own data, trainer, phases, run folder, plan."""
+
+from typing import TYPE_CHECKING
+
+from hivg_hf.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .arguments import HiVGTrainingArguments
+    from .plan import describe_plan, plan_training
+    from .recipe import Recipe, load_recipe, parse_recipe
+    from .staged import StagedTraining
+    from .trainer import HiVGTrainer
+    from .user_data import plan_user_training
+
+__all__ = [
+    "HiVGTrainer",
+    "HiVGTrainingArguments",
+    "Recipe",
+    "StagedTraining",
+    "describe_plan",
+    "load_recipe",
+    "parse_recipe",
+    "plan_training",
+    "plan_user_training",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "HiVGTrainer": "trainer",
+        "HiVGTrainingArguments": "arguments",
+        "Recipe": "recipe",
+        "StagedTraining": "staged",
+        "describe_plan": "plan",
+        "load_recipe": "recipe",
+        "parse_recipe": "recipe",
+        "plan_training": "plan",
+        "plan_user_training": "user_data",
+    },
+)

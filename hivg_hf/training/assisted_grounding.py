@@ -1,0 +1,188 @@
+"""Grounding with help, for a new model: the layers are shown where to look while they learn to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hivg_hf.data.collator import GroundingCollator
+from hivg_hf.modeling.loss_hivg import box_giou_loss, box_l1_loss, dice_loss, focal_loss, token_targets
+from hivg_hf.modeling.modeling_hivg import PADDING_LOGIT, HiVGForVisualGrounding
+
+from .pretraining import AttributeHeads, with_defaults
+from .pretraining_rows import MIN_COVERED, NO_CLASS, patch_targets
+
+LOSS_WEIGHTS = {
+    "mark_focal": 20.0,
+    "mark_dice": 2.0,
+    "attributes": 0.5,
+    "end_to_target": 0.5,
+    "reg_to_end": 0.5,
+    "reg_to_target": 0.5,
+    "patch_bbox": 2.0,
+    "patch_giou": 2.0,
+}
+
+
+class AssistedCollator(GroundingCollator):
+    """A `GroundingCollator` that also tells what stands on every patch, where the rows say so.
+
+    Adds `patch_classes` (B, N, 4), as in `PretrainingModel`, to batches of rows with the column `objects` whose
+    images are not augmented.
+    """
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = super().__call__(rows)
+        if self.augmentation is None and all(row.get("objects") for row in rows):
+            classes = [patch_targets(row, self.processor.image_processor)[0] for row in rows]
+            batch["patch_classes"] = torch.from_numpy(np.stack(classes))
+        return batch
+
+
+class AssistedGrounding(nn.Module):
+    """Grounding with help: besides HiVG's own losses, the layers are shown where to look.
+
+    A box can be read from [REG] only after a chain of look-ups that box losses alone take very long to find: the
+    expression has to find the target's patches, and [REG], whose query is the same for every expression, has to find
+    what the expression found. So half of the heads of the fusion encoder are guided:
+
+    - in the first layer the expression's end token looks at the target's patches,
+    - in the second [REG] looks at the end token,
+    - in the last [REG] looks at the target's patches,
+
+    and the box head learns to read the box from each of the target's patches as well as from [REG]. On the vision
+    tower one linear head makes the bridges mark the target, and others keep what every patch shows readable. These
+    heads are thrown away.
+
+    Args:
+        model: The HiVG model, kept as `.model`.
+        loss_weights: Weights that differ from `LOSS_WEIGHTS`.
+        towers: False freezes CLIP.
+    """
+
+    def __init__(
+        self, model: HiVGForVisualGrounding, loss_weights: Mapping[str, float] | None = None, towers: bool = True
+    ) -> None:
+        super().__init__()
+        if len(model.grounding_head.fusion.layers) < 3:
+            raise ValueError("assisted grounding guides three layers; this fusion encoder has fewer.")
+        self.model, self.config = model, model.config
+        self.loss_weights = with_defaults(loss_weights, LOSS_WEIGHTS, "assisting")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(towers or not name.startswith("clip.") or ".bridge." in name)
+        width = model.config.clip_config.vision_config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.mark = nn.Linear(width, 1)
+        self.attributes = AttributeHeads(width)
+
+    def forward(self, patch_classes: torch.Tensor | None = None, **batch: torch.Tensor) -> Any:
+        """`loss` and unweighted `loss_dict` of a batch of `AssistedCollator`; without labels, the model's output."""
+        if "labels" not in batch:
+            return self.model(**batch)
+        outputs, seen = self._run(batch)
+        config, labels, index = self.config, batch["labels"], batch["patch_index"]
+        there = index >= 0  # (B, P)
+        covered = token_targets(
+            labels, batch.get("mask_labels"), config.grid_size, config.image_size, config.token_target
+        )  # (B, N)
+        covered = covered.gather(1, index.clamp(min=0)) * there  # (B, P)
+        # what covers little of every patch has the one that it covers most
+        least = covered.amax(1, keepdim=True).clamp(min=1e-6, max=MIN_COVERED)  # (B, 1)
+        target = covered >= least  # (B, P) patches of the target
+
+        vision = self.norm(seen[self.model.clip.vision_model.encoder.layers[-1]][:, 1:])  # (B, P, V)
+        marks = self.mark(vision)[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
+        terms = {"mark_focal": focal_loss(marks, covered), "mark_dice": dice_loss(marks, covered)}
+        if patch_classes is not None:
+            terms["attributes"] = self._attributes_term(vision, patch_classes, index)
+        terms |= self._guides(seen, target, batch["attention_mask"])
+        patches = seen[self.model.grounding_head.fusion].last_hidden_state[:, 1:-1][target]  # (target patches, H)
+        boxes = labels[:, None].expand(-1, target.shape[1], -1)[target]  # (target patches, 4)
+        found = self.model.grounding_head.boxes(patches)
+        terms |= {"patch_bbox": box_l1_loss(found, boxes), "patch_giou": box_giou_loss(found, boxes)}
+        loss = outputs.loss + sum(self.loss_weights[name] * term for name, term in terms.items())
+        return {"loss": loss, "loss_dict": {**outputs.loss_dict, **terms}}
+
+    def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[nn.Module, Any]]:
+        """The model's output; what the last vision layer and the fusion encoder gave, and each fusion layer got."""
+        seen: dict[nn.Module, Any] = {}
+        fusion = self.model.grounding_head.fusion
+        hooks = [
+            module.register_forward_hook(lambda module, inputs, output: seen.update({module: output}))
+            for module in (self.model.clip.vision_model.encoder.layers[-1], fusion)
+        ]
+        hooks += [
+            layer.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[:3]}))
+            for layer in fusion.layers
+        ]
+        try:
+            outputs = self.model(**batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs, seen
+
+    def _attributes_term(self, vision: torch.Tensor, classes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Sum of the attributes' cross-entropies; `vision` (B, P, V), `classes` (B, N, 4), `index` (B, P)."""
+        classes = classes.gather(1, index.clamp(min=0)[:, :, None].expand(-1, -1, classes.shape[-1]))  # (B, P, 4)
+        found = (classes[:, :, 0] != NO_CLASS) & (index >= 0)
+        return sum(self.attributes(vision[found], classes[found]).values())
+
+    def _guides(
+        self, seen: Mapping[nn.Module, Any], target: torch.Tensor, text_mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The three guides; `target` (B, P) and `text_mask` (B, T)."""
+        # tokens of the fusion encoder: [REG], CLS, P patches, T words
+        end = 2 + target.shape[1] + text_mask.sum(-1) - 1  # (B,)
+        wanted = F.pad(target, (2, text_mask.shape[1]))  # (B, 2 + P + T)
+        is_end = torch.arange(wanted.shape[1], device=end.device) == end[:, None]  # (B, 2 + P + T)
+        layers, named = self.model.grounding_head.fusion.layers, target.any(-1)
+        asked = {
+            "end_to_target": (layers[0], end, wanted),
+            "reg_to_end": (layers[1], end * 0, is_end),
+            "reg_to_target": (layers[-1], end * 0, wanted),
+        }
+        terms = {}
+        for name, (layer, query, tokens) in asked.items():
+            hidden_states, positions, key_bias = seen[layer]
+            terms[name] = guided_attention(layer, hidden_states, positions, key_bias, query, tokens, named)
+        return terms
+
+
+def guided_attention(
+    layer: nn.Module,
+    hidden_states: torch.Tensor,
+    positions: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    query: torch.Tensor,
+    target: torch.Tensor,
+    named: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of one token's attention, in the first half of the heads: it should look at the target tokens.
+
+    Args:
+        layer: A fusion layer with pre-norm.
+        hidden_states, positions: (B, L, H), what the layer was given.
+        key_bias: (B, 1, 1, L).
+        query: (B,) which token looks.
+        target: (B, L) bool, where it should look.
+        named: (B,) bool, rows that count.
+    """
+    attention = layer.self_attn
+    tokens = layer.norm1(hidden_states)
+    if positions is not None:
+        tokens = tokens + positions
+    rows = torch.arange(len(query), device=query.device)
+    (q_weight, k_weight, _), (q_bias, k_bias, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    half = attention.num_heads // 2
+    # (B, H) -> (B, half, head_dim), (B, L, H) -> (B, L, half, head_dim)
+    queries = F.linear(tokens[rows, query], q_weight, q_bias).unflatten(-1, (-1, attention.head_dim))[:, :half]
+    keys = F.linear(tokens, k_weight, k_bias).unflatten(-1, (-1, attention.head_dim))[:, :, :half]
+    scores = torch.einsum("bhd,blhd->bhl", queries, keys) * attention.head_dim**-0.5
+    if key_bias is not None:
+        scores = scores + key_bias[:, 0]
+    share = scores.log_softmax(-1).masked_fill(~target[:, None], float("-inf"))[named].logsumexp(-1)
+    return -share.mean(-1).sum() / max(len(share), 1)

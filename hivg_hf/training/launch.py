@@ -1,0 +1,64 @@
+"""How the training was started: on which processes and devices; what cannot work is refused at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+
+def check_launch() -> None:
+    """Refuse a launch that would silently do something else.
+
+    Raises:
+        ValueError: For FSDP on the CPU: accelerate turns it into plain data parallelism without a word.
+    """
+    if _is_true("ACCELERATE_USE_FSDP") and wants_cpu():
+        raise ValueError(
+            "FSDP does not run on the CPU (accelerate would train plain data parallel instead, without saying so): "
+            "use hivg_hf/recipes/accelerate/multi_cpu.yaml, or drop use_cpu from the configuration."
+        )
+
+
+def describe_processes() -> str:
+    """How many processes train, on what; each process group is joined on the first call."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True) if wants_cpu() else PartialState()
+    count = state.num_processes
+    return f"Training on {count} process{'es' * (count > 1)} ({state.device.type}, {state.distributed_type.value})"
+
+
+def count_processes() -> int:
+    """Processes of this training."""
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+def wants_cpu() -> bool:
+    """Whether training is to stay on the CPU: asked for, or there is nothing else."""
+    import torch
+
+    return _is_true("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+
+
+def announcer() -> Callable[[str], None]:
+    """Prints on the first process only."""
+    import typer
+
+    return typer.echo if os.environ.get("RANK", "0") == "0" else lambda text: None
+
+
+def quiet_libraries() -> None:
+    """Leave out what the libraries tell about their own business: bars of weight files, an inner deprecation."""
+    import transformers
+
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _is_true(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")

@@ -1,0 +1,175 @@
+"""`hivg train --dry-run`: what a recipe would do, from its configuration alone; no weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPConfig
+
+from hivg_hf.data.readers import SOURCES
+from hivg_hf.data.splits import PUBLISHED
+from hivg_hf.hilora import start_stage
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+
+from .arguments import accumulation_steps
+from .recipe import ModelRecipe, PhaseRecipe, Recipe
+from .setup import RowCache, count_parameters, load_tokenizer, set_trainable, steps_of
+
+# Values that a transformer layer keeps for its backward pass, per token and width, with fused attention and an MLP of
+# four times the width: Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without the attention maps.
+VALUES_PER_TOKEN = 17
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One line of the plan.
+
+    Attributes:
+        name: Of the phase.
+        train: What trains in it.
+        rows: Training rows; None where the data is not there and nothing is published.
+        rows_are_published: Whether `rows` is the published count instead of the data's own.
+        steps: Optimizer steps; None where they depend on unknown rows.
+        batch: How the batch is made up, for example "560 = 80 x 7 micro-batches x 1 process".
+        learning_rate: Peak.
+        parameters: Part of the model -> (parameters that train, parameters).
+        negatives: Other expressions that an image is compared with in the contrastive loss; 0 where it is off.
+        memory: Bytes that one process may need: weights, gradients, AdamW's moments and activations.
+        disk: Bytes that the phase's checkpoints may need.
+    """
+
+    name: str
+    train: str
+    rows: int | None
+    rows_are_published: bool
+    steps: int | None
+    batch: str
+    learning_rate: float
+    parameters: dict[str, tuple[int, int]]
+    negatives: int
+    memory: int
+    disk: int
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that train in this phase."""
+        return sum(train for train, _ in self.parameters.values())
+
+
+def plan_training(recipe: Recipe, processes: int = 1) -> list[PhasePlan]:
+    """The plan of every phase of a recipe on a number of processes."""
+    rows, model, stage = RowCache(), None, 0
+    plans = []
+    for phase in recipe.phases:
+        if model is None or phase.config:
+            model = empty_model(recipe.model, **phase.config)
+        if phase.train == "lora":
+            hilora = recipe.hilora_config()
+            assert hilora is not None
+            stage += 1
+            model = start_stage(model, hilora, stage)
+        else:
+            set_trainable(model, phase.train)
+        plans.append(_plan_phase(recipe, phase, model, rows, processes))
+    return plans
+
+
+def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
+    """The recipe's model without storage (on torch's meta device)."""
+    fields = {**recipe.config, **changes}
+    if recipe.checkpoint:
+        config = HiVGConfig.from_pretrained(recipe.checkpoint, **fields)
+    elif recipe.preset:
+        config = HiVGConfig.preset(recipe.preset, **fields)
+    else:
+        config = HiVGConfig(clip_config=CLIPConfig.from_pretrained(recipe.clip), **fields)
+    if recipe.preset and not recipe.clip:
+        config.clip_config.text_config.vocab_size = len(load_tokenizer(recipe))
+    with torch.device("meta"):
+        return HiVGForVisualGrounding(config)
+
+
+def _plan_phase(recipe: Recipe, phase: PhaseRecipe, model: nn.Module, cache: RowCache, processes: int) -> PhasePlan:
+    rows, published = _count_rows(recipe, phase, cache)
+    accumulation = accumulation_steps(phase.batch_size, processes, phase.per_device_batch_size)
+    micro = -(-phase.batch_size // (processes * accumulation))
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = {**plain.config.loss_weights, **(phase.loss_weights or {})}
+    gather = plain.config.contrastive_gather if recipe.contrastive_gather is None else recipe.contrastive_gather
+    is_contrastive = phase.train != "pretrain" and weights.get("contrastive", 0) > 0
+    parameters = count_parameters(model)
+    trainable, total = (sum(counts[index] for counts in parameters.values()) for index in (0, 1))
+    saved = trainable if phase.train == "lora" else total
+    return PhasePlan(
+        name=phase.name,
+        train=phase.train,
+        rows=rows,
+        rows_are_published=published,
+        steps=phase.steps or (None if rows is None else steps_of(phase, range(rows))),
+        batch=f"{phase.batch_size} = {micro} x {accumulation} micro-batch{'es' * (accumulation > 1)} x {processes} "
+        f"process{'es' * (processes > 1)}",
+        learning_rate=phase.learning_rate,
+        parameters=parameters,
+        negatives=(micro * (processes if gather else 1) - 1) if is_contrastive else 0,
+        memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.train, recipe),
+        disk=3 * 4 * (saved + 2 * trainable) + 3 * 4 * total,
+    )
+
+
+def activation_bytes(config: HiVGConfig, train: str, recipe: Recipe) -> int:
+    """Bytes of activations that one sample keeps for the backward pass: an estimate, good to about a factor of two."""
+    vision, text = config.clip_config.vision_config, config.clip_config.text_config
+    patches = (config.image_size // vision.patch_size) ** 2
+    words = text.max_position_embeddings
+    layers = {
+        "vision": patches * vision.hidden_size * (vision.num_hidden_layers + 1.5 * len(config.bridge_layers)),
+        "text": words * text.hidden_size * text.num_hidden_layers,
+        "fusion": (patches + words + 2) * config.clip_config.projection_dim * config.fusion_layers,
+    }
+    if train == "heads":  # nothing of the text tower trains, so it keeps nothing
+        layers["text"] = 0
+    if train == "pretrain":
+        layers["fusion"] = 0
+    kept = 1.5 if recipe.activation_checkpointing else VALUES_PER_TOKEN
+    size = 4 if recipe.precision == "fp32" else 2
+    return int(kept * size * sum(layers.values()))
+
+
+def _count_rows(recipe: Recipe, phase: PhaseRecipe, cache: RowCache) -> tuple[int | None, bool]:
+    """Training rows of a phase, and whether that is only the published count."""
+    spec = phase.data or recipe.data.train
+    if spec["source"] == "refshapes" and "size" in spec:
+        return spec["size"], False
+    try:
+        return len(cache.training_rows(recipe, phase)), False
+    except FileNotFoundError:
+        source = SOURCES.get(spec["source"])
+        totals = PUBLISHED.get(source.published_as, {}).get(spec["split"]) if source else None
+        return (totals.expressions if totals else None), True
+
+
+def describe_plan(plans: list[PhasePlan]) -> str:
+    """The plan as text, one block per phase."""
+    blocks = []
+    for plan in plans:
+        rows = "unknown (no data there)" if plan.rows is None else f"{plan.rows:,}"
+        rows += " (published count: the data is not there)" if plan.rows_are_published and plan.rows else ""
+        parts = ", ".join(f"{part} {train:,}" for part, (train, _) in plan.parameters.items() if train)
+        frozen = ", ".join(part for part, (train, _) in plan.parameters.items() if not train)
+        blocks.append(
+            f"{plan.name}: trains {plan.train}\n"
+            f"  rows                   {rows}\n"
+            f"  optimizer steps        {'unknown' if plan.steps is None else f'{plan.steps:,}'}\n"
+            f"  batch                  {plan.batch}\n"
+            f"  learning rate          {plan.learning_rate:g}\n"
+            f"  trainable parameters   {plan.trainable:,} ({parts})\n"
+            f"  frozen                 {frozen or 'nothing'}\n"
+            f"  contrastive negatives  {plan.negatives} per image and step\n"
+            f"  memory per process     about {plan.memory / 2**30:.2f} GiB\n"
+            f"  disk                   up to {plan.disk / 2**30:.2f} GiB"
+        )
+    return "\n\n".join(blocks)

@@ -1,0 +1,339 @@
+"""Training recipes: a YAML file that says what is trained, on what, in which phases.
+
+A recipe is read into frozen dataclasses and checked before anything is loaded, so that a misspelt key or a phase
+without a length is one sentence and not an afternoon. The shape, with every key that a phase may leave out:
+
+```yaml
+name: my-run
+seed: 13
+model: {checkpoint: FOLDER_OR_HUB_ID}     # or {clip: ..., preset: base-unc}, or {preset: tiny, tokenizer: ...}
+data:
+  train: {source: refcoco, split: train, root: /data}     # further keys go to load_grounding_dataset
+  validation: {source: refcoco, split: val, root: /data}
+  tests: {testA: {source: refcoco, split: testA, root: /data}}
+defaults: {weight_decay: 1.0e-4, schedule: cosine}         # for every phase that does not say otherwise
+phases:
+  - {name: warmup, train: heads, epochs: 60, learning_rate: 2.5e-4, batch_size: 560}
+  - {name: stage_1, train: lora, epochs: 20, learning_rate: 1.0e-4, batch_size: 420, vision_layers: 4, text_layers: 12}
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import LoraConfig
+
+from hivg_hf.hilora import HiLoraConfig, HiLoraStage
+from hivg_hf.recipes import find_recipe
+from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
+
+from .recipe_checks import (
+    check_augmentation,
+    check_config_fields,
+    check_loss_weights,
+    check_options,
+    check_rows,
+    drop_unread,
+    refuse_unread,
+)
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Where the model comes from: exactly one of `checkpoint`, `clip`, or `preset` alone (random weights).
+
+    Args:
+        checkpoint: HiVG folder or Hub id, with its processor.
+        clip: Plain CLIP folder or Hub id; bridge and heads are new. `preset` and `config` shape them.
+        preset: A name for `HiVGConfig.preset`.
+        tokenizer: Folder or Hub id of the tokenizer, or `refshapes` for the one made for RefShapes; needed for a
+            model from `preset` alone, otherwise the checkpoint's or CLIP's own is taken.
+        config: `HiVGConfig` fields that differ from the preset.
+    """
+
+    checkpoint: str | None = None
+    clip: str | None = None
+    preset: str | None = None
+    tokenizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.checkpoint and (self.clip or self.preset):
+            raise ValueError("model.checkpoint already fixes the model: leave out model.clip and model.preset.")
+        if not (self.checkpoint or self.clip or self.preset):
+            raise ValueError("model needs one of checkpoint, clip or preset.")
+        if self.preset and not self.clip and not self.tokenizer:
+            raise ValueError("A model from model.preset alone has no tokenizer: name one in model.tokenizer.")
+        check_config_fields("model.config", self.config)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Sources by name; each mapping has `source` and `split`, and its other keys go to `load_grounding_dataset`.
+
+    A mapping `defaults` beside them in the file holds the keys that they share.
+
+    Args:
+        train: Rows to train on.
+        validation: Rows that choose the best checkpoint; without them the last one is kept.
+        tests: Measured once, at the end, into the results file.
+        augmentation: None, or options of `hivg_hf.data.GroundingAugmentation`.
+        masks: Whether masks of the rows become targets; otherwise the rasterised box is the target.
+        unique_images: Keep two rows of one image out of one batch (they are false negatives of the contrastive loss).
+    """
+
+    train: dict[str, Any]
+    validation: dict[str, Any] | None = None
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    augmentation: dict[str, Any] | None = None
+    masks: bool = True
+    unique_images: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.tests:
+            check_name(name, "Test")
+        if "validation" in self.tests:
+            raise ValueError("data.tests may not be named `validation`: data.validation is reported by that name.")
+        named = {"train": self.train, "validation": self.validation}
+        named.update({f"tests.{name}": spec for name, spec in self.tests.items()})
+        for name, spec in named.items():
+            if spec is not None:
+                check_rows(f"data.{name}", spec)
+        check_augmentation("data.augmentation", self.augmentation)
+
+
+@dataclass(frozen=True)
+class PhaseRecipe:
+    """One phase: what trains, for how long, how fast.
+
+    Args:
+        name: Of the phase and its folder.
+        train: `pretrain` (CLIP on RefShapes, per patch), `assisted` (grounding with help for a new model, see
+            `hivg_hf.training.assisted_grounding`), `heads` (bridge and grounding_head; official stage 0), `all`
+            (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
+        epochs: Passes over the training rows; give this or `steps`.
+        steps: Optimizer steps.
+        learning_rate: Peak learning rate.
+        batch_size: Samples per optimizer step over all processes; gradient accumulation makes up what the processes
+            do not hold.
+        per_device_batch_size: Most samples that one process holds at a time.
+        eval_batch_size: The same for evaluation.
+        weight_decay: Of AdamW.
+        decay_all: Decay biases and norms too. Official: one parameter group, hivg_train.py:164-171.
+        betas: Of AdamW.
+        warmup: Steps of linear warm-up; below 1 a share of all steps.
+        max_grad_norm: Clip the gradient's norm to this; 0 never clips.
+        schedule: `cosine` to zero per step, `cosine_by_epoch` (official: constant within an epoch), `linear`,
+            `constant`.
+        evaluate_every: Optimizer steps between evaluations; None evaluates after every epoch.
+        save_every: Optimizer steps between checkpoints; None saves where it evaluates.
+        log_every: Optimizer steps between log entries.
+        early_stop: Stop after so many evaluations without gain; None never stops early.
+        keep: `best` by validation accuracy (never worse than the phase began) or `last`.
+        masks: As in `data`, for this phase alone.
+        data: Training rows of this phase, in place of `data.train`.
+        augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
+        loss_weights: In place of the model's, while this phase trains.
+        config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
+            they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.
+        vision_layers: Of a `lora` phase: the first so many layers are adapted.
+        text_layers: The same for the text tower.
+        rank: Of the low-rank term.
+        alpha: Its scale is alpha / rank.
+        dropout: Before the low-rank term.
+        options: Of a `pretrain` or `assisted` phase.
+    """
+
+    name: str
+    train: Literal["pretrain", "assisted", "heads", "all", "lora"]
+    learning_rate: float
+    batch_size: int
+    epochs: float | None = None
+    steps: int | None = None
+    per_device_batch_size: int = 64
+    eval_batch_size: int = 64
+    weight_decay: float = 1e-4
+    decay_all: bool = False
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup: float = 0
+    max_grad_norm: float = 0
+    schedule: Literal["cosine", "cosine_by_epoch", "linear", "constant"] = "cosine"
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    log_every: int = 50
+    early_stop: int | None = None
+    keep: Literal["best", "last"] = "best"
+    masks: bool | None = None
+    data: dict[str, Any] | None = None
+    augmentation: dict[str, Any] | bool | None = None
+    loss_weights: dict[str, float] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    vision_layers: int | None = None
+    text_layers: int | None = None
+    rank: int = 32
+    alpha: float = 16
+    dropout: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Phase")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"Phase {self.name!r} needs exactly one of `epochs` and `steps`.")
+        if (self.epochs or self.steps or 0) <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError(f"Phase {self.name!r}: its length, batch_size and learning_rate must be positive.")
+        if self.train == "lora" and (self.vision_layers is None or self.text_layers is None):
+            raise ValueError(f"Phase {self.name!r} trains lora: say how deep with `vision_layers` and `text_layers`.")
+        if self.train == "lora" and self.config:
+            raise ValueError(f"Phase {self.name!r} trains lora: its model cannot change, so `config` must be empty.")
+        if len(self.betas) != 2:
+            raise ValueError(f"Phase {self.name!r}: `betas` must be two numbers. Got {self.betas}.")
+        self._check_what_others_read()
+
+    def _check_what_others_read(self) -> None:
+        where = f"Phase {self.name!r}"
+        refuse_unread(where, self.train, _changed(self))
+        check_config_fields(f"{where}, config", self.config)
+        if self.loss_weights is not None:
+            check_loss_weights(f"{where}, loss_weights", self.loss_weights)
+        if self.options:
+            check_options(f"{where}, options", self.train, self.options)
+        if self.data is not None:
+            check_rows(f"{where}, data", self.data)
+        check_augmentation(f"{where}, augmentation", self.augmentation)
+
+    def stage(self) -> HiLoraStage:
+        """This `lora` phase as a HiLoRA stage."""
+        return HiLoraStage(
+            name=self.name,
+            vision_layers=self.vision_layers or 0,
+            text_layers=self.text_layers or 0,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            epochs=self.epochs or 0,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class HiLoraRecipe:
+    """How the `lora` phases share adapters: see `HiLoraConfig`."""
+
+    mode: Literal["additive", "progressive"] = "additive"
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    lora_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.lora_options, LoraConfig.__dataclass_fields__, "hilora.lora_options")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run.
+
+    Args:
+        workers: Data loading processes of each training process.
+        precision: `fp32`, `bf16` or `fp16` (the last on CUDA only).
+        activation_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        contrastive_gather: Take contrastive negatives from all processes, with gradient; None leaves the model's
+            own setting.
+    """
+
+    name: str
+    model: ModelRecipe
+    data: DataRecipe
+    phases: list[PhaseRecipe]
+    seed: int = 13
+    hilora: HiLoraRecipe = field(default_factory=HiLoraRecipe)
+    workers: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+    contrastive_gather: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Recipe")
+        names = [phase.name for phase in self.phases]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"phases must be a list of phases with different names. Got {names}.")
+        kinds = [phase.train for phase in self.phases]
+        if "lora" in kinds and set(kinds[kinds.index("lora") :]) != {"lora"}:
+            raise ValueError(f"`lora` phases come last, since nothing else can train on adapters. Got {kinds}.")
+        if "lora" not in kinds and _changed(self.hilora):
+            raise ValueError(f"No phase trains lora, so `hilora` is not read: omit it. Got {_changed(self.hilora)}.")
+        stopping = [phase.name for phase in self.phases if phase.early_stop is not None]
+        if stopping and self.data.validation is None:
+            raise ValueError(f"`early_stop` of phase {stopping[0]!r} needs `data.validation`, which is missing.")
+        self.hilora_config()
+
+    def hilora_config(self) -> HiLoraConfig | None:
+        """The HiLoRA stages of the `lora` phases, or None where there are none."""
+        stages = [phase.stage() for phase in self.phases if phase.train == "lora"]
+        if not stages:
+            return None
+        return HiLoraConfig(tuple(stages), self.hilora.mode, tuple(self.hilora.targets), self.hilora.lora_options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain, JSON-ready copy with every default written out."""
+        return asdict(self)
+
+
+def _changed(recipe: Any) -> list[str]:
+    """Names of the keys whose values are not the defaults."""
+    return [
+        option.name
+        for option in fields(recipe)
+        if getattr(recipe, option.name)
+        != (option.default if option.default_factory is MISSING else option.default_factory())
+    ]
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe: a file, or the name of one that ships.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
+    """
+    path = find_recipe(path)
+    return parse_recipe({"name": path.stem, **read_yaml(path, "recipe")})
+
+
+def parse_recipe(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from a mapping as in the YAML file; `defaults` are merged into every phase."""
+    content = dict(content)
+    defaults = content.pop("defaults", None) or {}
+    phases = content.get("phases")
+    if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
+        raise ValueError("phases must be a list of mappings, one for each phase.")
+    content["data"] = _data_with_defaults(content.get("data"))
+    refuse_unknown(defaults, PhaseRecipe.__annotations__, "recipe.defaults")
+    content["phases"] = [_phase_with_defaults(phase, defaults) for phase in phases]
+    return build_strictly(Recipe, expand_variables(content, "recipe"), "recipe")
+
+
+def _data_with_defaults(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    data = dict(data)
+    shared = data.pop("defaults", None) or {}
+    for name in ("train", "validation"):
+        if isinstance(data.get(name), Mapping):
+            data[name] = {**shared, **data[name]}
+    if isinstance(data.get("tests"), Mapping):
+        data["tests"] = {name: {**shared, **(spec or {})} for name, spec in data["tests"].items()}
+    return data
+
+
+def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**drop_unread(defaults, phase.get("train", defaults.get("train"))), **phase}
+    if "steps" in phase and "epochs" not in phase:
+        merged.pop("epochs", None)
+    if "epochs" in phase and "steps" not in phase:
+        merged.pop("steps", None)
+    return merged

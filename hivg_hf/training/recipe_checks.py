@@ -1,0 +1,118 @@
+"""What a recipe hands on to others, checked before anything is loaded: its names, and whether they apply at all."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hivg_hf.utils.strict_mapping import refuse_unknown
+
+_LORA, _OWN_LOSSES = ("lora",), ("pretrain", "assisted")
+_ON_ROWS = ("assisted", "heads", "all", "lora")
+# Keys of a phase that only some kinds of phases read.
+KINDS_THAT_READ: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("vision_layers", "text_layers", "rank", "alpha", "dropout"), _LORA),
+    **dict.fromkeys(("augmentation", "masks", "loss_weights", "early_stop"), _ON_ROWS),
+    "options": _OWN_LOSSES,
+}
+_ROW_KEYS = ("source", "split")
+
+
+def drop_unread(defaults: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """The shared keys that a phase of a kind reads; the others are meant for other phases."""
+    return {key: value for key, value in defaults.items() if kind in KINDS_THAT_READ.get(key, (kind,))}
+
+
+def refuse_unread(where: str, kind: str, changed: Iterable[str]) -> None:
+    """Refuse keys that were set and that a phase of this kind does not read.
+
+    Raises:
+        ValueError: Naming the key and the kinds that read it.
+    """
+    for key in changed:
+        readers = KINDS_THAT_READ.get(key, (kind,))
+        if kind not in readers:
+            raise ValueError(
+                f"{where} trains {kind}, which does not read `{key}`: omit it, or train {' or '.join(readers)}."
+            )
+
+
+def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
+    """Names of `HiVGConfig` fields, and of loss terms among them."""
+    from hivg_hf.modeling.configuration_hivg import HiVGConfig
+
+    refuse_unknown(fields, HiVGConfig.__annotations__, where)
+    if fields.get("loss_weights") is not None:
+        check_loss_weights(f"{where}.loss_weights", fields["loss_weights"])
+
+
+def check_loss_weights(where: str, weights: Any, kind: str = "heads") -> None:
+    """Names and values of loss weights; `pretrain` and `assisted` phases have losses of their own in `options`."""
+    from hivg_hf.modeling.configuration_hivg import LOSS_NAMES
+    from hivg_hf.training import assisted_grounding, pretraining
+
+    known = {"pretrain": pretraining.LOSS_WEIGHTS, "assisted": assisted_grounding.LOSS_WEIGHTS}.get(kind, LOSS_NAMES)
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{where} must be a mapping. Got {weights!r}.")
+    refuse_unknown(weights, known, where)
+    for name, weight in weights.items():
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"{where}.{name} must be a finite number of at least 0. Got {weight!r}.")
+
+
+def check_options(where: str, kind: str, options: Mapping[str, Any]) -> None:
+    """Options of a `pretrain` or `assisted` phase."""
+    from hivg_hf.training.assisted_grounding import AssistedGrounding
+    from hivg_hf.training.pretraining import PretrainingModel
+
+    reader = PretrainingModel if kind == "pretrain" else AssistedGrounding
+    refuse_unknown(options, _keywords(reader, "model"), where)
+    if options.get("loss_weights") is not None:
+        check_loss_weights(f"{where}.loss_weights", options["loss_weights"], kind)
+
+
+def check_augmentation(where: str, options: Any) -> None:
+    """Options of `GroundingAugmentation` beside what it takes from the processor."""
+    from hivg_hf.data import GroundingAugmentation
+
+    if not isinstance(options, Mapping):
+        return
+    refuse_unknown(options, _keywords(GroundingAugmentation, "size", "patch_size", "pad_align"), where)
+    try:
+        GroundingAugmentation(size=224, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def check_rows(where: str, spec: Mapping[str, Any]) -> None:
+    """A description of rows: source, split, and options that the source's reader takes."""
+    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.data.readers import find_source
+
+    if not ("source" in spec and "split" in spec):
+        raise ValueError(f"{where} needs `source` and `split`. Got the keys {sorted(spec)}.")
+    source = str(spec["source"])
+    shared = _keywords(load_grounding_dataset, "options")
+    if source == "refshapes":
+        from hivg_hf.data.refshapes import refshapes_dataset
+
+        known: Iterable[str] = {"source", *_keywords(refshapes_dataset)}
+    elif source == "mixture":
+        from hivg_hf.data.loading import _load_mixture
+
+        known = {*shared, *_keywords(_load_mixture, "shared")}
+        for number, part in enumerate(spec.get("parts") or ()):
+            content = {name: value for name, value in part.items() if name != "weight"}
+            check_rows(f"{where}.parts[{number}]", {"split": spec["split"], **content})
+    elif Path(source).is_dir():
+        known = _ROW_KEYS
+    else:
+        known = {*shared, *_keywords(find_source(source).load())}
+        known = known if spec.get("streaming") else known - {"shuffle", "batch_size"}
+    refuse_unknown(spec, known, where)
+
+
+def _keywords(function: Callable[..., Any], *excluded: str) -> set[str]:
+    return {name for name in inspect.signature(function).parameters if name not in excluded}

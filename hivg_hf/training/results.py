@@ -1,0 +1,87 @@
+"""The end of a run: the final model is measured and described."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hivg_hf.evaluation import EvaluationSettings, evaluate_model, write_evaluation
+from hivg_hf.evaluation.model_card import CardFacts, write_card
+from hivg_hf.utils.imports import is_package_available
+
+from .recipe import Recipe
+from .setup import RowCache, row_options
+
+
+def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowCache) -> dict[str, Any]:
+    """Evaluate the final model on the validation and test rows; on every process, written by the first.
+
+    Returns:
+        Name of the rows ("validation" or a test's) -> the content of its results file.
+    """
+    specs = {**({"validation": recipe.data.validation} if recipe.data.validation else {}), **recipe.data.tests}
+    settings = EvaluationSettings(
+        batch_size=recipe.phases[-1].eval_batch_size, num_workers=recipe.workers, progress=sys.stderr.isatty()
+    )
+    results = {}
+    for name, spec in specs.items():
+        dataset = rows.load(spec)
+        evaluation = evaluate_model(model, processor, dataset, settings)
+        evaluation.describe(model, recipe.name, spec["source"], spec["split"], row_options(spec))
+        if PartialState().is_main_process:
+            plots = is_package_available("matplotlib")  # hours of training do not end for want of a picture
+            write_evaluation(folder / "evaluation" / name, evaluation, dataset, plots=plots)
+        results[name] = evaluation.results
+    return results
+
+
+def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], results: Mapping[str, Any]) -> Path:
+    """Write the model card of a run beside its final model."""
+    base = recipe.model.checkpoint or recipe.model.clip
+    facts = CardFacts(
+        name=recipe.name,
+        summary=(
+            f"A HiVG model for visual grounding, trained by the recipe `{recipe.name}` on the split "
+            f"`{recipe.data.train['split']}` of `{Path(recipe.data.train['source']).name}`: an image and "
+            "an expression in, one box out."
+        ),
+        training=_training_table(recipe, phases),
+        limits=[
+            "One box for one expression; not made to find every instance of a phrase.",
+            "Measured only on the rows named above; other pictures and other ways of speaking may do worse.",
+        ],
+        base_model=base if base and not Path(base).exists() else None,
+        load_as=f'"{target.name}"',
+    )
+    return write_card(target, facts, results)
+
+
+def _training_table(recipe: Recipe, phases: list[dict[str, Any]]) -> str:
+    lines = [
+        f"Started from {_start_of(recipe)}; seed {recipe.seed}, {recipe.precision}.",
+        "",
+        "| phase | trains | steps | batch | learning rate | accuracy before | best | kept |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for phase, outcome in zip(recipe.phases, phases, strict=True):
+        before, best = (_percent(outcome[key]) for key in ("accuracy_before", "accuracy_best"))
+        lines.append(
+            f"| {phase.name} | {phase.train} | {outcome['steps']} | {phase.batch_size} | {phase.learning_rate:g} | "
+            f"{before} | {best} | {outcome['kept']} |"
+        )
+    return "\n".join(lines)
+
+
+def _start_of(recipe: Recipe) -> str:
+    model = recipe.model
+    if model.checkpoint or model.clip:
+        return f"`{Path(model.checkpoint or model.clip or '').name}`"
+    return f"random weights of the shape `{model.preset}`"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,124 @@
+"""The folder of a training run: one process at a time, one recipe, room on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from .recipe import Recipe
+from .report import write_json
+
+RECIPE_FILE = "recipe.json"
+# What may differ between two starts of one run: how fast it goes, not what comes out.
+_FREE_KEYS = {"workers", "name"}
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder. The lock is the kernel's (flock): it goes with its process, however that ends.
+
+    Raises:
+        RuntimeError: If another process holds it.
+    """
+    check_writable(folder)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode().strip() or "unknown"
+            raise RuntimeError(
+                f"Another process (id {holder}) is training in {folder}: wait for it or choose another folder."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write to it once.
+
+    Raises:
+        OSError: If that fails, with what to do.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another --out folder.") from error
+
+
+def claim_folder(folder: Path, recipe: Recipe) -> None:
+    """Note which recipe runs here.
+
+    Raises:
+        ValueError: If another recipe ran here before, naming the first difference, or its record is damaged.
+    """
+    path, content = folder / RECIPE_FILE, json.loads(json.dumps(recipe.to_dict()))
+    if not path.is_file():
+        write_json(path, content)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or not before:
+        raise ValueError(
+            f"{path} is damaged, so nothing says which recipe ran in {folder}: restore it, or choose another folder."
+        )
+    differing = [key for key in _differences(before, content) if key.split(".")[0] not in _FREE_KEYS]
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}): choose another "
+            "folder, or delete this one to start anew."
+        )
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written; nothing reads it, but it takes room."""
+    for leftover in folder.rglob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_disk(folder: Path, model: nn.Module) -> None:
+    """Refuse to start a phase whose checkpoints would not fit.
+
+    Room is asked for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and
+    three copies of the model (result, base, merged).
+
+    Raises:
+        OSError: If the disk holds less.
+    """
+    total = 4 * sum(parameter.numel() for parameter in model.parameters())
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = trained if isinstance(model, PeftModel) else total
+    needed = 3 * (weights + 2 * trained) + 3 * total
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"The disk of {folder} has {free / 2**30:.2f} GiB free, but this phase may need {needed / 2**30:.2f} GiB "
+            "for its checkpoints and models: make room or choose another --out folder."
+        )
+
+
+def _differences(before: Any, after: Any, where: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted(set(before) & set(after))  # a key that a newer version added does not make another run
+        return [found for key in keys for found in _differences(before[key], after[key], f"{where}.{key}".strip("."))]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [found for number, (one, two) in pairs for found in _differences(one, two, f"{where}[{number}]")]
+    return [] if before == after else [where]

@@ -1,0 +1,361 @@
+"""Run a recipe: phase after phase, each with its own Trainer and folder, resumable after a kill at any moment.
+
+    RUN/
+      recipe.json               what runs here; another recipe in the same folder is refused
+      .lock                     held (flock) while a process trains here; the kernel drops it with the process
+      phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
+        result/                 its outcome; the phase is done when this folder exists (it appears whole)
+      base/ adapters/ exports/ merged/   what HiLoRA stages publish (hivg_hf/hilora/folders.py)
+      model/                    the final plain model of a run without HiLoRA stages
+      evaluation/               the final model on the validation and test rows, as `hivg evaluate` writes it
+      results.json  training-curves.png
+
+Every phase starts from what the phase before wrote to disk, never from memory, so that an unbroken run and a resumed
+one take the same way and end with the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from peft import PeftModel
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hivg_hf.evaluation.records import describe_versions
+from hivg_hf.hilora import (
+    HiLoraConfig,
+    load_adapter_state,
+    merge_stages,
+    publish_stages,
+    save_adapter_state,
+    start_stage,
+)
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+from hivg_hf.modeling.processing_hivg import HiVGProcessor
+from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.manifest import find_damage, write_manifest
+
+from .recipe import PhaseRecipe, Recipe
+from .report import ReadableLog, read_json, write_curves, write_json
+from .results import measure, write_run_card
+from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
+from .setup import (
+    RowCache,
+    build_arguments,
+    build_collator,
+    build_model,
+    build_processor,
+    count_parameters,
+    load_growing,
+    set_trainable,
+)
+from .sharding import restore_shapes
+from .trainer import HiVGTrainer
+
+logger = logging.getLogger(__name__)
+
+OUTCOME_FILE = "phase.json"
+
+
+class StagedTraining:
+    """All phases of one recipe in one folder.
+
+    Args:
+        recipe: What to train.
+        folder: Where; made if it is not there.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str | Path) -> None:
+        self.recipe, self.folder = recipe, Path(folder)
+        self.rows = RowCache()
+        self.state = PartialState()
+        self._whole: set[Path] = set()  # results whose checksums were compared
+
+    def run(self) -> dict[str, Any]:
+        """Train every phase that is not done yet and write the results.
+
+        Returns:
+            The content of results.json.
+
+        Raises:
+            RuntimeError: If another process trains in this folder.
+            ValueError: If the folder holds a run of another recipe.
+            OSError: If the folder cannot be written or the disk is too small.
+            NonFiniteLossError: If a loss or gradient is not finite; the message names the last good checkpoint.
+        """
+        with folder_lock(self.folder) if self.state.is_main_process else nullcontext():
+            if self.state.is_main_process:
+                check_writable(self.folder)
+                claim_folder(self.folder, self.recipe)
+                sweep_leftovers(self.folder)
+            self.state.wait_for_everyone()
+            for number, phase in enumerate(self.recipe.phases):
+                if not self._is_done(number):
+                    self._run_phase(number, phase)
+                self._drop_checkpoints(number)
+                if phase.train == "lora":
+                    self._publish(number)
+            return self._finish()
+
+    # ---- one phase ----
+
+    def _run_phase(self, number: int, phase: PhaseRecipe) -> None:
+        logger.info("%s: training %s", phase.name, phase.train)
+        folder = self._phase_folder(number)
+        if self.state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.state.wait_for_everyone()
+        model, processor = self._load_start(number)
+        evaluates = self.recipe.data.validation is not None and phase.train != "pretrain"
+        trainer = self._trainer(phase, folder, model, processor, evaluates)
+        before = self._start_accuracy(folder, trainer) if evaluates else None
+        if before is not None:
+            # a HiLoRA stage has to gain to be kept; other phases only must not lose (both may begin at zero)
+            trainer.initial_accuracy = before if phase.train == "lora" else float(np.nextafter(before, -1))
+        if self.state.is_main_process:
+            check_disk(self.folder, model)
+        with training_config(_plain(model).config, self.recipe, phase):
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) is not None)
+        outcome = choose_weights(phase, trainer, before)
+        if outcome["kept"] == "before":
+            model, processor = self._load_start(number, new_stage=False)
+        elif trainer.is_fsdp_enabled:
+            state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
+            model, processor = self._load_start(number)
+            if self.state.is_main_process:
+                prefix = "model." if phase.train in ("pretrain", "assisted") else ""
+                own = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+                model.load_state_dict(restore_shapes(own, model))
+        if self.state.is_main_process:
+            self._write_result(number, model, processor, outcome)
+        self.state.wait_for_everyone()
+
+    def _trainer(
+        self, phase: PhaseRecipe, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
+    ) -> HiVGTrainer:
+        recipe, trained = self.recipe, model
+        rows = self.rows.training_rows(recipe, phase)
+        weights = {**_plain(model).config.loss_weights, **(phase.loss_weights or {})}
+        has_unused = phase.train in ("all", "assisted", "pretrain") or not all(weights.values())
+        if phase.train == "pretrain":
+            from .pretraining import PretrainingModel
+
+            trained = PretrainingModel(model, **phase.options)
+        elif phase.train == "assisted":
+            from .assisted_grounding import AssistedGrounding
+
+            trained = AssistedGrounding(model, **phase.options)
+        trainer = HiVGTrainer(
+            trained,
+            build_arguments(recipe, phase, folder, evaluates, len(rows), has_unused),
+            data_collator=build_collator(recipe, phase, processor),
+            train_dataset=rows,
+            eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
+            processing_class=processor,
+            callbacks=[ReadableLog(phase.name)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _start_accuracy(self, folder: Path, trainer: HiVGTrainer) -> float:
+        """Accuracy before the first step, measured once and remembered over restarts."""
+        path = folder / "start.json"
+        measured = read_json(path).get("eval_accuracy")
+        self.state.wait_for_everyone()
+        if measured is None:
+            metrics = trainer.evaluate()
+            measured = metrics["eval_accuracy"]
+            if self.state.is_main_process:
+                write_json(path, metrics)
+            self.state.wait_for_everyone()
+        return float(measured)
+
+    def _write_result(self, number: int, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
+        """Write result/, whole or not at all."""
+        with atomic_folder(self._phase_folder(number) / "result") as folder:
+            if isinstance(model, PeftModel):
+                save_adapter_state(model, folder)
+            elif outcome["train"] != "lora":  # with the first stage rejected there is no adapter, and nothing changed
+                model.save_pretrained(folder)
+                processor.save_pretrained(folder)
+            write_json(folder / OUTCOME_FILE, outcome)
+            write_manifest(folder)
+
+    def _drop_checkpoints(self, number: int) -> None:
+        """A finished phase needs its checkpoints no more."""
+        if self.state.is_main_process:
+            for checkpoint in self._phase_folder(number).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _publish(self, number: int) -> None:
+        """Write what a finished HiLoRA stage publishes, unless that was done before a restart."""
+        marker = self._phase_folder(number) / "published"
+        if self.state.is_main_process and not marker.is_file():
+            model, processor = self._load_start(number + 1, new_stage=False)
+            kept = read_json(self._result(number) / OUTCOME_FILE)["kept"] == "after"
+            if isinstance(model, PeftModel):
+                publish_stages(model, self.folder, self.recipe.phases[number].name if kept else None, processor)
+            else:
+                self._save_model(model, processor, "merged")
+            marker.touch()
+        self.state.wait_for_everyone()
+
+    def _save_model(self, model: Any, processor: HiVGProcessor, name: str) -> None:
+        with atomic_folder(self.folder / name) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    # ---- where phases start and end ----
+
+    def _phase_folder(self, number: int) -> Path:
+        return self.folder / "phases" / f"{number + 1:02d}-{self.recipe.phases[number].name}"
+
+    def _is_done(self, number: int) -> bool:
+        return (self._phase_folder(number) / "result").is_dir()
+
+    def _result(self, number: int) -> Path:
+        """The result of a finished phase, whole.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        folder = self._phase_folder(number) / "result"
+        if folder not in self._whole:
+            damage = find_damage(folder)
+            if damage:
+                raise ValueError(f"{folder} is damaged: {damage}. Restore it, or delete it to train this phase again.")
+            self._whole.add(folder)
+        return folder
+
+    def _load_start(self, number: int, new_stage: bool = True) -> tuple[Any, HiVGProcessor]:
+        """Model and processor as phase `number` finds them (one past the last: as the run ends).
+
+        A `lora` phase finds the adapters of the stages before it and, with `new_stage`, its own.
+        """
+        # new weights (heads, bridges, adapters) are the same on every process and at every start
+        set_seed(self.recipe.seed + 1000 * number)
+        changes = self.recipe.phases[number].config if number < len(self.recipe.phases) else {}
+        plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
+        if plain:
+            source = self._result(plain[-1])
+            model: Any = load_growing(source, changes)
+            processor = HiVGProcessor.from_pretrained(source)
+        else:
+            model = build_model(self.recipe.model, **changes)
+            processor = build_processor(self.recipe.model, model.config)
+        if number and self.recipe.phases[number - 1].train == "lora":
+            model = self._with_adapters(model, number - 1)
+        if number < len(self.recipe.phases):
+            kind = self.recipe.phases[number].train
+            if kind == "lora" and new_stage:
+                model = start_stage(model, self._hilora(), self._stage_of(number))
+            elif kind in ("heads", "all"):
+                set_trainable(model, kind)
+        return model, processor
+
+    def _with_adapters(self, model: Any, number: int) -> Any:
+        """The model with the adapters, bridge and head of the result of the `lora` phase `number`."""
+        config, result = self._hilora(), self._result(number)
+        for stage in range(1, self._stage_of(number) + 1):
+            if (result / config.adapter_name(stage)).is_dir():
+                model = start_stage(model, config, stage)
+        if isinstance(model, PeftModel):
+            load_adapter_state(model, result)
+        return model
+
+    def _stage_of(self, number: int) -> int:
+        return 1 + sum(phase.train == "lora" for phase in self.recipe.phases[:number])
+
+    def _hilora(self) -> HiLoraConfig:
+        config = self.recipe.hilora_config()
+        assert config is not None
+        return config
+
+    # ---- the end ----
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the final model, measure it, and leave results, curves and a card."""
+        path = self.folder / "results.json"
+        written = read_json(path)
+        if written:
+            return written
+        model, processor = self._load_start(len(self.recipe.phases))
+        if isinstance(model, PeftModel):
+            model = merge_stages(model)
+        name = "model" if self.recipe.hilora_config() is None else "merged"
+        if self.state.is_main_process and name == "model":
+            self._save_model(model, processor, name)
+        phases = [read_json(self._result(number) / OUTCOME_FILE) for number in range(len(self.recipe.phases))]
+        measured = measure(self.recipe, self.folder, model, processor, self.rows)
+        results = {
+            "recipe": self.recipe.to_dict(),
+            "model": name,
+            "phases": phases,
+            "evaluation": measured,
+            "versions": describe_versions(),
+        }
+        if self.state.is_main_process:
+            write_curves(self.folder / "training-curves.png", phases)
+            write_run_card(self.recipe, self.folder / name, phases, measured)
+            write_json(path, results)
+        self.state.wait_for_everyone()
+        return results
+
+
+def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
+    """Load the best weights of a finished phase into its model, or say that those it began with are to be kept.
+
+    Args:
+        phase: The phase.
+        trainer: After its last step.
+        before: Accuracy before the first step; None without validation rows.
+
+    Returns:
+        The phase's outcome: what was kept and why, its accuracies, its parameters by part, its log.
+    """
+    state = trainer.state
+    outcome: dict[str, Any] = {"name": phase.name, "train": phase.train, "kept": "after"}
+    if before is None:
+        outcome["why"] = "no validation data to choose by: the last weights are kept"
+    elif phase.keep == "last":
+        outcome["why"] = "the recipe keeps the last weights"
+    elif state.best_global_step:
+        trainer.load_best_weights()
+        outcome["why"] = f"accuracy {state.best_metric:.4f} at step {state.best_global_step} ({before:.4f} at first)"
+    else:
+        outcome |= {"kept": "before", "why": f"no evaluation beat the accuracy {before:.4f} it began with"}
+    return outcome | {
+        "steps": state.global_step,
+        "accuracy_before": before,
+        "accuracy_best": state.best_metric if before is not None else None,
+        "best_step": state.best_global_step,
+        "parameters": {part: list(counts) for part, counts in count_parameters(trainer.model).items()},
+        "log": state.log_history,
+    }
+
+
+@contextmanager
+def training_config(config: HiVGConfig, recipe: Recipe, phase: PhaseRecipe) -> Iterator[None]:
+    """The phase's loss weights and the run's way of taking negatives, while the phase trains and no longer."""
+    own = (config.loss_weights, config.contrastive_gather)
+    config.loss_weights = {**config.loss_weights, **(phase.loss_weights or {})}
+    if recipe.contrastive_gather is not None:
+        config.contrastive_gather = recipe.contrastive_gather
+    try:
+        yield
+    finally:
+        config.loss_weights, config.contrastive_gather = own
+
+
+def _plain(model: Any) -> HiVGForVisualGrounding:
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,0 +1,231 @@
+"""Train on your own data: a whole recipe from one table of rows, with defaults that fit how many rows there are.
+
+The plan is an ordinary recipe (see `recipe.py`), so that `hivg train --data ...` and a recipe file are the same
+run, and whoever outgrows the defaults can write the plan down and change it.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hivg_hf.data.augmentation import DIRECTION_WORDS
+from hivg_hf.data.readers.common import ROW_ERRORS
+from hivg_hf.data.readers.tables import column_of, open_records
+from hivg_hf.data.reading import open_source
+
+logger = logging.getLogger(__name__)
+
+# Rows up to which a class of defaults holds: batch size, HiLoRA stages, share held out, evaluations without gain.
+# More rows carry more adapted layers and need fewer passes.
+SIZES = (
+    (200, {"batch_size": 8, "stages": 1, "holdout": 0.2, "early_stop": 6}),
+    (2_000, {"batch_size": 16, "stages": 2, "holdout": 0.15, "early_stop": 5}),
+    (20_000, {"batch_size": 32, "stages": 3, "holdout": 0.1, "early_stop": 4}),
+    (None, {"batch_size": 64, "stages": 3, "holdout": 0.05, "early_stop": 3}),
+)
+STEPS_PER_PHASE = 600
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 40
+ROWS_FOR_WORKERS = 1_000
+HOLDOUT_BY_SIZE = -1.0  # stands for the share that the number of rows decides, until they are counted
+
+# Official: 2.5e-4 for the warm-up of bridge and heads, 1e-4 for the first stage, at width 768 (hivg_train.py:22-34).
+HEADS_LEARNING_RATE, STAGE_LEARNING_RATE, OFFICIAL_WIDTH = 2.5e-4, 1e-4, 768
+MOST_LEARNING_RATE = 1e-3
+
+# People who describe their own pictures say more than the five official words that a crop can make wrong.
+PLACE_WORDS = (
+    *DIRECTION_WORDS,
+    *("above", "below", "under", "upper", "lower", "center", "centre", "corner", "side", "between", "next to", "near"),
+    *("first", "second", "third", "last", "largest", "biggest", "smallest", "closest", "farthest", "only"),
+)
+
+
+def plan_user_training(
+    data: str,
+    images: str | None,
+    base: str,
+    out: str | None = None,
+    box_format: str | None = None,
+    val: str | None = None,
+    epochs: float | None = None,
+    seed: int = 13,
+    **options: Any,
+) -> dict[str, Any]:
+    """Plan a training run on somebody's own table.
+
+    Args:
+        data: a CSV, TSV, JSONL, Parquet or COCO-style JSON file. A `split` column with `train` and `val` is followed;
+            without one, images are held out for validation.
+        images: folder of the pictures; the table's own folder unless told.
+        base: folder or Hub id of a HiVG model or of a plain CLIP.
+        out: folder of the run; only its name is read, as the name of the run.
+        box_format: what the boxes mean; required for every format but COCO's.
+        val: a table of its own for validation.
+        epochs: passes over the training rows in each phase, in place of the default for the size.
+        seed: seed of the run.
+        **options: further options of the reader, for example `columns` or `multi_target`.
+
+    Returns:
+        A recipe for `hivg_hf.training.recipe.parse_recipe`.
+
+    Raises:
+        ValueError: the base is no HiVG and no CLIP, the split column lacks `train` or `val`, or a reader option is
+            wrong.
+        FileNotFoundError: a file or a folder is missing.
+    """
+    kind, config = _open_base(base)
+    reading = {"source": data, "images": images, "box_format": box_format, **options}
+    reading = {key: value for key, value in reading.items() if value is not None}
+    specs = _divide(reading, val)
+    rows, images_of_train = _count(specs["train"])
+    defaults = _defaults(rows)
+    for spec in specs.values():
+        if spec.get("holdout") == HOLDOUT_BY_SIZE:
+            spec["holdout"] = defaults["holdout"]
+    if specs["train"].get("holdout"):
+        rows, images_of_train = _count(specs["train"])
+    held_out, _ = _count(specs["validation"])
+    logger.info("%s: %s rows to train on, %s held out for validation.", data, f"{rows:,}", f"{held_out:,}")
+    tests = {"test": specs.pop("test")} if "test" in specs else {}
+    batch_size = min(defaults["batch_size"], rows)
+    return {
+        "name": Path(out).name if out else f"{Path(data).stem}-{Path(base).name}",
+        "seed": seed,
+        "model": {kind: base},
+        "data": {
+            **specs,
+            "tests": tests,
+            "augmentation": {"scale_count": 3, "whole_image_words": list(PLACE_WORDS)},
+            "unique_images": images_of_train >= 2 * batch_size,
+        },
+        "defaults": {
+            "batch_size": batch_size,
+            "epochs": epochs or _epochs(rows, batch_size),
+            "early_stop": defaults["early_stop"],
+            "warmup": 0.05,
+            "max_grad_norm": 1.0,
+            "log_every": max(1, rows // batch_size // 4),
+        },
+        "phases": _phases(kind, config, defaults["stages"]),
+        "workers": min(4, (os.cpu_count() or 1) - 1) if rows >= ROWS_FOR_WORKERS else 0,
+    }
+
+
+def _open_base(base: str) -> tuple[str, Mapping[str, Any]]:
+    """Whether a base is a HiVG `checkpoint` or a plain `clip`, and its configuration.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from transformers import PretrainedConfig
+
+    if Path(base).is_file():
+        raise ValueError(f"{base} is a file; convert it first: hivg convert {base} FOLDER, then --base FOLDER.")
+    try:
+        config, _ = PretrainedConfig.get_config_dict(base)
+    except OSError as error:
+        raise ValueError(f"{base} is no model folder and no Hub id that can be reached: {error}") from error
+    model_type = config.get("model_type")
+    if model_type not in ("hivg", "clip"):
+        raise ValueError(f"{base} is a model of type {model_type!r}; training starts from a HiVG or a CLIP model.")
+    return ("checkpoint", config) if model_type == "hivg" else ("clip", config)
+
+
+def _divide(reading: dict[str, Any], val: str | None) -> dict[str, dict[str, Any]]:
+    """What to read for `train`, `validation` and, where the table has one, `test`.
+
+    Raises:
+        ValueError: the table has a split column without `train`, or without `val` where no other file stands in.
+    """
+    splits = _splits_of(reading)
+    train = {**reading, "split": "train"}
+    if val is not None:
+        other = {**reading, "source": val}
+        found = _splits_of(other)
+        wanted = next((name for name in ("val", "validation") if name in found), "all")
+        if found and wanted == "all":
+            raise ValueError(f"{val} has the splits {', '.join(sorted(found))}, and none is called val.")
+        return {"train": train if splits else {**train, "split": "all"}, "validation": {**other, "split": wanted}}
+    if not splits:
+        if Path(reading["source"]).suffix == ".json":
+            raise ValueError(f"{reading['source']} has no splits; give its images a split, or a file for validation.")
+        train["holdout"] = HOLDOUT_BY_SIZE
+        return {"train": train, "validation": {**train, "split": "val"}}
+    named = {"val" if name == "validation" else name for name in splits}
+    if not {"train", "val"} <= named:
+        raise ValueError(
+            f"{reading['source']} has the splits {', '.join(sorted(splits))}; train and val are needed. Name them so, "
+            "or remove the column to have images held out."
+        )
+    specs = {"train": train, "validation": {**reading, "split": "val"}}
+    return {**specs, "test": {**reading, "split": "test"}} if "test" in splits else specs
+
+
+def _splits_of(reading: Mapping[str, Any]) -> set[str]:
+    """The values of a table's split column; empty where it has none."""
+    path = Path(reading["source"])
+    if path.suffix == ".json":
+        from hivg_hf.data.readers.refer import Instances
+
+        content = Instances.load(path)
+        records: Any = [*content.images, *content.annotations]
+    else:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no table {path}.")
+        records = open_records(path)
+    column = dict(reading.get("columns") or {}).get("split", "split")
+    # Records that cannot be read are reported with all others, when the rows are.
+    return set(filter(None, column_of(records, column)))
+
+
+def _count(spec: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and different images that a spec reads, before any of them is checked."""
+    options = {key: value for key, value in spec.items() if key not in ("source", "split", "on_error")}
+    if options.get("holdout") == HOLDOUT_BY_SIZE:
+        options, spec = {key: value for key, value in options.items() if key != "holdout"}, {**spec, "split": "all"}
+    builder = open_source(str(spec["source"]), spec["split"], **{**options, "verify_images": "no"})
+    drafts = []
+    for record in builder.annotations.records:
+        try:
+            drafts.append(builder.annotations.read(record).image_id)
+        except ROW_ERRORS:
+            drafts.append("")  # counted as a row; refused by name when it is read
+    return len(drafts), len(set(drafts))
+
+
+def _defaults(rows: int) -> dict[str, Any]:
+    return next(values for most, values in SIZES if most is None or rows < most)
+
+
+def _epochs(rows: int, batch_size: int) -> int:
+    """Passes that make about `STEPS_PER_PHASE` steps, within bounds."""
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS_PER_PHASE * batch_size / rows)))
+
+
+def _phases(kind: str, config: Mapping[str, Any], stages: int) -> list[dict[str, Any]]:
+    """Bridge and heads alone where they are new (a CLIP base), then HiLoRA stages from shallow to deep."""
+    clip = config if kind == "clip" else config["clip_config"]
+    vision, text = ({**clip.get(f"{tower}_config", {})} for tower in ("vision", "text"))
+    # Left out of a saved config where they have CLIPConfig's defaults.
+    depth, text_depth = (tower.get("num_hidden_layers", 12) for tower in (vision, text))
+    stages = min(stages, depth)
+    # Narrow models learn well at higher rates; the official ones stand for width 768.
+    gain = max(1.0, OFFICIAL_WIDTH / vision.get("hidden_size", OFFICIAL_WIDTH))
+    phases = []
+    if kind == "clip":
+        phases.append(
+            {"name": "warmup", "train": "heads", "learning_rate": min(HEADS_LEARNING_RATE * gain, MOST_LEARNING_RATE)}
+        )
+    for number in range(1, stages + 1):
+        phases.append(
+            {
+                "name": f"stage_{number}",
+                "train": "lora",
+                "vision_layers": round(number * depth / stages),
+                "text_layers": text_depth,
+                "learning_rate": min(STAGE_LEARNING_RATE * gain, MOST_LEARNING_RATE) / 2 ** (number - 1),
+            }
+        )
+    return phases

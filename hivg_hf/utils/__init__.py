@@ -1,0 +1,1 @@
+"""What knows nothing of grounding: atomic files, optional imports, safe pickles, strict YAML."""

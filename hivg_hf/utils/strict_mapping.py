@@ -1,0 +1,179 @@
+"""From a YAML file to nested dataclasses: every key known, every type right, or a sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+MAX_YAML_BYTES = 2**18
+MAX_YAML_VALUES = 100_000
+MAX_YAML_DEPTH = 50
+
+
+def read_yaml(path: str | Path, kind: str, own: str = "hivg_hf/recipes") -> Mapping[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages: "recipe" or "study".
+        own: The folder with the repository's files of this kind, for messages.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is no YAML, too large once its aliases are written out, or no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No {kind} at {path}; the repository's own are in {own}/.")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ValueError(f"{path} holds {path.stat().st_size} bytes; a {kind} has at most {MAX_YAML_BYTES}.")
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a mapping with the keys of a {kind}. Got {type(content).__name__}.")
+    return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, checked before anything of it is built.
+
+    An alias costs a few letters and stands for all that its anchor holds, aliases included: ten lines can stand for
+    more than any memory. So the size is counted with every alias written out.
+
+    Raises:
+        ValueError: It is no YAML, too large or too deep, holds an alias of what contains it, or names a key twice.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _written_out(node, {}, 0)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels") from None
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _written_out(node: yaml.Node, sizes: dict[yaml.Node, int], depth: int) -> int:
+    """Number of values in a node, each alias counted in full; `sizes` holds those of the nodes that were visited."""
+    if depth > MAX_YAML_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels")
+    if node in sizes:
+        if not sizes[node]:
+            raise ValueError(f"an alias stands inside its own anchor, at line {node.start_mark.line + 1}")
+        return sizes[node]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        if keys and keys.most_common(1)[0][1] > 1:
+            twice = keys.most_common(1)[0][0]
+            raise ValueError(f"the key `{twice}` stands twice in one mapping, at line {node.start_mark.line + 1}")
+        children = [child for pair in node.value for child in pair]
+    sizes[node] = 0  # begun
+    total = 1 + sum(_written_out(child, sizes, depth + 1) for child in children)
+    if total > MAX_YAML_VALUES:
+        raise ValueError(f"it holds more than {MAX_YAML_VALUES} values once its aliases are written out")
+    sizes[node] = total
+    return total
+
+
+def build_strictly(kind: type, content: Any, where: str) -> Any:
+    """An instance of a dataclass from a mapping, with nested dataclasses, every key and type checked."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must be a mapping. Got {content!r}.")
+    known = {option.name: option for option in fields(kind)}
+    refuse_unknown(content, known, where)
+    for name, option in known.items():
+        if name not in content and option.default is MISSING and option.default_factory is MISSING:
+            raise ValueError(f"{where} needs the key `{name}`.")
+    hints = get_type_hints(kind)
+    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
+
+
+def refuse_unknown(keys: Iterable[Any], known: Iterable[str], where: str) -> None:
+    """Refuse keys that nobody reads.
+
+    Raises:
+        ValueError: Naming the first such key and the nearest known one.
+    """
+    choices = list(known)
+    for key in keys:
+        if key not in choices:
+            close = difflib.get_close_matches(str(key), choices, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(sorted(choices))}."
+            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return build_strictly(hint, value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for choice in arguments:
+            if _fits(choice, value):
+                return _convert(choice, value, where)
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, arguments))}. Got {value!r}.")
+    elif origin is list and isinstance(value, list):
+        return [_convert(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    elif _fits(hint, value):
+        return float(value) if hint is float else value
+    raise ValueError(f"{where} must be {_describe(hint)}. Got {value!r}{_yaml_hint(value)}.")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if is_dataclass(hint):
+        return isinstance(value, Mapping)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _describe(hint: Any) -> str:
+    if is_dataclass(hint):
+        return "a mapping"
+    names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "a mapping"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("empty" if choice is type(None) else _describe(choice) for choice in get_args(hint))
+    return names.get(get_origin(hint) or hint, "a list" if get_origin(hint) is list else str(hint))
+
+
+def _yaml_hint(value: Any) -> str:
+    """YAML 1.1 reads 1e-4 as a text; 1.0e-4 is a number."""
+    if isinstance(value, str) and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit():
+        return " (YAML reads 1e-4 as a text: write 1.0e-4)"
+    return ""
+
+
+def expand_variables(value: Any, where: str) -> Any:
+    """Replace ${NAME} in every text by the environment variable NAME."""
+    if isinstance(value, Mapping):
+        return {key: expand_variables(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(item, f"{where}[{number}]") for number, item in enumerate(value)]
+    if isinstance(value, str):
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise ValueError(f"{where} uses the environment variable {name}, which is not set: export {name}=...")
+            value = value.replace(f"${{{name}}}", os.environ[name])
+    return value

@@ -1,0 +1,131 @@
+"""Weights are whole, or refused by name: transformers and PEFT load what fits and leave the rest at random values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+_SHOWN = 3
+
+
+def load_whole(
+    kind: Any,
+    source: str | Path,
+    *,
+    may_be_new: Callable[[str], bool] = lambda name: False,
+    **options: Any,
+) -> Any:
+    """`from_pretrained` that never answers with weights the files do not hold.
+
+    Args:
+        kind: Class to load with.
+        source: A folder, or a Hub id.
+        may_be_new: Whether a weight may be missing and start at random, for a model that grows.
+        options: Of `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: There are no safetensors weights.
+        ValueError: They are damaged, or some are missing, of another shape, NaN or infinite; with names and counts.
+    """
+    if (folder := Path(source)).is_dir() and not any(folder.glob("*.safetensors*")):
+        pickled = ", ".join(sorted(path.name for path in folder.glob("pytorch_model*.bin")))
+        raise FileNotFoundError(
+            f"The folder {source} holds no model.safetensors"
+            + (f", and pickled weights ({pickled}) are not opened: save the model as safetensors." if pickled else ".")
+        )
+    try:
+        with quiet_transformers():
+            model, report = kind.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {source} are damaged ({error}); save or download them again.") from None
+    missing = [name for name in report["missing_keys"] if not may_be_new(name)]
+    shapes = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]]
+    if missing or shapes or report["error_msgs"]:
+        strange = report["unexpected_keys"] if missing else []  # a renamed weight is missing and strange at once
+        _refuse(source, missing, strange, shapes, report["error_msgs"])
+    check_finite(source, model.state_dict())
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of transformers: what they would say of weights is said here, as an error."""
+    was_shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if was_shown:
+            transformers_logging.enable_progress_bar()
+
+
+def check_fit(source: str | Path, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a state dict that has not exactly the names and shapes of another, or holds NaN or infinite values.
+
+    Args:
+        source: Where it was read, for the message.
+        state: Name -> tensor.
+        expected: The same of the model that it is for.
+
+    Raises:
+        ValueError: With names and counts.
+    """
+    shapes = [
+        f"{name} {tuple(tensor.shape)} for {tuple(expected[name].shape)}"
+        for name, tensor in state.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    missing, strange = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or strange or shapes:
+        _refuse(source, missing, strange, shapes)
+    check_finite(source, state)
+
+
+def check_finite(source: str | Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that hold NaN or infinite values.
+
+    Raises:
+        ValueError: With names and count.
+    """
+    # offloaded weights are elsewhere ("meta"); types of one byte have no infinite values
+    broken = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.is_meta and not tensor.isfinite().all()
+    ]
+    if broken:
+        kinds = ", ".join(sorted({str(state[name].dtype).removeprefix("torch.") for name in broken}))
+        raise ValueError(
+            f"The weights of {source} cannot be used: {len(broken)} of {len(state)} hold NaN or infinite values in "
+            f"{kinds} ({_some(broken)}); take a copy from before that happened, or load in float32 if it happens in "
+            "another type only."
+        )
+
+
+def _refuse(
+    source: str | Path,
+    missing: Iterable[str],
+    strange: Iterable[str],
+    shapes: Iterable[str],
+    others: Iterable[str] = (),
+) -> None:
+    found = (("missing", missing), ("not expected", strange), ("of another shape", shapes), ("unreadable", others))
+    parts = [f"{len(names)} {what} ({_some(names)})" for what, given in found if (names := sorted(given))]
+    raise ValueError(
+        f"The weights of {source} are not those of its model: {', '.join(parts)}; save or download them again, or "
+        "take the config that they were saved with."
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)

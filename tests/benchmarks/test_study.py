@@ -1,0 +1,222 @@
+"""A study: what it runs, how it goes on after a stop, and a document made from its results alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.study import load_study, run_study, schedule, write_report
+from benchmarks.study.plan import Cell, Study
+from benchmarks.study.run import ControlledTraining
+from hivg_hf.utils.strict_mapping import build_strictly
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def content(base):
+    rows = {"source": "refshapes", "masks": False}
+    lora = {"train": "lora", "steps": 1, "text_layers": 3, "rank": 2}
+    return {
+        "name": "little",
+        "base": str(base),
+        "data": {
+            "train": {**rows, "split": "train", "seed": 5, "size": 16},
+            "validation": {**rows, "split": "val", "seed": 5, "size": 4},
+            "tests": {"val": {**rows, "split": "val", "seed": 6, "size": 8}},
+        },
+        "seeds": [1, 2],
+        "defaults": {"batch_size": 8, "learning_rate": 1e-3, "keep": "last"},
+        "start": {
+            "data": {"train": {**rows, "split": "train", "seed": 7, "size": 16}},
+            "phases": [{"name": "start", "train": "heads", "steps": 1}],
+        },
+        "warmup": [{"name": "warmup", "train": "heads", "steps": 1}],
+        "methods": {
+            "heads": {"label": "heads only"},
+            "stages": {
+                "label": "two stages",
+                "phases": [{**lora, "name": "one", "vision_layers": 1}, {**lora, "name": "two", "vision_layers": 2}],
+            },
+        },
+        "bridges": {
+            "bridge": {"label": "bridge"},
+            "constant": {"label": "constant text", "constant_text": True},
+            "none": {"label": "no bridge", "config": {"bridge_layers": []}},
+        },
+        "grid": {"methods": ["heads", "stages"], "bridges": ["bridge", "constant"]},
+        "singles": [["heads", "none"]],
+        "comparisons": [{"question": "Stages?", "first": ["stages", "bridge"], "second": ["heads", "bridge"]}],
+        "not_run": ["everything else"],
+        "introduction": "Why.",
+        "findings": "Little.",
+    }
+
+
+@pytest.fixture(scope="module")
+def study_file(tiny_checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "little.yaml"
+    path.write_text(yaml.safe_dump(content(tiny_checkpoint)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(study_file):
+    """Folders of the runs and of the results of the first seed's grid and one cell of the second's.
+
+    The second call starts processes, two at a time; the others stay in this one, which saves their start.
+    """
+    study, out, results = load_study(study_file), study_file.parent / "runs", study_file.parent / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_in_a_process", _in_this_process)
+        first = run_study(study, out, results, max_cells=2)
+    second = run_study(study, out, results, max_cells=2, jobs=2, threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_in_a_process", _in_this_process)
+        third = run_study(study, out, results, max_cells=1)
+    return out, results, first, [*second, *third]
+
+
+def _in_this_process(step, threads):
+    function, *arguments = step.call
+    function(*arguments)
+
+
+def test_whole_grids_come_before_single_factors(study_file):
+    cells = [str(cell) for cell in load_study(study_file).cells()]
+    assert cells[:4] == ["bridge-heads-1", "bridge-stages-1", "constant-heads-1", "constant-stages-1"]
+    assert cells[8:] == ["none-heads-1", "none-heads-2"]
+
+
+def test_methods_share_the_warm_up_of_their_bridge_and_seed(study_file):
+    study = load_study(study_file)
+    one, two = (study.warmup_recipe(Cell(method, "bridge", 1), "base") for method in ("heads", "stages"))
+    assert one == two
+    assert study.recipe(Cell("stages", "bridge", 1), "warmup-model").model.checkpoint == "warmup-model"
+    assert study.warmup_recipe(Cell("heads", "none", 1), "base").model.config == {"bridge_layers": []}
+
+
+def test_a_stopped_study_goes_on_where_it_was(finished):
+    _, results, first, second = finished
+    assert [path.stem for path in first] == ["bridge-heads-1", "bridge-stages-1"]
+    assert [path.stem for path in second] == ["constant-heads-1", "constant-stages-1", "bridge-heads-2"]
+    assert len(list(results.glob("*.json"))) == 5
+
+
+def test_seeds_of_a_bridge_share_its_start(study_file, finished):
+    out, _, _, _ = finished
+    study = load_study(study_file)
+    recipe = study.start_recipe("constant", "base")
+    assert (recipe.data.train["seed"], recipe.model.checkpoint) == (7, "base")
+    for seed in ("1", "2"):
+        warmup = json.loads((out / "warmup" / "bridge" / seed / "recipe.json").read_text())
+        assert Path(warmup["model"]["checkpoint"]).parent == out / "start" / "bridge"
+
+
+def test_a_failed_process_ends_the_study_and_leaves_the_rest_to_the_next_run(study_file, finished, tmp_path):
+    study = load_study(study_file)
+    broken = dataclasses.replace(study, base=str(tmp_path / "nothing"))
+    with pytest.raises(RuntimeError, match=r"A process of the start of bridge failed .*: the same command goes on"):
+        run_study(broken, tmp_path / "runs", tmp_path / "results")
+    assert not list((tmp_path / "results").glob("*"))
+
+
+def test_a_result_tells_figures_control_and_cost(finished):
+    _, results, _, _ = finished
+    stages, heads = (json.loads((results / f"bridge-{name}-1.json").read_text()) for name in ("stages", "heads"))
+    assert stages["steps"] == {"warmup": 1, "method": 2}
+    assert heads["steps"] == {"warmup": 1, "method": 0}
+    assert stages["trainable_parameters"] > heads["trainable_parameters"] > 0
+    assert stages["peak_memory_mib"] > 10
+    assert json.loads((results / "constant-heads-1.json").read_text())["threads"] == 1
+    assert stages["seconds"]["warmup"] == heads["seconds"]["warmup"] > 0
+    assert stages["seconds"]["method"] > heads["seconds"]["method"] == 0
+    assert {"first", "second"} <= set(stages["tests"]["val"]["controls"]["other-expression"]["figures"]["acc@0.5"])
+    assert stages["tests"]["val"]["data"]["options"]["seed"] == 6
+
+
+@pytest.mark.parametrize("constant_text", [True, False])
+def test_bridges_under_control_read_one_expression_while_they_train(study_file, tmp_path, constant_text):
+    study = load_study(study_file)
+    recipe = study.warmup_recipe(Cell("heads", "constant", 1), study.base)
+    training = ControlledTraining(recipe, tmp_path, constant_text)
+    with training._control:
+        model, processor = training._load_start(0)
+        inputs = processor(images=[Image.new("RGB", (64, 64), "red")] * 2, text=["the red box", "a star"])
+        output = model.train()(**inputs, output_hidden_states=True)
+        one, other = output.vision_hidden_states[-1]
+        output.pred_boxes.sum().backward()
+    assert torch.equal(one, other) == constant_text
+    bridge = model.clip.vision_model.encoder.layers[model.config.bridge_layers[0]].bridge
+    assert bridge.attention.q_proj.weight.grad is not None
+
+
+def test_the_document_is_made_from_the_results_alone(study_file, finished, tmp_path):
+    _, results, _, _ = finished
+    study = load_study(study_file)
+    document = write_report(study, results, tmp_path / "little.md")
+    text = document.read_text()
+    assert "5 of 10 cells were run" in text
+    seeds = [json.loads((results / f"bridge-heads-{seed}.json").read_text()) for seed in (1, 2)]
+    accuracy = [100 * run["tests"]["val"]["figures"]["acc@0.5"] for run in seeds]
+    assert f"| heads only | bridge | {sum(accuracy) / 2:.1f} |" in text
+    assert "| Stages? |" in text
+    assert "- two stages, bridge: seed 2" in text
+    assert "- everything else" in text
+    assert (tmp_path / "images" / "little-val.png").read_bytes().startswith(b"\x89PNG")
+    again = write_report(study, results, tmp_path / "again" / "little.md").read_text()
+    assert again == text
+
+
+def test_the_repository_s_study_can_be_read():
+    study = load_study(REPOSITORY / "hivg_hf" / "recipes" / "refshapes-study.yaml")
+    assert len(list(study.cells())) == (6 * 3 + 6) * 3
+    for cell in study.cells():
+        warmup = study.warmup_recipe(cell, "base")
+        if study.method(cell.method).phases:
+            recipe = study.recipe(cell, "warmup")
+            assert sum(phase.steps for phase in recipe.phases) == warmup.phases[0].steps
+
+
+def test_the_repository_s_document_is_what_its_results_give(tmp_path):
+    study = load_study(REPOSITORY / "hivg_hf" / "recipes" / "refshapes-study.yaml")
+    results = REPOSITORY / "benchmarks" / "results" / study.name
+    document = write_report(study, results, tmp_path / f"{study.name}.md")
+    assert document.read_text() == (REPOSITORY / "docs" / f"{study.name}.md").read_text()
+
+
+def test_bad_studies_are_refused_in_a_sentence(tmp_path, tiny_checkpoint):
+    path = tmp_path / "study.yaml"
+    with pytest.raises(
+        FileNotFoundError, match=r"No study at .*study\.yaml; the repository's own are in benchmarks/study/"
+    ):
+        load_study(path)
+    path.write_text(yaml.safe_dump({**content(tiny_checkpoint), "singles": [["heads", "bridges"]]}))
+    with pytest.raises(ValueError, match=r"no cell \(heads, bridges\): methods are heads, stages; bridges are"):
+        load_study(path)
+    path.write_text(yaml.safe_dump({**content(tiny_checkpoint), "methods": {"heads": {"label": "x", "step": 3}}}))
+    with pytest.raises(ValueError, match=r"no cell \(stages, bridge\)"):
+        load_study(path)
+
+
+def test_names_that_leave_the_study_s_folder_are_refused(tiny_checkpoint):
+    for key, value, kind in (
+        ("name", "../x", "Study"),
+        ("methods", {"../x": {"label": "x"}}, "Method"),
+        ("bridges", {"/x": {"label": "x"}}, "Bridge"),
+        ("data", {"train": {}, "tests": {"a/b": {}}}, "Test"),
+    ):
+        with pytest.raises(ValueError, match=f"{kind} name .* cannot name a file or folder"):
+            build_strictly(Study, {**content(tiny_checkpoint), key: value}, "study")
+
+
+def test_a_report_needs_results_of_its_own_study(study_file, tmp_path):
+    study = load_study(study_file)
+    with pytest.raises(FileNotFoundError, match=r"no results file in .*: run the study first"):
+        write_report(study, tmp_path, tmp_path / "x.md")
+    (tmp_path / "other.json").write_text(json.dumps({"study": "another"}))
+    with pytest.raises(ValueError, match="is no result of the study little"):
+        write_report(study, tmp_path, tmp_path / "x.md")

@@ -1,0 +1,1 @@
+"""What several tests use: a Hub on this machine, other interpreters, small rows and models."""

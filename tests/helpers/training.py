@@ -1,0 +1,93 @@
+"""Small rows and models for the training tests."""
+
+import copy
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+
+
+def coloured_box_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the schema: one coloured rectangle on grey, named by its colour; pictures of several shapes."""
+    rng = np.random.default_rng(seed)
+    return [_row(rng, index) for index in range(count)]
+
+
+def _row(rng: np.random.Generator, index: int) -> dict[str, Any]:
+    width, height = (int(side) for side in rng.integers(48, 97, size=2))
+    x1, y1 = int(rng.integers(0, width - 24)), int(rng.integers(0, height - 24))
+    x2, y2 = x1 + int(rng.integers(12, 24)), y1 + int(rng.integers(12, 24))
+    colour = sorted(COLOURS)[index % 2]
+    pixels = np.full((height, width, 3), 128, dtype=np.uint8)
+    pixels[y1:y2, x1:x2] = COLOURS[colour]
+    return {
+        "image": Image.fromarray(pixels),
+        "expression": f"the {colour} box" if index % 3 else f"{colour}",
+        "box": [float(edge) for edge in (x1, y1, x2, y2)],
+        "boxes": [[float(edge) for edge in (x1, y1, x2, y2)]],
+        "no_target": False,
+        "mask": None,
+        "width": width,
+        "height": height,
+        "category": None,
+        "image_id": f"image-{index}",
+        "ref_id": str(index),
+        "sent_id": str(index),
+        "source": "boxes",
+        "split": "train",
+    }
+
+
+def fresh(model: Any) -> Any:
+    """A copy that may be trained."""
+    return copy.deepcopy(model)
+
+
+def tiny_recipe(checkpoint: str, **changes: Any) -> dict[str, Any]:
+    """A recipe of a warm-up and three stages on a handful of RefShapes rows, dropout and augmentation on."""
+    rows = {"source": "refshapes", "seed": 5}
+    recipe = {
+        "name": "tiny",
+        "seed": 7,
+        "model": {"checkpoint": str(checkpoint), "config": {"fusion_dropout": 0.1}},
+        "data": {
+            "train": {**rows, "split": "train", "size": 24},
+            "validation": {**rows, "split": "val", "size": 10},
+            "augmentation": {},
+        },
+        "defaults": {"batch_size": 8, "per_device_batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+        "phases": [
+            {"name": "warmup", "train": "heads", "epochs": 2, "save_every": 1},
+            *(
+                {
+                    "name": f"stage_{number}",
+                    "train": "lora",
+                    "epochs": 1,
+                    "save_every": 1,
+                    "vision_layers": number + 1,
+                    "text_layers": 3,
+                    "rank": 2,
+                    # random weights gain nothing in a few steps: keep what was trained
+                    "keep": "last",
+                }
+                for number in (1, 2, 3)
+            ),
+        ],
+    }
+    return {**recipe, **changes}
+
+
+def run_staged(recipe: dict[str, Any], folder: str) -> None:
+    """Run a recipe in this process; the target of processes that are killed."""
+    from hivg_hf.training import StagedTraining, parse_recipe
+
+    StagedTraining(parse_recipe(recipe), folder).run()
+
+
+def folder_bytes(folder: Any) -> dict[str, bytes]:
+    """The weight files under a folder, whole."""
+    from pathlib import Path
+
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.safetensors"))}

@@ -1,0 +1,127 @@
+"""An exported model computes what the model computes, for any batch and length, and needs nothing of ours to run."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from helpers.turned_pictures import UNDONE, save_turned
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.inference import check_onnx, export_onnx, onnx_export
+from hivg_hf.inference.onnx_export import GroundingGraph
+from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "ground_with_onnxruntime.py"
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    report = export_onnx(tiny_model, tiny_processor, folder, masks=True, tokens=True, int8=True)
+    return folder, report
+
+
+def test_outputs_equal_torch_for_two_batches_and_two_lengths(
+    exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
+) -> None:
+    folder, report = exported
+    assert set(report) == {"pred_boxes", "scores", "mask_logits", "token_logits", "int8_box"}
+    assert all(report[name] <= 1e-4 for name in report if name != "int8_box")
+    # Sizes that the export itself never saw.
+    graph = GroundingGraph(tiny_model, masks=True, tokens=True)
+    assert max(check_onnx(graph, folder / "model.onnx", batches=[3, 5]).values()) <= 1e-4
+
+
+def test_left_padding_changes_no_answer_of_the_file(exported: tuple[Path, dict[str, float]]) -> None:
+    session = onnx_export._session(exported[0] / "model.onnx")
+    ids = np.array([[512, 40, 41, 42, 513], [512, 50, 513, 513, 513]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "pixel_values": np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32),
+        "pixel_mask": np.ones((2, 64, 64), dtype=np.int64),
+    }
+    left = {**inputs, "input_ids": ids.copy(), "attention_mask": inputs["attention_mask"][:, ::-1].copy()}
+    left["input_ids"][1] = [513, 513, 512, 50, 513]
+    for expected, found in zip(session.run(None, inputs), session.run(None, left), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_export_leaves_the_model_as_it_was(
+    exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
+) -> None:
+    assert tiny_model.config._attn_implementation == "sdpa"
+
+
+def test_int8_is_smaller(exported: tuple[Path, dict[str, float]]) -> None:
+    folder, report = exported
+    assert 0 < report["int8_box"] < 1
+    assert (folder / "model.int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+
+
+def test_the_documented_script_grounds_with_onnxruntime_alone(
+    exported: tuple[Path, dict[str, float]],
+    tiny_model: HiVGForVisualGrounding,
+    tiny_processor: HiVGProcessor,
+    tmp_path: Path,
+) -> None:
+    folder, _ = exported
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "photo.png")
+    expressions = ["The  red star", "\u200bthe \u201cblue\u201d ring &amp; left of it", "<|endoftext|> star"]
+    block = "import sys\nfor name in ('torch', 'transformers', 'hivg_hf'): sys.modules[name] = None\n"
+    run = f"{block}import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", run, str(folder), str(tmp_path / "photo.png"), *expressions]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    pipe = VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu")
+    for line, result in zip(lines, pipe(str(tmp_path / "photo.png"), expressions), strict=True):
+        score, *box = line.split()[:5]
+        assert float(score) == pytest.approx(result["score"], abs=2e-3)
+        assert [float(value) for value in box] == pytest.approx(list(result["box"].values()), abs=0.11)
+        assert line.endswith(result["expression"])
+
+
+def test_a_file_that_differs_is_not_left_behind(
+    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "_write_graph", lambda graph, path: path.write_bytes(b""))
+    monkeypatch.setattr(onnx_export, "_forget_inner_shapes", lambda path: None)
+    monkeypatch.setattr(onnx_export, "check_onnx", lambda graph, path: {"pred_boxes": 0.5})
+    with pytest.raises(ValueError, match=r"differs from the model by 0\.5 in pred_boxes"):
+        export_onnx(tiny_model, tiny_processor, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_say_how_to_feed_it(exported: tuple[Path, dict[str, float]], tiny_processor: HiVGProcessor) -> None:
+    settings = json.loads((exported[0] / "grounding.json").read_text())
+    assert settings["size"] == tiny_processor.image_processor.side
+    assert settings["outputs"] == ["pred_boxes", "scores", "mask_logits", "token_logits"]
+    assert (exported[0] / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("orientation", UNDONE)
+def test_the_documented_script_opens_pictures_as_the_package_does(orientation: int, tmp_path: Path) -> None:
+    opens = runpy.run_path(str(SCRIPT))["open_picture"]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 4), dtype=np.uint8)
+    save_turned(PIL.Image.fromarray(pixels), tmp_path / "photo.png", orientation)
+    assert np.array_equal(np.asarray(opens(tmp_path / "photo.png")), load_grounding_image(tmp_path / "photo.png"))
+
+
+def test_the_documented_script_refuses_what_it_would_show_wrongly(tmp_path: Path) -> None:
+    opens = runpy.run_path(str(SCRIPT))["open_picture"]
+    PIL.Image.fromarray(np.zeros((5, 7), dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit, match="deeper than 8 bits"):
+        opens(tmp_path / "deep.png")
+    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "program.png", "EPS")
+    with pytest.raises(PIL.UnidentifiedImageError):
+        opens(tmp_path / "program.png")

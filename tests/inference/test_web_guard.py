@@ -1,0 +1,414 @@
+"""The demo page against strangers: raw HTTP clients that try what no browser sends."""
+
+import http.client
+import http.server
+import io
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.inference.web_page import build_page, serve
+
+MARK = {"_type": "gradio.FileData"}
+REFUSED = "The picture must be an example or one that you uploaded on this page: upload it again."
+MOST_UPLOAD_MB = 1
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
+
+
+class Reply(NamedTuple):
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def sentence(self) -> str:
+        return json.loads(self.body)["detail"]
+
+
+class Client:
+    """A client that sends what it is given, unchanged; with cookies where `page` was opened first."""
+
+    def __init__(self, port: int, opens_page: bool = False):
+        self.port = port
+        self.cookie = ""
+        if opens_page:
+            self.cookie = self.send("GET", "/").headers["set-cookie"].split(";")[0]
+
+    def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection._validate_path = lambda url: None  # type: ignore[attr-defined]
+        headers = {**(headers or {}), **({"Cookie": self.cookie} if self.cookie else {})}
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        reply = Reply(answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()})
+        connection.close()
+        return reply
+
+    def post(self, path: str, content: Any) -> Reply:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return self.send("POST", path, body, {"Content-Type": "application/json"})
+
+    def upload(self, data: bytes, name: str = "photo.png") -> Reply:
+        head = f'--edge\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+        body = head.encode() + data + b"\r\n--edge--\r\n"
+        return self.send("POST", "/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=edge"})
+
+    def uploaded(self, data: bytes) -> dict[str, Any]:
+        return {"path": json.loads(self.upload(data).body)[0], "meta": MARK}
+
+    def ask(self, image: Any, lines: str = "the star", threshold: Any = 0, mask: Any = True) -> Reply:
+        """The refusal, or the event stream of the answer."""
+        reply = self.post("/gradio_api/call/answer", {"data": [image, lines, threshold, mask]})
+        if reply.status != 200:
+            return reply
+        return self.send("GET", f"/gradio_api/call/answer/{json.loads(reply.body)['event_id']}")
+
+    def answer(self, *values: Any) -> list[Any]:
+        stream = self.ask(*values).body.decode()
+        assert stream.startswith("event: complete"), stream
+        return json.loads(stream.partition("data: ")[2].strip())
+
+
+class Slow:
+    """A pipeline that does not answer the expression "stuck" until it is released."""
+
+    def __init__(self, pipe: VisualGroundingPipeline):
+        self.pipe = pipe
+        self.release = threading.Event()
+        self.started = threading.Semaphore(0)
+
+    def __call__(self, image: Any, expressions: list[str], **options: Any) -> Any:
+        if expressions == ["stuck"]:
+            self.started.release()
+            self.release.wait(60)
+        return self.pipe(image, expressions, **options)
+
+
+@pytest.fixture(scope="module")
+def slow_pipe(tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor) -> Slow:
+    return Slow(VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def port(slow_pipe: Slow) -> Iterator[int]:
+    page, port = build_page(slow_pipe, seconds=2), free_port()
+    serve(page, port=port, queue_size=4, max_upload_mb=MOST_UPLOAD_MB, prevent_thread_lock=True, quiet=True)
+    yield port
+    slow_pipe.release.set()
+    page.close()
+
+
+@pytest.fixture
+def client(port: int) -> Client:
+    return Client(port)
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    return encoded(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def trap() -> Iterator[Any]:
+    """A web server of this machine that must not be reached; `trap.paths` says what was asked of it."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            trap.paths.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    trap = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    trap.paths = []
+    threading.Thread(target=trap.serve_forever, daemon=True).start()
+    yield trap
+    trap.shutdown()
+    trap.server_close()
+
+
+@pytest.mark.parametrize("opens_page", [True, False], ids=["browser", "script"])
+def test_an_honest_visitor_is_answered(port: int, photo: bytes, opens_page: bool) -> None:
+    visitor = Client(port, opens_page)
+    picture, heatmaps, table, message = visitor.answer(visitor.uploaded(photo), "the star\nthe red")
+    assert [row[0] for row in table["data"]] == ["the star", "the red"]
+    assert len(heatmaps) == 2
+    assert message == ""
+    drawn = visitor.send("GET", f"/gradio_api/file={picture['path']}")
+    assert drawn.status == 200
+    assert PIL.Image.open(io.BytesIO(drawn.body)).size == (480, 320)
+
+
+def outside_files(tmp_path: Path) -> dict[str, Any]:
+    """Payloads of the picture that name what no visitor uploaded; pairs of existing and missing ones."""
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encoded(np.zeros((9, 9, 3), dtype=np.uint8)))
+    link, planted, fifo = folder / "link.png", folder / "planted.png", folder / "fifo.png"
+    if not link.is_symlink():
+        link.symlink_to(secret)
+        os.mkfifo(fifo)
+        planted.write_bytes(secret.read_bytes())
+    paths = {
+        "existing": secret,
+        "missing": tmp_path / "missing.png",
+        "system file": "/etc/passwd",
+        "missing system file": "/etc/no-such-file",
+        "endless device": "/dev/zero",
+        "standard input": "/dev/stdin",
+        "process": "/proc/self/environ",
+        "fifo": fifo,
+        "link out": link,
+        "planted inside": planted,
+        "parent": f"{folder}/../{folder.name}/planted.png",
+        "climbing": f"{folder}/../../etc/passwd",
+        "folder": folder,
+        "file URL": f"file://{secret}",
+        "relative": "secret.png",
+        "blank": "",
+        "NUL": f"{folder}/\0.png",
+        "lone surrogate": f"{folder}/\ud800.png",
+        "long": f"{folder}/" + "a" * 5000,
+        "data URL": "data:image/png;base64,iVBORw0KGgo=",
+    }
+    payloads: dict[str, Any] = {name: {"path": str(path), "meta": MARK} for name, path in paths.items()}
+    payloads |= {f"{name} without mark": {"path": str(path)} for name, path in paths.items()}
+    payloads |= {f"{name} as string": str(path) for name, path in paths.items()}
+    payloads |= {
+        "list": [{"path": str(secret)}],
+        "number": 7,
+        "true": True,
+        "no path": {"meta": MARK},
+        "path is a list": {"path": [str(secret)], "meta": MARK},
+        "other mark": {"path": str(secret), "meta": {"_type": "gradio.Other"}},
+        "stream": {"path": str(secret), "meta": MARK, "is_stream": True},
+        "base64": {"url": "data:image/png;base64,iVBORw0KGgo="},
+    }
+    return payloads
+
+
+def test_only_uploads_are_opened_and_all_else_is_refused_alike(client: Client, tmp_path: Path) -> None:
+    for name, payload in outside_files(tmp_path).items():
+        start = time.perf_counter()
+        reply = client.ask(payload)
+        assert (reply.status, reply.sentence) == (403, REFUSED), name
+        assert time.perf_counter() - start < 2, name
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/call/answer", "/gradio_api/run/answer"])
+def test_no_entrance_takes_a_foreign_file(client: Client, tmp_path: Path, path: str) -> None:
+    payloads = outside_files(tmp_path)
+    for name in ("existing", "missing", "existing without mark", "endless device"):
+        for place in range(4):
+            data = [None, "the star", 0, True]
+            data[place] = payloads[name]
+            reply = client.post(path, {"data": data, "fn_index": 0, "session_hash": "abc"})
+            assert (reply.status, reply.sentence) == (403, REFUSED), (name, place)
+        nested = {"data": [None, [[payloads[name]]], 0, True], "fn_index": 0, "session_hash": "abc"}
+        assert client.post(path, nested).sentence == REFUSED
+
+
+def test_no_url_in_a_payload_is_fetched(client: Client, photo: bytes, trap: Any) -> None:
+    url = f"http://127.0.0.1:{trap.server_port}/x.png"
+    own = client.uploaded(photo)
+    for payload in ({"path": url, "meta": MARK}, {"path": url}, url, {"url": url}, {"url": url, "meta": MARK}):
+        assert client.ask(payload).sentence == REFUSED
+    closed = f"http://127.0.0.1:{free_port()}/x.png"
+    assert client.ask({"path": closed, "meta": MARK}).sentence == REFUSED  # as for an open port
+    client.answer({**own, "url": url})  # the own upload is opened, whatever else the payload says
+    client.answer(own, url)  # an expression that looks like an address is an expression
+    for route in ("file=", "file/", "proxy=", "stream/"):
+        for address in (url, url.replace("127.0.0.1", "localhost"), url.replace("http:", "http:/"), closed):
+            reply = client.send("GET", f"/gradio_api/{route}{address}")
+            assert reply.status == 404
+            assert "127.0.0.1" not in reply.body.decode()
+    assert trap.paths == []
+
+
+def test_files_are_served_to_those_who_know_them_only(client: Client, tmp_path: Path) -> None:
+    replies = set()
+    for payload in outside_files(tmp_path).values():
+        if not isinstance(payload, str) or "planted" in payload or not payload.isprintable() or not payload:
+            continue
+        for form in (payload, payload.replace("/", "%2f"), payload.replace("/", "%252f"), f"/{payload}"):
+            reply = client.send("GET", f"/gradio_api/file={form}")
+            replies.add((reply.status, reply.body))
+    assert replies == {(404, json.dumps({"detail": REFUSED}).encode())}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"])
+def test_routes_that_the_page_does_not_need_are_closed(client: Client, method: str) -> None:
+    paths = """/monitoring /monitoring/summary /monitoring/key /gradio_api/component_server /gradio_api/deep_link
+    /gradio_api/process_recording /gradio_api/vibe-edit /gradio_api/vibe-code /gradio_api/vibe-starter-queries
+    /gradio_api/dev/reload /gradio_api/stream/abc /gradio_api/stream/a/b/0/playlist.m3u8 /gradio_api/mcp
+    /gradio_api/custom_component/x/client/component/../../../secret.py /gradio_api/openapi.json /docs /redoc
+    /gradio_api/call/v2/answer /gradio_api/file/etc/passwd /gradio_api/proxy=http://127.0.0.1 /openapi.json
+    /gradio_api/runs /gradio_api/run-history/buckets /gradio_api/profiling/traces /pwa_icon/99999
+    /assets/../../routes.py /assets/%2e%2e/%2e%2e/routes.py /static/..%2f..%2froutes.py //etc/passwd""".split()
+    for path in paths:
+        reply = client.send(method, path)
+        assert reply.status in (404, 405), path
+        assert b"gradio" not in reply.body
+        assert b"Traceback" not in reply.body
+
+
+def test_one_visitor_cannot_open_what_another_uploaded(port: int) -> None:
+    first, second, script = Client(port, True), Client(port, True), Client(port)
+    assert len({first.cookie, second.cookie}) == 2
+    own = first.uploaded(encoded(np.full((20, 30, 3), 7, dtype=np.uint8)))
+    assert first.send("GET", f"/gradio_api/file={own['path']}").status == 200
+    assert first.answer(own)[2]["data"]
+    for other in (second, script):
+        assert other.ask(own).sentence == REFUSED
+        assert other.send("GET", f"/gradio_api/file={own['path']}").sentence == REFUSED
+    assert own == second.uploaded(encoded(np.full((20, 30, 3), 7, dtype=np.uint8)))  # who has the same bytes has them
+    assert second.answer(own)[2]["data"]
+
+
+def test_names_of_uploads_stay_inside_the_folder(client: Client, photo: bytes) -> None:
+    folder = os.environ["GRADIO_TEMP_DIR"]
+    for name in ("../../escaped.png", "/etc/escaped.png", "..", ".bashrc", "a\\..\\b.png", "<img src=x>.png", ""):
+        reply = client.upload(photo, name)
+        if reply.status == 200:
+            (path,) = json.loads(reply.body)
+            assert os.path.realpath(path).startswith(folder + os.sep)
+            assert client.answer({"path": path, "meta": MARK})[2]["data"]
+        else:
+            assert reply.status in (400, 422)
+            assert folder not in reply.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b'{"data": ["' + b"x" * 70_000 + b'"]}', 413, "What was sent is larger than 64 KB"),
+        (b"[" * 60_000, 400, "must be a JSON object with a list `data`"),
+        (b'{"data": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", 400, "must be a JSON object"),
+        (b'{"data": {}}', 400, "must be a JSON object"),
+        (b"[]", 400, "must be a JSON object"),
+        (b"", 400, "must be a JSON object"),
+        (b"\xff\xfe", 400, "must be a JSON object"),
+        (b'{"data": [1e999999, NaN', 400, "must be a JSON object"),
+    ],
+)
+def test_bodies_that_are_no_question_are_refused(client: Client, body: bytes, status: int, sentence: str) -> None:
+    reply = client.post("/gradio_api/call/answer", body)
+    assert reply.status == status
+    assert sentence in reply.sentence
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length given", "chunked"])
+def test_uploads_end_at_the_limit(client: Client, chunked: bool) -> None:
+    assert client.upload(bytes(2**20 - 1000)).status == 200
+    head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+    parts = [head, *[bytes(2**16)] * 64, b"\r\n--edge--\r\n"]
+    reply = client.send(
+        "POST",
+        "/gradio_api/upload",
+        iter(parts) if chunked else b"".join(parts),
+        {"Content-Type": "multipart/form-data; boundary=edge"},
+    )
+    assert reply.status == 413
+    assert "larger than 1 MB" in reply.sentence
+    field = b'--edge\r\nContent-Disposition: form-data; name="text"\r\n\r\n' + bytes(2**21) + b"\r\n--edge--\r\n"
+    reply = client.send("POST", "/gradio_api/upload", field, {"Content-Type": "multipart/form-data; boundary=edge"})
+    assert reply.status == 413
+
+
+def test_what_cannot_be_answered_names_no_path_of_the_server(client: Client, photo: bytes) -> None:
+    folder = os.environ["GRADIO_TEMP_DIR"]
+    own = client.uploaded(photo)
+    for values in (
+        (client.uploaded(b"no picture"), "the star"),
+        (client.uploaded(photo[:100]), "the star"),
+        (own, ""),
+        (own, "x" * 501),
+        (own, "a\n" * 17),
+        (None, "the star"),
+    ):
+        stream = client.ask(*values).body.decode()
+        assert folder not in stream
+        assert "Traceback" not in stream
+    for threshold in ("high", float("nan"), -1, 1e300, [], None):
+        assert "Traceback" not in client.ask(own, "the star", threshold).body.decode()
+
+
+def test_a_stuck_question_does_not_block_the_next_and_ends_with_a_sentence(
+    client: Client, photo: bytes, slow_pipe: Slow
+) -> None:
+    own, said = client.uploaded(photo), []
+    stuck = threading.Thread(target=lambda: said.append(client.answer(own, "stuck")[3]))
+    stuck.start()
+    assert slow_pipe.started.acquire(timeout=10)
+    start = time.perf_counter()
+    for _ in range(3):
+        assert client.answer(own)[2]["data"][0][0] == "the star"
+    assert time.perf_counter() - start < 2
+    stuck.join(10)
+    assert said == ["⚠ This took longer than 2 seconds: send a smaller picture or fewer expressions."]
+    assert client.send("GET", "/health").status == 200
+    assert client.answer(own)[2]["data"]
+
+
+def test_a_page_under_a_path_answers_whether_or_not_the_proxy_takes_it_off(slow_pipe: Slow, photo: bytes) -> None:
+    page, port = build_page(slow_pipe), free_port()
+    serve(page, port=port, root_path="/hivg", prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(port)
+        assert client.answer(client.uploaded(photo))[2]["data"]
+        for path in ("/health", "/hivg/health", "/config", "/hivg/config"):
+            assert client.send("GET", path).status == 200
+        assert json.loads(client.send("GET", "/config").body)["root"].endswith("/hivg")
+        for path in ("/hivg/monitoring", "/hivg/hivg/health", "/other/health", "/hivg/gradio_api/file=/etc/passwd"):
+            assert client.send("GET", path).status == 404
+    finally:
+        page.close()
+
+
+def test_the_oldest_uploads_make_room(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [client.uploaded(bytes([n]) * 1000)["path"] for n in range(3)]
+    assert all(Path(path).is_file() for path in paths)
+    monkeypatch.setattr("hivg_hf.inference.web_guard.MOST_UPLOADED_BYTES", 2500)
+    newest = client.uploaded(bytes([9]) * 1000)["path"]
+    assert [Path(path).is_file() for path in (*paths, newest)] == [False, False, True, True]
+
+
+def test_a_full_queue_says_to_come_back(client: Client, photo: bytes, slow_pipe: Slow) -> None:
+    own = client.uploaded(photo)
+    question = {"data": [own, "stuck", 0, True]}
+    replies = [client.post("/gradio_api/call/answer", question) for _ in range(8)]
+    assert [reply.status for reply in replies][-1] == 429
+    assert replies[-1].sentence == "Too many visitors are waiting: try again in a few seconds."
+    assert int(replies[-1].headers["retry-after"]) > 0
+    slow_pipe.release.set()
+    deadline = time.monotonic() + 20
+    while client.post("/gradio_api/call/answer", question).status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert json.loads(client.send("GET", "/health").body) == {"status": "ok"}
