@@ -7,6 +7,7 @@ import PIL.Image
 import PIL.ImageDraw
 import pytest
 import torch
+from transformers import CLIPImageProcessorPil, CLIPProcessor, pipeline
 
 from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
 from hivg_hf.zero_shot import ZeroShotClip, ZeroShotGrounder, component_proposals
@@ -163,6 +164,33 @@ def test_a_saved_clip_is_opened_by_folder(clip, tiny_tokenizer, picture, tmp_pat
     answers = [one(picture, "red star") for one in (grounder, expected)]
     assert corners(answers[0]) == corners(answers[1])
     assert answers[0]["score"] == pytest.approx(answers[1]["score"], abs=1e-5)
+
+
+@pytest.fixture
+def clip_folder(clip, tiny_tokenizer, tmp_path):
+    clip.save_pretrained(tmp_path)
+    size = {"height": 64, "width": 64}
+    image_processor = CLIPImageProcessorPil(size=size, image_mean=[0.1, 0.2, 0.3])
+    CLIPProcessor(image_processor, tiny_tokenizer).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_the_pipeline_of_transformers_has_a_zero_shot_mode(clip_folder, picture):
+    pipe = pipeline("visual-grounding", model=clip_folder, mode="zero-shot", scoring="map")
+    assert isinstance(pipe, ZeroShotGrounder)
+    assert pipe.scoring == "map"
+    assert list(pipe.encoder.image_processor.image_mean) == [0.1, 0.2, 0.3]
+    answer = pipe(picture, "red star")
+    assert answer["box"] == ZeroShotGrounder.from_pretrained(clip_folder, "cpu")(picture, "red star")["box"]
+
+
+def test_modes_and_models_that_do_not_go_together_are_refused(clip_folder, tiny_checkpoint):
+    with pytest.raises(
+        ValueError, match=r"Expected a mode of the visual-grounding pipeline \('zero-shot'\), got 'zero'"
+    ):
+        pipeline("visual-grounding", model=clip_folder, mode="zero")
+    with pytest.raises(ValueError, match="mode='zero-shot' needs a plain CLIP, got a HiVGForVisualGrounding"):
+        pipeline("visual-grounding", model=tiny_checkpoint, mode="zero-shot")
 
 
 def test_a_model_that_is_no_clip_is_refused(tiny_checkpoint):
