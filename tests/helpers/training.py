@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hivg_hf import HiVGForVisualGrounding
+from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
+
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
 
@@ -91,3 +94,36 @@ def folder_bytes(folder: Any) -> dict[str, bytes]:
     from pathlib import Path
 
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.safetensors"))}
+
+
+ROWS = coloured_box_rows(24)
+
+
+def make_trainer(model, processor, folder, kind=HiVGTrainer, eval_rows=None, callbacks=None, initial=None, **changes):
+    settings = {
+        "global_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 5,
+        **changes,
+    }
+    args = HiVGTrainingArguments(str(folder), **settings)
+    return kind(
+        model, args, train_dataset=ROWS, eval_dataset=eval_rows, processing_class=processor, callbacks=callbacks,
+        initial_accuracy=initial,
+    )  # fmt: skip
+
+
+def fresh_model(tiny_model, dropout=0.0, **loss_weights):
+    config = copy.deepcopy(tiny_model.config)
+    config.fusion_dropout = dropout
+    config.loss_weights = {**config.loss_weights, **loss_weights}
+    model = HiVGForVisualGrounding(config)
+    model.load_state_dict(tiny_model.state_dict())
+    return model

@@ -23,7 +23,7 @@ from hivg_hf.hilora import (
     start_stage,
     target_pattern,
 )
-from hivg_hf.hilora.stages.options import ACCEPTED, OWN_FIELDS, REFUSED
+from hivg_hf.hilora.options import ACCEPTED, OWN_FIELDS, REFUSED
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 
 OFFICIAL_STAGES = tuple(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hivg_hf.inference.loading import web_workers
-from hivg_hf.inference.loading.web_workers import GroundingWorkers
+from hivg_hf.inference import web_workers
+from hivg_hf.inference.web_workers import GroundingWorkers
 
 
 @pytest.fixture

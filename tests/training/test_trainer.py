@@ -10,44 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from helpers.training import coloured_box_rows
-from hivg_hf import HiVGForVisualGrounding
+from helpers.training import ROWS, coloured_box_rows, fresh_model, make_trainer
 from hivg_hf.hilora import HiLoraConfig, start_stage
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 from hivg_hf.training.trainer import NonFiniteLossError
 from hivg_hf.training.trainer_evaluation import box_figures
-
-ROWS = coloured_box_rows(24)
-
-
-def make_trainer(model, processor, folder, kind=HiVGTrainer, eval_rows=None, callbacks=None, initial=None, **changes):
-    settings = {
-        "global_batch_size": 8,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 5,
-        **changes,
-    }
-    args = HiVGTrainingArguments(str(folder), **settings)
-    return kind(
-        model, args, train_dataset=ROWS, eval_dataset=eval_rows, processing_class=processor, callbacks=callbacks,
-        initial_accuracy=initial,
-    )  # fmt: skip
-
-
-def fresh_model(tiny_model, dropout=0.0, **loss_weights):
-    config = copy.deepcopy(tiny_model.config)
-    config.fusion_dropout = dropout
-    config.loss_weights = {**config.loss_weights, **loss_weights}
-    model = HiVGForVisualGrounding(config)
-    model.load_state_dict(tiny_model.state_dict())
-    return model
 
 
 def losses(trainer):

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import ROWS, fresh_model, make_trainer
 
+from helpers.training import ROWS, fresh_model, make_trainer
 from hivg_hf.utils.manifest import MANIFEST_FILE, find_damage, newest_whole_checkpoint, write_manifest
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", MANIFEST_FILE)
