@@ -76,7 +76,7 @@ def contenders(options: argparse.Namespace) -> Iterator[tuple[str, Answer]]:
     yield "chance: an object at random", lambda row: row["objects"][rng.integers(len(row["objects"]))]["box"]
     yield "chance: the middle half", middle_half
     clip, tokenizer = open_clip(options.clip)
-    shared = {"templates": ("{}",), "background": tuple(options.background)}
+    shared: dict[str, Any] = {"templates": ("{}",), "background": tuple(options.background)}
     encoders = {name: ZeroShotClip(clip, tokenizer, attention=name, **shared) for name in ATTENTIONS}
     for attention, encoder in encoders.items():
         for method in METHODS:
