@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoConfig, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
+from transformers import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING, AutoConfig, AutoProcessor
 
 from hivg_hf.zero_shot.clip_towers import ZeroShotClip
 from hivg_hf.zero_shot.detector import Detection, TextDetector, best_device, clip_box
@@ -41,11 +40,12 @@ def load_teacher(model: str, nouns: Sequence[str] | None = None, device: str | N
     Raises:
         ValueError: it is another kind of model, or nouns are missing.
     """
-    kind = AutoConfig.from_pretrained(model).model_type
+    config = AutoConfig.from_pretrained(model)
+    kind = config.model_type
     if kind == "florence2":
         return FlorenceTeacher.from_pretrained(model, nouns, device)
-    if kind != "clip" and kind not in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
-        known = ", ".join(sorted(MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES))
+    if kind != "clip" and type(config) not in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
+        known = ", ".join(sorted({one.model_type for one in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING}))
         raise ValueError(f"'{model}' is a {kind} model; a teacher is one of {known}, florence2 or clip.")
     if not nouns:
         raise ValueError(f"A {kind} teacher needs nouns to look for, for example --nouns 'person, dog, car'.")
