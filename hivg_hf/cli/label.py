@@ -111,7 +111,7 @@ def read_nouns(nouns: str | None) -> list[str] | None:
     """Nouns between commas, or the lines of a text file.
 
     Raises:
-        ValueError: there is no noun in it.
+        ValueError: no noun is in it.
     """
     if nouns is None:
         return None

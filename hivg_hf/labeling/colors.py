@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import PIL.Image
 
+from hivg_hf.zero_shot.detector import whole_pixels
+
 # Berlin and Kay's eleven basic color terms (1969), with 8-bit RGB examples of each; nearest in CIELAB wins.
 PALETTE: dict[str, tuple[tuple[int, int, int], ...]] = {
     "red": ((205, 30, 35), (150, 20, 30)),
@@ -43,9 +45,9 @@ def name_color(
         palette: name to examples, 8-bit RGB.
     """
     x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
-    inside = _counts(picture.crop(_whole(picture, (x1, y1, x2, y2))), palette)
+    inside = _counts(picture.crop(whole_pixels((x1, y1, x2, y2), picture.size)), palette)
     wide, high = max(FRAME * (x2 - x1), 2.0), max(FRAME * (y2 - y1), 2.0)
-    outer = _whole(picture, (x1 - wide, y1 - high, x2 + wide, y2 + high))
+    outer = whole_pixels((x1 - wide, y1 - high, x2 + wide, y2 + high), picture.size)
     around = _frame_counts(picture, outer, (x1, y1, x2, y2), palette)
     extra = np.clip(inside - around, 0.0, None)
     if extra.sum() < LEAST_SHARE:
@@ -58,7 +60,7 @@ def _frame_counts(
     picture: PIL.Image.Image, outer: tuple[int, int, int, int], box: Sequence[float], palette: Mapping[str, Sequence]
 ) -> np.ndarray:
     """Shares of the names in the outer box without the inner one; 0 where the box fills the picture."""
-    inner = _whole(picture, box)
+    inner = whole_pixels(box, picture.size)
     strips = [
         (outer[0], outer[1], outer[2], inner[1]),
         (outer[0], inner[3], outer[2], outer[3]),
@@ -94,11 +96,3 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = root[..., 0], root[..., 1], root[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
-
-
-def _whole(picture: PIL.Image.Image, box: Sequence[float]) -> tuple[int, int, int, int]:
-    """The pixels that a box touches, inside the picture, at least one."""
-    x1 = min(max(int(np.floor(box[0])), 0), picture.width - 1)
-    y1 = min(max(int(np.floor(box[1])), 0), picture.height - 1)
-    x2, y2 = min(int(np.ceil(box[2])), picture.width), min(int(np.ceil(box[3])), picture.height)
-    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)

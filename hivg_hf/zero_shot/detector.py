@@ -5,6 +5,7 @@ Grounding DINO, MM Grounding DINO, OWL-ViT, OWLv2, OmDet-Turbo, and whatever els
 """
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class TextDetector:
             Detections with a positive area inside the picture, best first.
 
         Raises:
-            ValueError: there is no label, or one is blank or has a full stop (Grounding DINO ends labels with it).
+            ValueError: no label was given, or one is blank or has a full stop (Grounding DINO ends labels with it).
         """
         labels = list(labels)
         wrong = [label for label in labels if not label.strip() or "." in label]
@@ -108,3 +109,12 @@ def clip_box(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float,
     x1, x2 = (min(max(float(edge), 0.0), float(size[0])) for edge in (box[0], box[2]))
     y1, y2 = (min(max(float(edge), 0.0), float(size[1])) for edge in (box[1], box[3]))
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
+
+
+def whole_pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels (x1, y1, x2, y2) that a box touches in a picture of `size` (width, height), at least one."""
+    x1, y1 = (min(max(math.floor(edge), 0), side - 1) for edge, side in zip(box[:2], size, strict=True))
+    x2, y2 = (
+        min(max(math.ceil(edge), low + 1), side) for edge, low, side in zip(box[2:], (x1, y1), size, strict=True)
+    )
+    return x1, y1, x2, y2

@@ -16,6 +16,7 @@ import PIL.ImageFilter
 import torch
 
 from .clip_towers import ZeroShotClip, square_boxes
+from .detector import whole_pixels
 
 SCORINGS = ("crop+blur", "crop", "blur", "fovea", "map")
 CROPS_PER_PASS = 32
@@ -57,14 +58,14 @@ def score_proposals(
 
 def crop_box(picture: PIL.Image.Image, box: Sequence[float]) -> PIL.Image.Image:
     """The pixels that a box touches, at least one."""
-    x1, y1, x2, y2 = _whole_pixels(picture, box)
+    x1, y1, x2, y2 = whole_pixels(box, picture.size)
     return picture.crop((x1, y1, x2, y2))
 
 
 def blur_around(picture: PIL.Image.Image, box: Sequence[float]) -> PIL.Image.Image:
     """The picture with everything outside the box blurred."""
     blurred = picture.filter(PIL.ImageFilter.GaussianBlur(BLUR_SHARE * max(picture.size)))
-    corner = _whole_pixels(picture, box)
+    corner = whole_pixels(box, picture.size)
     blurred.paste(picture.crop(corner), corner[:2])
     return blurred
 
@@ -154,12 +155,3 @@ def patch_coverage(boxes: np.ndarray, grid: int) -> np.ndarray:
 
     rows, columns = along(boxes[:, 1], boxes[:, 3]), along(boxes[:, 0], boxes[:, 2])
     return (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), grid * grid)
-
-
-def _whole_pixels(picture: PIL.Image.Image, box: Sequence[float]) -> tuple[int, int, int, int]:
-    x1, y1 = (min(max(int(np.floor(edge)), 0), side - 1) for edge, side in zip(box[:2], picture.size, strict=True))
-    x2, y2 = (
-        min(max(int(np.ceil(edge)), low + 1), side)
-        for edge, low, side in zip(box[2:], (x1, y1), picture.size, strict=True)
-    )
-    return x1, y1, x2, y2
