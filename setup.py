@@ -19,6 +19,7 @@ REQUIRED = [
     "safetensors>=0.8",
     "pillow>=12.0",
     "numpy>=2.0",
+    "scipy>=1.14",
     "pyyaml>=6.0",
     "tqdm>=4.67",
     "typer>=0.24",
