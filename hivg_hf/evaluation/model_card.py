@@ -119,6 +119,7 @@ def build_card(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Mo
             "shapes": card_tables.shapes_table(results),
             "controls": card_tables.controls_table(results),
             "scores": card_tables.score_sentences(results),
+            "robustness": card_tables.robustness_table(results),
         },
         protocols=card_tables.protocol_sentences(results) + card_tables.threshold_sentence(results),
         commands=card_tables.commands(results),
