@@ -20,7 +20,7 @@ phases:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +28,9 @@ from typing import Any, Literal
 from peft import LoraConfig
 
 from hivg_hf.hilora import HiLoraConfig, HiLoraStage
-from hivg_hf.recipes import find_recipe
+from hivg_hf.recipes import read_recipe
 from hivg_hf.utils.atomic import check_name
-from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
+from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refuse_unknown
 
 from .recipe_checks import (
     check_augmentation,
@@ -293,15 +293,18 @@ def _changed(recipe: Any) -> list[str]:
     ]
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe: a file, or the name of one that ships.
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe: a file, or the name of one that ships, with what it extends.
+
+    Args:
+        name: The file or name.
+        overrides: `key.sub=value` pairs that take the place of what it says, as in `phases.stage_1.epochs=5`.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
     """
-    path = find_recipe(path)
-    return parse_recipe({"name": path.stem, **read_yaml(path, "recipe")})
+    return parse_recipe(read_recipe(name, overrides))
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:

@@ -66,6 +66,31 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def read_options(pairs: Iterable[str], flag: str) -> dict[str, Any]:
+    """`["root=/data", "size=5"]` to a dict, values read as YAML; nothing behind the sign is an empty text.
+
+    Args:
+        pairs: What was written.
+        flag: Where, for messages: "--option".
+
+    Raises:
+        ValueError: A pair has no name or no "=", or its value is no YAML; or a name stands twice.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip()
+        if not name or not equals:
+            raise ValueError(f"{flag} takes NAME=VALUE, got {pair!r}.")
+        if name in values:
+            raise ValueError(f"{flag} gives {name} twice: {values[name]!r} and {value!r}.")
+        try:
+            values[name] = parse_yaml(value) if value else ""
+        except ValueError as error:
+            raise ValueError(f"{flag} {pair!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    return values
+
+
 def _written_out(node: yaml.Node, sizes: dict[yaml.Node, int], depth: int) -> int:
     """Number of values in a node, each alias counted in full; `sizes` holds those of the nodes that were visited."""
     if depth > MAX_YAML_DEPTH:
