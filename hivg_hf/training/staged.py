@@ -2,7 +2,7 @@
 
     RUN/
       recipe.json               what runs here; another recipe in the same folder is refused
-      .lock                     held (flock) while a process trains here; the kernel drops it with the process
+      .lock .lock-holder        held while a process trains here, by the one of that id; the system drops it with it
       phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
         result/                 its outcome; the phase is done when this folder exists (it appears whole)
       base/ adapters/ exports/ merged/   what HiLoRA stages publish (hivg_hf/hilora/folders.py)
@@ -17,6 +17,7 @@ one take the same way and end with the same weights.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,11 +43,11 @@ from hivg_hf.hilora import (
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
-from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import find_damage, write_manifest
 
 from .recipe import PhaseRecipe, Recipe
-from .report import ReadableLog, read_json, write_curves, write_json
+from .report import ReadableLog, read_json, write_curves
 from .results import measure, write_run_card
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 from .setup import (
@@ -340,7 +341,14 @@ def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer, before: float | Non
         "accuracy_best": state.best_metric if before is not None else None,
         "best_step": state.best_global_step,
         "parameters": {part: list(counts) for part, counts in count_parameters(trainer.model).items()},
-        "log": state.log_history,
+        "log": [_without_infinite(entry) for entry in state.log_history],
+    }
+
+
+def _without_infinite(entry: dict[str, float]) -> dict[str, float | None]:
+    """A log entry as JSON can hold it: the gradient's norm is infinite where fp16 skipped a step."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""`hivg recipes`: the recipes that ship are listed, shown and copied, and values change on the command line of train."""
+"""`hivg recipes` lists, shows and copies the recipes that ship, and `hivg train` takes changes of their values."""
 
 import pytest
 import yaml

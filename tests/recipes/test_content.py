@@ -1,4 +1,4 @@
-"""What a recipe extends is read first, values can be changed from outside, and the official recipes stay as published."""
+"""What a recipe extends is read first, values change from outside, and the official recipes stay as published."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from hivg_hf.recipes import find_recipe, override, read_recipe, recipe_names
 from hivg_hf.recipes.files import BASES, FOLDER
 
-# Each official recipe as one file held it before they shared bases. A setting that changes on purpose changes here too.
+# Each official recipe as one file held it before they shared bases; a setting that changes on purpose changes here.
 RESOLVED = json.loads((Path(__file__).parents[1] / "fixtures" / "recipes" / "resolved.json").read_text())
 
 
