@@ -11,12 +11,11 @@ phases:
 A list takes the place of the base's list, and `null` stands for "not given".
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.utils.strict_mapping import read_options, read_yaml
+from hivg_hf.utils.strict_mapping import nearest, read_options, read_yaml
 
 from .files import find_recipe
 
@@ -85,9 +84,7 @@ def _with_named_items(base: list[Any], changes: Mapping[str, Any], where: str) -
     items = list(base)
     for name, change in changes.items():
         if str(name) not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"expected one of: {', '.join(filter(None, names))}."
-            raise ValueError(f"There is no `{name}` in {where}: {hint}")
+            raise ValueError(f"There is no `{name}` in {where}: {nearest(name, filter(None, names))}")
         position = names.index(str(name))
         items[position] = _merged(base[position], change, f"{where}.{name}")
     return items

@@ -1,8 +1,8 @@
 """Where recipes and accelerate configurations are: a path as it stands, or the name of one that ships."""
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
+
+from hivg_hf.utils.strict_mapping import nearest
 
 FOLDER = Path(__file__).parent
 BASES = FOLDER / "bases"  # what recipes extend; they name no data, so nothing trains by them alone
@@ -58,9 +58,5 @@ def _names(folder: Path) -> list[str]:
 def _find(name: str | Path, known: dict[str, Path], what: str) -> Path:
     if str(name) in known:
         return known[str(name)]
-    raise FileNotFoundError(f"No {what} at {name}, and none of that name ships; {_hint(Path(name).stem, known)}")
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"expected a file or one of {', '.join(sorted(known))}."
+    hint = nearest(Path(name).stem, known).replace("expected some of", "expected a file or one of")
+    raise FileNotFoundError(f"No {what} at {name}, and none of that name ships; {hint}")

@@ -46,19 +46,18 @@ from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import find_damage, write_manifest
 
-from .recipe import PhaseRecipe, Recipe
+from .phases import Phase
+from .recipe import Recipe
 from .report import ReadableLog, read_json, write_curves
 from .results import measure, write_run_card
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 from .setup import (
     RowCache,
     build_arguments,
-    build_collator,
     build_model,
     build_processor,
     count_parameters,
     load_growing,
-    set_trainable,
 )
 from .sharding import restore_shapes
 from .trainer import HiVGTrainer
@@ -104,25 +103,25 @@ class StagedTraining:
                 if not self._is_done(number):
                     self._run_phase(number, phase)
                 self._drop_checkpoints(number)
-                if phase.train == "lora":
+                if phase.has_adapters:
                     self._publish(number)
             return self._finish()
 
     # ---- one phase ----
 
-    def _run_phase(self, number: int, phase: PhaseRecipe) -> None:
+    def _run_phase(self, number: int, phase: Phase) -> None:
         logger.info("%s: training %s", phase.name, phase.train)
         folder = self._phase_folder(number)
         if self.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
         self.state.wait_for_everyone()
         model, processor = self._load_start(number)
-        evaluates = self.recipe.data.validation is not None and phase.train != "pretrain"
+        evaluates = self.recipe.data.validation is not None and phase.evaluates
         trainer = self._trainer(phase, folder, model, processor, evaluates)
         before = self._start_accuracy(folder, trainer) if evaluates else None
         if before is not None:
             # a HiLoRA stage has to gain to be kept; other phases only must not lose (both may begin at zero)
-            trainer.initial_accuracy = before if phase.train == "lora" else float(np.nextafter(before, -1))
+            trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
         with training_config(_plain(model).config, self.recipe, phase):
@@ -134,32 +133,23 @@ class StagedTraining:
             state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
             model, processor = self._load_start(number)
             if self.state.is_main_process:
-                prefix = "model." if phase.train in ("pretrain", "assisted") else ""
-                own = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+                inner = phase.inner
+                own = {name[len(inner) :]: tensor for name, tensor in state.items() if name.startswith(inner)}
                 model.load_state_dict(restore_shapes(own, model))
         if self.state.is_main_process:
             self._write_result(number, model, processor, outcome)
         self.state.wait_for_everyone()
 
     def _trainer(
-        self, phase: PhaseRecipe, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
+        self, phase: Phase, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
     ) -> HiVGTrainer:
-        recipe, trained = self.recipe, model
+        recipe = self.recipe
         rows = self.rows.training_rows(recipe, phase)
-        weights = {**_plain(model).config.loss_weights, **(phase.loss_weights or {})}
-        has_unused = phase.train in ("all", "assisted", "pretrain") or not all(weights.values())
-        if phase.train == "pretrain":
-            from .pretraining import PretrainingModel
-
-            trained = PretrainingModel(model, **phase.options)
-        elif phase.train == "assisted":
-            from .assisted_grounding import AssistedGrounding
-
-            trained = AssistedGrounding(model, **phase.options)
+        has_unused = phase.may_lack_gradients(phase.loss_weights_on(_plain(model).config.loss_weights))
         trainer = HiVGTrainer(
-            trained,
+            phase.trained_model(model),
             build_arguments(recipe, phase, folder, evaluates, len(rows), has_unused),
-            data_collator=build_collator(recipe, phase, processor),
+            data_collator=phase.collator(recipe, processor),
             train_dataset=rows,
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
             processing_class=processor,
@@ -186,7 +176,8 @@ class StagedTraining:
         with atomic_folder(self._phase_folder(number) / "result") as folder:
             if isinstance(model, PeftModel):
                 save_adapter_state(model, folder)
-            elif outcome["train"] != "lora":  # with the first stage rejected there is no adapter, and nothing changed
+            # with the first stage rejected there is no adapter, and nothing changed
+            elif not self.recipe.phases[number].has_adapters:
                 model.save_pretrained(folder)
                 processor.save_pretrained(folder)
             write_json(folder / OUTCOME_FILE, outcome)
@@ -246,7 +237,7 @@ class StagedTraining:
         # new weights (heads, bridges, adapters) are the same on every process and at every start
         set_seed(self.recipe.seed + 1000 * number)
         changes = self.recipe.phases[number].config if number < len(self.recipe.phases) else {}
-        plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
+        plain = [index for index in range(number) if not self.recipe.phases[index].has_adapters]
         if plain:
             source = self._result(plain[-1])
             model: Any = load_growing(source, changes)
@@ -254,14 +245,14 @@ class StagedTraining:
         else:
             model = build_model(self.recipe.model, **changes)
             processor = build_processor(self.recipe.model, model.config)
-        if number and self.recipe.phases[number - 1].train == "lora":
+        if number and self.recipe.phases[number - 1].has_adapters:
             model = self._with_adapters(model, number - 1)
         if number < len(self.recipe.phases):
-            kind = self.recipe.phases[number].train
-            if kind == "lora" and new_stage:
+            phase = self.recipe.phases[number]
+            if not phase.has_adapters:
+                phase.choose_parameters(model)
+            elif new_stage:
                 model = start_stage(model, self._hilora(), self._stage_of(number))
-            elif kind in ("heads", "all"):
-                set_trainable(model, kind)
         return model, processor
 
     def _with_adapters(self, model: Any, number: int) -> Any:
@@ -275,7 +266,7 @@ class StagedTraining:
         return model
 
     def _stage_of(self, number: int) -> int:
-        return 1 + sum(phase.train == "lora" for phase in self.recipe.phases[:number])
+        return 1 + sum(phase.has_adapters for phase in self.recipe.phases[:number])
 
     def _hilora(self) -> HiLoraConfig:
         config = self.recipe.hilora_config()
@@ -313,7 +304,7 @@ class StagedTraining:
         return results
 
 
-def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
+def choose_weights(phase: Phase, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
     """Load the best weights of a finished phase into its model, or say that those it began with are to be kept.
 
     Args:
@@ -353,10 +344,10 @@ def _without_infinite(entry: dict[str, float]) -> dict[str, float | None]:
 
 
 @contextmanager
-def training_config(config: HiVGConfig, recipe: Recipe, phase: PhaseRecipe) -> Iterator[None]:
+def training_config(config: HiVGConfig, recipe: Recipe, phase: Phase) -> Iterator[None]:
     """The phase's loss weights and the run's way of taking negatives, while the phase trains and no longer."""
     own = (config.loss_weights, config.contrastive_gather)
-    config.loss_weights = {**config.loss_weights, **(phase.loss_weights or {})}
+    config.loss_weights = phase.loss_weights_on(config.loss_weights)
     if recipe.contrastive_gather is not None:
         config.contrastive_gather = recipe.contrastive_gather
     try:

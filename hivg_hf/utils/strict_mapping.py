@@ -138,14 +138,21 @@ def refuse_unknown(keys: Iterable[Any], known: Iterable[str], where: str) -> Non
     choices = list(known)
     for key in keys:
         if key not in choices:
-            close = difflib.get_close_matches(str(key), choices, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(sorted(choices))}."
-            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+            raise ValueError(f"Unknown key `{key}` in {where}: {nearest(key, choices)}")
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """What to write in place of a name that is not known: the nearest one, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(str(name), choices, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(choices)}."
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
+        if isinstance(value, hint):  # of a type that was chosen before
+            return value
         return build_strictly(hint, value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

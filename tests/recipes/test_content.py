@@ -96,7 +96,7 @@ def test_values_are_overridden_at_any_depth():
         ("=3", r"takes NAME=VALUE, got '=3'"),
         ("seed=[", r"'seed=\[': the value is not YAML"),
         ("phases.stage.epochs=3", r"There is no `stage` in recipe.phases: did you mean `stage_1`\?"),
-        ("phases..epochs=3", r"There is no `` in recipe.phases: expected one of: stage_1"),
+        ("phases..epochs=3", r"There is no `` in recipe.phases: expected some of: stage_1"),
     ],
 )
 def test_an_override_that_leads_nowhere_is_refused(pair, message):
