@@ -80,14 +80,17 @@ def train(
             data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
         )
         plan = parse_recipe(override(own, changes))
+    folder = out or Path("runs") / plan.name
     if dry_run:
-        from hivg_hf.training import describe_plan, plan_training
+        from hivg_hf.training import check_before_training, describe_plan, plan_training
 
+        missing = check_before_training(plan, folder, planning=True)
         say(describe_plan(plan_training(plan, count_processes())))
+        if missing:
+            say("\nNot there yet:\n" + "\n".join(f"  {line}" for line in missing))
         return
     from hivg_hf.training import StagedTraining
 
-    folder = out or Path("runs") / plan.name
     say(f"Run: {folder.resolve()}")
     results = StagedTraining(plan, folder).run()
     say(f"Model: {(folder / results['model']).resolve()}")

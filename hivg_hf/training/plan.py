@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from .arguments import accumulation_steps
 from .phases import Phase
 from .recipe import ModelRecipe, Recipe
+from .run_folder import disk_needed
 from .setup import RowCache, count_parameters, load_tokenizer
 
 # Values that a transformer layer keeps for its backward pass, per token and width, with fused attention and an MLP of
@@ -63,8 +65,14 @@ class PhasePlan:
 
 def plan_training(recipe: Recipe, processes: int = 1) -> list[PhasePlan]:
     """The plan of every phase of a recipe on a number of processes."""
-    rows, model, stage = RowCache(), None, 0
-    plans = []
+    rows = RowCache()
+    return [_plan_phase(recipe, phase, model, rows, processes) for phase, model in phase_models(recipe)]
+
+
+def phase_models(recipe: Recipe) -> Iterator[tuple[Phase, nn.Module]]:
+    """Each phase with the model that it finds, without storage, what trains in it chosen; one object that changes."""
+    model: Any = None
+    stage = 0
     for phase in recipe.phases:
         if model is None or phase.config:
             model = empty_model(recipe.model, **phase.config)
@@ -75,8 +83,7 @@ def plan_training(recipe: Recipe, processes: int = 1) -> list[PhasePlan]:
             model = start_stage(model, hilora, stage)
         else:
             phase.choose_parameters(model)
-        plans.append(_plan_phase(recipe, phase, model, rows, processes))
-    return plans
+        yield phase, model
 
 
 def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
@@ -104,7 +111,6 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
     is_contrastive = phase.train != "pretrain" and weights.get("contrastive", 0) > 0
     parameters = count_parameters(model)
     trainable, total = (sum(counts[index] for counts in parameters.values()) for index in (0, 1))
-    saved = trainable if phase.has_adapters else total
     return PhasePlan(
         name=phase.name,
         train=phase.train,
@@ -117,7 +123,7 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
         parameters=parameters,
         negatives=(micro * (processes if gather else 1) - 1) if is_contrastive else 0,
         memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.train, recipe),
-        disk=3 * 4 * (saved + 2 * trainable) + 3 * 4 * total,
+        disk=disk_needed(model),
     )
 
 

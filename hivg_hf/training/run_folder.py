@@ -93,17 +93,29 @@ def sweep_leftovers(folder: Path) -> None:
 def check_disk(folder: Path, model: nn.Module) -> None:
     """Refuse to start a phase whose checkpoints would not fit.
 
-    Room is asked for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and
-    three copies of the model (result, base, merged).
+    Raises:
+        OSError: If the disk holds less.
+    """
+    check_room(folder, disk_needed(model))
+
+
+def disk_needed(model: nn.Module) -> int:
+    """Bytes for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and three
+    copies of the model (result, base, merged)."""
+    total = 4 * sum(parameter.numel() for parameter in model.parameters())
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = trained if isinstance(model, PeftModel) else total
+    return 3 * (weights + 2 * trained) + 3 * total
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse a disk that holds less than a phase needs; the folder may not be there yet.
 
     Raises:
         OSError: If the disk holds less.
     """
-    total = 4 * sum(parameter.numel() for parameter in model.parameters())
-    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    weights = trained if isinstance(model, PeftModel) else total
-    needed = 3 * (weights + 2 * trained) + 3 * total
-    free = shutil.disk_usage(folder).free
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise OSError(
             f"The disk of {folder} has {free / 2**30:.2f} GiB free, but this phase may need {needed / 2**30:.2f} GiB "

@@ -47,6 +47,7 @@ from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import find_damage, write_manifest
 
 from .phases import Phase
+from .preflight import check_before_training
 from .recipe import Recipe
 from .report import ReadableLog, read_json, write_curves
 from .results import measure, write_run_card
@@ -97,6 +98,8 @@ class StagedTraining:
             if self.state.is_main_process:
                 check_writable(self.folder)
                 claim_folder(self.folder, self.recipe)
+                if not self._is_done(len(self.recipe.phases) - 1):
+                    check_before_training(self.recipe, self.folder)
                 sweep_leftovers(self.folder)
             self.state.wait_for_everyone()
             for number, phase in enumerate(self.recipe.phases):
