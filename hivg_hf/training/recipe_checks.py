@@ -8,34 +8,7 @@ from typing import Any
 
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
-_LORA, _OWN_LOSSES = ("lora",), ("pretrain", "assisted")
-_ON_ROWS = ("assisted", "heads", "all", "lora")
-# Keys of a phase that only some kinds of phases read.
-KINDS_THAT_READ: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("vision_layers", "text_layers", "rank", "alpha", "dropout"), _LORA),
-    **dict.fromkeys(("augmentation", "masks", "loss_weights", "early_stop"), _ON_ROWS),
-    "options": _OWN_LOSSES,
-}
 _ROW_KEYS = ("source", "split")
-
-
-def drop_unread(defaults: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """The shared keys that a phase of a kind reads; the others are meant for other phases."""
-    return {key: value for key, value in defaults.items() if kind in KINDS_THAT_READ.get(key, (kind,))}
-
-
-def refuse_unread(where: str, kind: str, changed: Iterable[str]) -> None:
-    """Refuse keys that were set and that a phase of this kind does not read.
-
-    Raises:
-        ValueError: Naming the key and the kinds that read it.
-    """
-    for key in changed:
-        readers = KINDS_THAT_READ.get(key, (kind,))
-        if kind not in readers:
-            raise ValueError(
-                f"{where} trains {kind}, which does not read `{key}`: omit it, or train {' or '.join(readers)}."
-            )
 
 
 def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
