@@ -63,6 +63,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     """A description of rows: source, split, and options that the source's reader takes."""
     from hivg_hf.data import load_grounding_dataset
     from hivg_hf.data.readers import find_source
+    from hivg_hf.data.readers.recognition import is_cache
 
     if not ("source" in spec and "split" in spec):
         raise ValueError(f"{where} needs `source` and `split`. Got the keys {sorted(spec)}.")
@@ -79,10 +80,10 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
         for number, part in enumerate(spec.get("parts") or ()):
             content = {name: value for name, value in part.items() if name != "weight"}
             check_rows(f"{where}.parts[{number}]", {"split": spec["split"], **content})
-    elif Path(source).is_dir():
+    elif is_cache(Path(source)):
         known = _ROW_KEYS
     else:
-        known = {*shared, *_keywords(find_source(source).load())}
+        known = {"format", *shared, *_keywords(find_source(source, spec.get("format")).load())}
         known = known if spec.get("streaming") else known - {"shuffle", "batch_size"}
     refuse_unknown(spec, known, where)
 
