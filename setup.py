@@ -17,6 +17,7 @@ REQUIRED = [
     "evaluate>=0.4.6",
     "huggingface_hub>=2.4",
     "safetensors>=0.8",
+    "filelock>=3.16",
     "pillow>=12.0",
     "numpy>=2.0",
     "scipy>=1.14",

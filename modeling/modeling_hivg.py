@@ -50,9 +50,13 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionModel,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import (
+    _CAN_RECORD_REGISTRY,
+    capture_outputs,
+    install_output_capuring_hook,
+)
 
 from .box_ops_hivg import box_coverage
 from .configuration_hivg import HiVGConfig
@@ -75,6 +79,7 @@ from .loss_hivg import (
 if TYPE_CHECKING:
     from .processing_hivg import HiVGProcessor
 
+logger = logging.get_logger(__name__)
 
 # Logit of patches that were never computed: surely no part of the target, finite in half precision.
 PADDING_LOGIT = -10.0
@@ -219,13 +224,40 @@ def attend(module, queries, keys, values, bias, scale, dropout=0.0):
     """Attention between two token sets through transformers' attention interface.
 
     Flash kernels take padding as a suffix that queries and keys share. Here queries are image or fusion tokens and
-    keys are padded on their own, so these attentions fall back to sdpa; the towers' self-attention does not.
+    keys are padded on their own, so these attentions fall back to sdpa; the towers' self-attention does not. So does
+    flex attention, which would want a compiled mask for every pair of lengths.
     """
     implementation = module.config._attn_implementation
-    if "flash" in (implementation or ""):
+    if "flash" in (implementation or "") or implementation == "flex_attention":
         implementation = "sdpa"
     interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     return interface(module, queries, keys, values, bias, scaling=scale, dropout=dropout if module.training else 0.0)
+
+
+class RecordingHook:
+    """transformers' hook that records what a layer returns, in a form that can be pickled and copied."""
+
+    def __init__(self, key: str):
+        self.key = key
+        bare = nn.Module()
+        install_output_capuring_hook(bare, key, index=0 if "hidden_states" in key else 1)
+        (self.record,) = bare._forward_hooks.values()
+
+    def __call__(self, module, args, output):
+        return self.record(module, args, output)
+
+    def __reduce__(self):
+        return RecordingHook, (self.key,)
+
+
+def install_recording_hooks(part: PreTrainedModel) -> None:
+    """Install now what transformers would install on first use: dynamo cannot trace the lock that it takes, so the
+    first call of a compiled model would break its graph; and its hooks are local functions, which cannot be pickled."""
+    for key, recorded in part._can_record_outputs.items():
+        for module in part.modules():
+            if isinstance(module, recorded):
+                module.register_forward_hook(RecordingHook(key))
+    part._output_capturing_hooks_installed = True
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -369,7 +401,7 @@ class HiVGVisionEncoderLayer(CLIPEncoderLayer):
         residual = hidden_states
         hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = residual + hidden_states
-        if hasattr(self, "bridge"):
+        if hasattr(self, "bridge") and text_states:  # without an expression the tower is CLIP's own
             hidden_states = self.bridge(hidden_states, text_states, text_bias)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
@@ -452,6 +484,12 @@ class HiVGCLIPModel(CLIPModel):
             if isinstance(module, CLIPMLP) and module.config.hidden_act == "quick_gelu":
                 module.activation_fn = QuickGELU()
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
 
     def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """CLIP's logits of E expressions and B images: normalised (E, H) and (B, H) -> (E, B).
@@ -563,6 +601,7 @@ class HiVGPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @torch.no_grad()
@@ -792,10 +831,24 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         self.clip = HiVGCLIPModel._from_config(config.clip_config, hivg_config=config)
         self.grounding_head = HiVGGroundingHead(config)
         self.post_init()
-        # Installed now, not on first use: dynamo cannot trace the lock that installs them, so the first call of a
-        # compiled model would break its graph.
-        for part in (self.clip.text_model, self.clip.vision_model, self.grounding_head.fusion):
-            maybe_install_capturing_hooks(part)
+        for part in self._recorded_parts():
+            install_recording_hooks(part)
+
+    def _recorded_parts(self) -> tuple[PreTrainedModel, ...]:
+        return self.clip.text_model, self.clip.vision_model, self.grounding_head.fusion
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for part in self._recorded_parts():  # a new process knows only the classes whose constructor it has run
+            _CAN_RECORD_REGISTRY[part] = part._can_record_outputs
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of the text tower."""
+        return self.clip.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the text tower."""
+        self.clip.set_input_embeddings(value)
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -828,9 +881,20 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 f"`{path}` holds a `{stored.get('model_type')}` model; `from_clip` needs a CLIP (`clip`)."
             )
         config = HiVGConfig(clip_config=CLIPConfig.from_dict(stored), **config_overrides)
-        model, report = cls.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a table of every new tensor, which are new on purpose
+        try:
+            model, report = cls.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
+        finally:
+            logging.set_verbosity(verbosity)
         model._check_clip_loaded(path, report)
         model.copy_visual_projection()
+        parameters = model.state_dict()
+        new = sum(parameters[key].numel() for key in report["missing_keys"])
+        logger.warning(
+            f"New model around the CLIP in `{path}`: its {len(config.bridge_layers)} bridges and its grounding head "
+            f"({new / 1e6:.1f} of {model.num_parameters() / 1e6:.1f} million parameters) are untrained."
+        )
         return model
 
     def _check_clip_loaded(self, path: str, report: dict) -> None:
@@ -866,7 +930,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         output_token_logits: bool = False,
         patch_index: torch.Tensor | None = None,
         text_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
+        output_scores: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -890,10 +956,18 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 Patches to compute, -1 = none; only with `config.skip_padded_patches`. Without it all are computed and
                 those in the padding are masked: the same result for more work.
             text_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Row of `input_ids` for each image, where an expression repeats. Default: row i for image i.
+                Row of `input_ids` for each sample, where an expression repeats. Default: row i for sample i.
+            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Row of `pixel_values`, `pixel_mask` and `patch_index` for each sample, where an image has several
+                expressions. Default: row i for sample i.
             image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Equal for equal images: such pairs are no negatives with `config.contrastive_ignore_duplicates`.
-            output_hidden_states, output_attentions (`bool`): record the states and attentions.
+                Default: `image_index`.
+            output_scores (`bool`):
+                Give `scores`. Default: in every call without labels, and with labels where they cost nothing; a
+                similarity score (`config.score`) needs the patches of the last fusion layer.
+            output_hidden_states, output_attentions (`bool`):
+                Record the states and attentions. Default: what the config says.
 
         Returns:
             [`HiVGOutput`].
@@ -902,10 +976,16 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             ValueError: where shapes do not fit the config.
         """
         config = self.config
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
         weights = config.loss_weights if labels is not None else {}
-        need_tokens = bool(output_token_logits or weights.get("token_focal") or weights.get("token_dice"))
+        asked_scores = labels is None if output_scores is None else output_scores
+        need_scores = asked_scores and config.score == "similarity"
+        need_tokens = bool(
+            output_token_logits or need_scores or weights.get("token_focal") or weights.get("token_dice")
+        )
         need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
-        self._check_inputs(input_ids, pixel_values, patch_index)
+        self._check_inputs(input_ids, pixel_values, patch_index, text_index, image_index)
 
         # 1. Words.
         ids, mask = self._prepare_text(input_ids, attention_mask)
@@ -921,6 +1001,11 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         end_index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(-1)  # (B,) last token that is there
 
         # 2. Image, steered by the words.
+        if image_index is not None:
+            pixel_values = pixel_values[image_index]
+            pixel_mask = pixel_mask[image_index] if pixel_mask is not None else None
+            patch_index = patch_index[image_index] if patch_index is not None else None
+            image_ids = image_index if image_ids is None else image_ids
         patch_mask = self._patch_mask(pixel_values, pixel_mask, patch_index)
         vision = self.clip.vision_model(
             pixel_values,
@@ -960,7 +1045,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             loss=loss,
             loss_dict=loss_dict,
             pred_boxes=outputs["pred_boxes"],
-            scores=self._scores(outputs, patch_mask, patch_index),
+            scores=self._scores(outputs, patch_mask, patch_index) if output_scores is not False else None,
             token_logits=outputs["token_logits"] if output_token_logits else None,
             mask_logits=outputs["mask_logits"] if output_masks else None,
             logits_per_text=outputs["logits_per_text"],
@@ -973,10 +1058,19 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             attentions=fused.attentions if output_attentions else None,
         )
 
-    def _check_inputs(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, patch_index) -> None:
+    def _check_inputs(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, patch_index, text_index, image_index
+    ) -> None:
         size, length = self.config.image_size, self.config.max_text_length
         if pixel_values is None or input_ids is None:
             raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
+        texts = len(input_ids if text_index is None else text_index)
+        images = len(pixel_values if image_index is None else image_index)
+        if texts != images and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"Got {texts} expressions for {images} images. Pass one expression per image, or `image_index`, the "
+                "row of `pixel_values` that each expression reads; the processor gives it."
+            )
         if tuple(pixel_values.shape[-2:]) != (size, size):
             raise ValueError(
                 f"`pixel_values` must be {size} x {size} pixels for this model. Got {tuple(pixel_values.shape[-2:])}; "
@@ -1140,6 +1234,53 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         difference = _weighted_mean(similarity, inside) - _weighted_mean(similarity, outside)
         return (self.config.score_similarity_scale * difference + self.config.score_similarity_bias).sigmoid()
 
+    # -- features -----------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """CLIP's text tower: `pooler_output` (U, H) is CLIP's embedding of each expression, before normalization.
+
+        Args:
+            input_ids: (U, T).
+            attention_mask: (U, T), 1 = token.
+            kwargs: `output_hidden_states`, `output_attentions`.
+        """
+        ids, mask = self._prepare_text(input_ids, attention_mask)
+        text = self.clip.text_model(ids, **kwargs)
+        end_index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(-1)  # (U,)
+        end = take_tokens(text.last_hidden_state, end_index[:, None])[:, 0]
+        text.pooler_output = self.clip.text_projection(end)  # (U, D) -> (U, H)
+        return text
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        patch_index: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """CLIP's vision tower without an expression: its bridges are left out. `pooler_output` (B, H) is CLIP's
+        embedding of each image, before normalization; what an expression makes of it is in `forward`'s outputs.
+
+        Args:
+            pixel_values: (B, 3, S, S).
+            pixel_mask: (B, S, S), 1 = image. Default: all image.
+            patch_index: (B, P), see `forward`.
+            kwargs: `output_hidden_states`, `output_attentions`.
+        """
+        patch_mask = self._patch_mask(pixel_values, pixel_mask, patch_index)
+        vision = self.clip.vision_model(
+            pixel_values,
+            patch_index=patch_index,
+            patch_mask=patch_mask if self.config.skip_padded_patches else None,
+            **kwargs,
+        )
+        vision.pooler_output = self.clip.visual_projection(vision.pooler_output)  # (B, V) -> (B, H)
+        return vision
+
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def _losses(
@@ -1217,7 +1358,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            outputs = self(**inputs, output_masks=output_masks, output_token_logits=self.config.score == "similarity")
+            outputs = self(**inputs, output_masks=output_masks)
         finally:
             self.train(was_training)
         found = processor.post_process_grounding(outputs, [image_size(image)] * len(expressions))

@@ -18,8 +18,9 @@ from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 # The official base forward for one image and 77 tokens, adapters unmerged, all outputs.
 OFFICIAL_GFLOP = 74.9
 
-BOX: dict[str, bool] = {}
-MASK = {"output_masks": True}
+# The official weights hold no score, and the similarity score reads every patch.
+BOX = {"output_scores": False}
+MASK = {"output_masks": True, "output_scores": False}
 ALL = {"output_masks": True, "output_token_logits": True}
 
 

@@ -74,8 +74,8 @@ def inference_group(
     slow.note = "adapters beside the weights, eager attention, every output, 77 positions"
     cases = [
         slow,
-        _ours(BOX, model, batch),
-        _ours(MASK, model, batch, output_masks=True),
+        _ours(BOX, model, batch, output_scores=False),
+        _ours(MASK, model, batch, output_masks=True, output_scores=False),
         _ours(ALL, model, batch, output_masks=True, output_token_logits=True),
     ]
     comparisons = [
@@ -92,7 +92,7 @@ def inference_group(
     if variants:
         cases += _variants(model, batch)
     if compiled:
-        cases.append(_ours(f"{BOX}, compiled", torch.compile(model), batch))
+        cases.append(_ours(f"{BOX}, compiled", torch.compile(model), batch, output_scores=False))
         cases[-1].timed_only = True
     comparisons += [Comparison(BOX, case.name) for case in cases[6:]]
     return Group(name, cases, comparisons, differences)
@@ -222,7 +222,7 @@ def mask_head_group(name: str, config: HiVGConfig, batch_size: int) -> Group:
 def neighbor_group(name: str, official: HiVGConfig, new: HiVGConfig, others: list[Case]) -> Group:
     """Box only, beside the models that people ground with today, and beside CLIP alone."""
     cases = [
-        _ours(BOX, HiVGForVisualGrounding(official).eval(), random_batch(official, 1)),
+        _ours(BOX, HiVGForVisualGrounding(official).eval(), random_batch(official, 1), output_scores=False),
         _ours(NATIVE, HiVGForVisualGrounding(new).eval(), random_batch(new, 1)),
         *others,
     ]

@@ -74,8 +74,9 @@ def evaluate(
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.predict import process_state
     from hivg_hf.evaluation.reports import write_evaluation
-    from hivg_hf.evaluation.sources import open_data, open_foils, open_model, read_options
+    from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
+    from hivg_hf.utils.strict_mapping import read_options
 
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"

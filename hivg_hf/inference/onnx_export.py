@@ -1,7 +1,6 @@
 """A model as an ONNX file that other runtimes read, with what is needed to feed it, and a check that it agrees."""
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import nn
 
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
-from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.imports import require_package
 
 MODEL_NAME = "model.onnx"
@@ -99,8 +98,7 @@ def export_onnx(
         _write_graph(graph, temporary / MODEL_NAME)
         _forget_inner_shapes(temporary / MODEL_NAME)
         processor.tokenizer.save_pretrained(temporary)
-        settings = json.dumps(_feeding_settings(model, processor, graph), indent=2)
-        (temporary / SETTINGS_NAME).write_text(settings + "\n", encoding="utf-8")
+        write_json(temporary / SETTINGS_NAME, _feeding_settings(model, processor, graph))
         report = check_onnx(graph, temporary / MODEL_NAME)
         worst = max(report, key=lambda name: report[name])
         if not report[worst] <= TOLERANCE:

@@ -488,14 +488,16 @@ def test_equal_images_are_no_negatives(tiny_model, batch, labels):
     assert shared.loss_dict["contrastive"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_similarity_scores_need_the_token_logits(tiny_config, tiny_model, batch):
+def test_similarity_scores_come_in_every_call_without_labels(tiny_config, tiny_model, batch):
     config = copy.deepcopy(tiny_config)
     config.score = "similarity"
     config.loss_weights = {"bbox": 1.0}
     model = HiVGForVisualGrounding(config).eval()
     model.load_state_dict({k: v for k, v in tiny_model.state_dict().items() if "score_head" not in k})
-    assert run(model, batch).scores is None
-    scores = run(model, batch, output_token_logits=True).scores
+    assert run(model, batch, output_scores=False).scores is None
+    assert run(model, batch, labels=torch.full((3, 4), 0.5)).scores is None
+    scores = run(model, batch).scores
+    torch.testing.assert_close(run(model, batch, output_token_logits=True).scores, scores)
     assert scores.shape == (3,)
     assert ((scores > 0) & (scores < 1)).all()
     sparse = {**batch, "patch_index": patch_index_of(batch["pixel_mask"], 8)}

@@ -1,0 +1,189 @@
+"""What transformers, PEFT and torch do with any model, they do with this one: embeddings, pickles, features, indexes."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.interpreter import Interpreter
+from transformers import CLIPModel
+from transformers.utils import logging
+
+from hivg_hf import HiVGForVisualGrounding
+
+RECORDED = {"output_hidden_states": True}
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    """Two images and two expressions, the first image with padding below."""
+    generator = torch.Generator().manual_seed(3)
+    input_ids = torch.randint(1, 500, (2, 6), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 4:] = 0
+    pixel_mask = torch.ones(2, 64, 64, dtype=torch.long)
+    pixel_mask[0, 32:] = 0
+    pixel_values = torch.randn(2, 3, 64, 64, generator=generator) * pixel_mask[:, None]
+    patch_index = torch.stack([torch.arange(64).where(torch.arange(64) < 32, -1), torch.arange(64)])
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "pixel_values": pixel_values,
+        "pixel_mask": pixel_mask,
+        "patch_index": patch_index,
+    }
+
+
+@torch.no_grad()
+def boxes(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **options: object) -> torch.Tensor:
+    return model(**inputs, **options).pred_boxes
+
+
+# -- embeddings
+
+
+def test_the_input_embedding_is_the_text_towers(tiny_model) -> None:
+    embedding = tiny_model.clip.text_model.embeddings.token_embedding
+    assert tiny_model.get_input_embeddings() is embedding
+    assert tiny_model.clip.get_input_embeddings() is embedding
+    model = copy.deepcopy(tiny_model)
+    model.set_input_embeddings(torch.nn.Embedding(7, 16))
+    assert model.clip.text_model.embeddings.token_embedding.num_embeddings == 7
+
+
+def test_resized_embeddings_are_saved_and_change_no_prediction(tiny_model, inputs, tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny_model)
+    before = boxes(model, inputs)
+    size = model.config.clip_config.text_config.vocab_size + 5
+    model.resize_token_embeddings(size)
+    assert model.config.clip_config.text_config.vocab_size == size
+    assert torch.equal(boxes(model, inputs), before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(boxes(HiVGForVisualGrounding.from_pretrained(tmp_path), inputs), before)
+    inputs["input_ids"][0, 1] = size - 1  # a new token, beyond the end token's id
+    assert not torch.equal(boxes(model, inputs), before)
+
+
+# -- pickles
+
+
+@pytest.mark.parametrize("copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy])
+def test_a_copy_records_states_and_compiles_without_graph_break(tiny_model, inputs, copied) -> None:
+    model = copied(tiny_model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(boxes(compiled, inputs), boxes(tiny_model, inputs))
+    states = model(**inputs, **RECORDED)
+    for name in ("vision_hidden_states", "text_hidden_states", "hidden_states"):
+        assert len(getattr(states, name)) == len(getattr(tiny_model(**inputs, **RECORDED), name))
+
+
+def test_another_process_reads_a_saved_model_without_building_one_first(tiny_checkpoint, inputs, tmp_path) -> None:
+    model = HiVGForVisualGrounding.from_pretrained(tiny_checkpoint)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    process = Interpreter(tmp_path, with_package=True, environment={})
+    try:
+        found = process.run(
+            "import torch\n"
+            "model = torch.load('model.pt', weights_only=False)\n"
+            "result = model(**torch.load('inputs.pt')).pred_boxes.tolist()"
+        )
+    finally:
+        process.close()
+    torch.testing.assert_close(torch.tensor(found), boxes(model, inputs))
+
+
+# -- outputs that the config asks for
+
+
+def test_the_config_can_ask_for_states_and_attentions(tiny_model, inputs) -> None:
+    model = copy.deepcopy(tiny_model)
+    model.set_attn_implementation("eager")
+    model.config.output_hidden_states = model.config.output_attentions = True
+    outputs = model(**inputs)
+    assert len(outputs.hidden_states) == model.config.fusion_layers + 1
+    assert len(outputs.cross_attentions) == len(model.config.bridge_layers)
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+
+
+# -- one image, several expressions
+
+
+def test_image_index_gives_what_repeated_images_give(tiny_model, inputs) -> None:
+    index = torch.tensor([1, 0, 1])
+    words = {name: inputs[name][[0, 1, 1]] for name in ("input_ids", "attention_mask")}
+    images = {name: inputs[name] for name in ("pixel_values", "pixel_mask", "patch_index")}
+    repeated = {name: value[index] for name, value in images.items()}
+    shared = tiny_model(**words, **images, image_index=index, output_masks=True)
+    expected = tiny_model(**words, **repeated, output_masks=True)
+    torch.testing.assert_close(shared.pred_boxes, expected.pred_boxes)
+    torch.testing.assert_close(shared.mask_logits, expected.mask_logits)
+    one = {"text_index": torch.tensor([0, 1, 1]), "input_ids": inputs["input_ids"]}
+    both = tiny_model(**images, **one, attention_mask=inputs["attention_mask"], image_index=index)
+    torch.testing.assert_close(both.pred_boxes, expected.pred_boxes)
+
+
+def test_expressions_of_one_image_are_not_negatives_of_each_other(tiny_model, inputs) -> None:
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    images = {name: inputs[name][:1] for name in ("pixel_values", "pixel_mask")}
+    labels = torch.tensor([[0.5, 0.25, 0.4, 0.3], [0.5, 0.2, 0.3, 0.2]])
+    index = torch.zeros(2, dtype=torch.long)
+    shared = tiny_model(**words, **images, image_index=index, labels=labels).loss_dict["contrastive"]
+    repeated = {name: value.expand(2, *value.shape[1:]) for name, value in images.items()}
+    known = tiny_model(**words, **repeated, image_ids=index, labels=labels).loss_dict["contrastive"]
+    unknown = tiny_model(**words, **repeated, labels=labels).loss_dict["contrastive"]
+    torch.testing.assert_close(shared, known)
+    assert not torch.isclose(shared, unknown)
+
+
+def test_more_expressions_than_images_need_an_index(tiny_model, inputs) -> None:
+    inputs["pixel_values"] = inputs["pixel_values"][:1]
+    with pytest.raises(ValueError, match=r"Got 2 expressions for 1 images\. Pass .*`image_index`"):
+        tiny_model(**inputs)
+
+
+# -- features
+
+
+def test_features_are_clips_own(tiny_model, tiny_config, inputs) -> None:
+    clip = CLIPModel(tiny_config.clip_config).eval()
+    clip.load_state_dict({k: v for k, v in tiny_model.clip.state_dict().items() if ".bridge." not in k})
+    pixel_values = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        image = tiny_model.get_image_features(pixel_values).pooler_output
+        torch.testing.assert_close(image, clip.get_image_features(pixel_values).pooler_output, rtol=1e-4, atol=1e-5)
+        ids = inputs["input_ids"][:1]
+        states = clip.text_model(ids).last_hidden_state[:, -1]  # CLIP looks for an end token, which is not there
+        text = tiny_model.get_text_features(ids).pooler_output
+        torch.testing.assert_close(text, clip.text_projection(states), rtol=1e-4, atol=1e-5)
+        padded = tiny_model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        alone = tiny_model.get_text_features(inputs["input_ids"][1:, :4]).pooler_output
+        torch.testing.assert_close(padded[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_image_features_leave_the_padding_out(tiny_model, inputs) -> None:
+    with torch.no_grad():
+        masked = tiny_model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
+        skipped = tiny_model.get_image_features(inputs["pixel_values"], patch_index=inputs["patch_index"])
+    torch.testing.assert_close(masked.pooler_output, skipped.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+# -- a new model around a CLIP
+
+
+def test_from_clip_says_in_one_line_what_is_new(tiny_config, tmp_path, caplog) -> None:
+    CLIPModel(tiny_config.clip_config).save_pretrained(tmp_path)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    logging.enable_propagation()
+    try:
+        HiVGForVisualGrounding.from_clip(tmp_path, fusion_heads=2, bridge_layers=[0, 2])
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.disable_propagation()
+    (record,) = caplog.records
+    assert "2 bridges and its grounding head" in record.message
+    assert "untrained" in record.message
+    assert "\n" not in record.message
