@@ -195,7 +195,8 @@ def resize_away(pixels: np.ndarray, scale: float, back: Image.Resampling = Image
 
 
 def _scaled(radius: float, pixels: np.ndarray) -> float:
-    return max(0.5, radius * min(pixels.shape[:2]) / _REFERENCE_SIDE)
+    """A radius in pixels of this picture; half a pixel more, so that a small picture is changed as well."""
+    return 0.5 + radius * min(pixels.shape[:2]) / _REFERENCE_SIDE
 
 
 def _filtered(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:

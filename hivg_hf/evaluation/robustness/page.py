@@ -98,7 +98,9 @@ def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
         if chosen:
             before = _mean([entry["before"] for entry in chosen])
             color = _FAMILY_COLORS.get(label, "#444444")
-            axes.plot([0, *strengths], [100 * v for v in (before, *means)], style, color=color, marker="o", label=label)
+            axes.plot(
+                [0, *strengths], [100 * v for v in (before, *means)], style, color=color, marker="o", label=label
+            )
     axes.set_xlabel("strength (0: unchanged)")
     axes.set_ylabel("Acc@0.5 (%)")
     axes.set_xticks(range(6))

@@ -24,7 +24,9 @@ LEXICON: dict[str, tuple[str, ...]] = {
         "red orange yellow green blue purple violet pink brown black white gray grey cyan turquoise teal magenta "
         "golden silver beige tan maroon navy dark light striped solid outlined".split()
     ),
-    "size": tuple("small smaller smallest large larger largest big bigger biggest tiny huge tall short little".split()),
+    "size": tuple(
+        "small smaller smallest large larger largest big bigger biggest tiny huge tall short little".split()
+    ),
     "position": tuple(
         "left right top bottom leftmost rightmost topmost bottommost upper lower uppermost lowest highest middle "
         "center front back first second third fourth fifth last nearest closest farthest".split()
