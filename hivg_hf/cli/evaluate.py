@@ -58,9 +58,7 @@ def evaluate(
     ] = None,
     robustness: Annotated[
         bool,
-        typer.Option(
-            "--robustness", help="Also: changed pictures and expressions, over 100 passes; resumes if killed."
-        ),
+        typer.Option("--robustness", help="Also: changed pictures and expressions, 95 passes; resumes if killed."),
     ] = False,
     adversarial: Annotated[
         bool, typer.Option("--adversarial", help="Also: pixels attacked along the gradient (PGD) in five strengths.")

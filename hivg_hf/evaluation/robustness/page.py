@@ -68,9 +68,9 @@ def write_report(out: str | Path, report: Mapping[str, Any], name: str, plot: bo
     page = _PAGE.format(
         title=html.escape(f"How {name} breaks"),
         introduction=html.escape(
-            "Acc@0.5 in percent on the unchanged rows and under each change, the paired difference with its 95 percent "
-            "interval (bootstrap over images), the mean score before and after, and the AUC of the score under the "
-            "change. Rows to which a change of wording does not apply are left out on both sides."
+            "Acc@0.5 in percent on the unchanged rows and under each change, the paired difference with its 95 "
+            "percent interval (bootstrap over images), the mean score before and after, and the AUC of the score "
+            "under the change. Rows to which a change of wording does not apply are left out on both sides."
         ),
         picture=f'<img alt="Accuracy by strength" src="data:image/png;base64,{picture}">' if plot else "",
         tables="\n".join(_tables(report)),

@@ -33,8 +33,8 @@ LEXICON: dict[str, tuple[str, ...]] = {
     ),
 }
 _RELATION = re.compile(
-    r"\s+(?:(?:that|which|who) (?:is|are) )?(?:to the (?:left|right) of|(?:left|right) of|above|below|under|beneath|over|"
-    r"next to|beside|near|behind|in front of|between|inside|on top of|closest to|with|holding|wearing)\b.*$",
+    r"\s+(?:(?:that|which|who) (?:is|are) )?(?:to the (?:left|right) of|(?:left|right) of|above|below|under|beneath|"
+    r"over|next to|beside|near|behind|in front of|between|inside|on top of|closest to|with|holding|wearing)\b.*$",
     re.IGNORECASE,
 )
 _SYNONYMS = {
