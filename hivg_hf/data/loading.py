@@ -30,7 +30,7 @@ def load_grounding_dataset(
         source: a name (`refcoco`, `unc`, `flickr30k-entities`, `refshapes`, `jxu124/refcoco`, ...; all of them in
             `hivg_hf.data.readers.SOURCES`), a file or a folder in one of `hivg_hf.data.readers.FORMATS` (tables, COCO,
             ODVG, GRIT, conversations, Label Studio, CVAT, VOC, YOLO, Roboflow, ...), any dataset of the Hub as
-            `owner/name`, a cache of prepared rows, or `mixture` with
+            `owner/name`, a cache that `hivg survey --for` wrote, or `mixture` with
             `parts=[{"source": ..., "weight": ...}, ...]`.
         split: exactly the split that is read. `validation` is understood for `val`; RefCOCO's `test` is its testA.
         streaming: True makes rows when they are asked for and returns a `GroundingStream`, an `IterableDataset`;
