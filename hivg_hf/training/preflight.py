@@ -88,7 +88,7 @@ def count_records(spec: Mapping[str, Any]) -> int | None:
         return options.get("size")
     if Path(source).is_dir():  # a cache, or rows of the schema: opening them reads nothing
         return len(load_grounding_dataset(source, split, **options))
-    if find_source(source).reader.startswith("hub:"):  # asking would download it
+    if str(find_source(source).reader).startswith("hub:"):  # asking would download it
         return None
     options = {key: value for key, value in options.items() if key not in _ORDER}
     return len(open_source(source, split, **options).annotations.records)
