@@ -112,6 +112,6 @@ def find_source(name: str, file_format: str | None = None) -> Source:
         return FORMATS[recognized]
     raise ValueError(
         f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json or .xml), a "
-        f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a dataset of the Hub as owner/name, or "
-        f"one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
+        f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a dataset of the Hub as owner/name, "
+        f"or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
     )
