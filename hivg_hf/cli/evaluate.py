@@ -5,7 +5,7 @@ hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/d
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
-accelerate launch --config_file hivg_hf/recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
+accelerate launch --config_file multi_cpu.yaml -m hivg_hf evaluate --model ...
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def train(
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
-    On several processes: accelerate launch --config_file CONFIG scripts/train.py RECIPE
+    On several processes: accelerate launch --config_file CONFIG -m hivg_hf train RECIPE
     """
     import logging
 
