@@ -2,21 +2,15 @@
 
 Importing this package registers HiVG with transformers: `AutoModel.from_pretrained`, `AutoProcessor.from_pretrained`
 and `pipeline("visual-grounding")` know it from then on, without `trust_remote_code`. Everything that needs more than
-torch and transformers (PEFT, datasets, plots) is loaded when it is first used.
+torch and transformers (PEFT, datasets, plots) is loaded when it is first used. The `hivg` command alone registers when
+it runs a verb, so that its help and its refusals come at once.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from .checkpoints import TINY_CHECKPOINT
-from .modeling import (
-    HiVGConfig,
-    HiVGForVisualGrounding,
-    HiVGImageProcessor,
-    HiVGOutput,
-    HiVGProcessor,
-    VisualGroundingPipeline,
-)
+from .utils.program import is_command
 from .utils.version import __version__
 
 if TYPE_CHECKING:
@@ -24,10 +18,24 @@ if TYPE_CHECKING:
     from .data import load_grounding_dataset
     from .hilora import HiLoraConfig, HiLoraStage, merge_stages, start_stage
     from .metrics import compute_grounding_metrics
+    from .modeling import (
+        HiVGConfig,
+        HiVGForVisualGrounding,
+        HiVGImageProcessor,
+        HiVGOutput,
+        HiVGProcessor,
+        VisualGroundingPipeline,
+    )
     from .training import HiVGTrainer, HiVGTrainingArguments
     from .visualize import draw_grounding
 
 _HOME_OF = {
+    "HiVGConfig": ".modeling",
+    "HiVGForVisualGrounding": ".modeling",
+    "HiVGImageProcessor": ".modeling",
+    "HiVGOutput": ".modeling",
+    "HiVGProcessor": ".modeling",
+    "VisualGroundingPipeline": ".modeling",
     "load_official_checkpoint": ".conversion",
     "load_grounding_dataset": ".data",
     "HiLoraConfig": ".hilora",
@@ -46,12 +54,17 @@ def _zero_shot(*args: Any, **kwargs: Any) -> Any:
     return importlib.import_module(".zero_shot", __name__).ZeroShotGrounder.from_pipeline(*args, **kwargs)
 
 
-VisualGroundingPipeline.modes["zero-shot"] = _zero_shot
+def register() -> None:
+    """Make transformers know HiVG: its classes by importing them, its zero-shot mode by name."""
+    from .modeling import VisualGroundingPipeline
+
+    VisualGroundingPipeline.modes["zero-shot"] = _zero_shot
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    register()
     value = getattr(importlib.import_module(_HOME_OF[name], __name__), name)
     globals()[name] = value
     return value
@@ -81,3 +94,6 @@ __all__ = [
     "merge_stages",
     "start_stage",
 ]
+
+if not is_command():
+    register()

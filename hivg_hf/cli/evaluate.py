@@ -5,7 +5,7 @@ hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/d
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
-accelerate launch --config_file hivg_hf/recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
+accelerate launch --config_file multi_cpu.yaml -m hivg_hf evaluate --model ...
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def evaluate(
     resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
     gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
+    ] = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
@@ -76,6 +79,7 @@ def evaluate(
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
+    from hivg_hf.utils.plugins import allowing_code
     from hivg_hf.utils.strict_mapping import read_options
 
     _refuse_what_does_not_apply(
@@ -100,8 +104,9 @@ def evaluate(
     data_options = {**read_options(option or [], "--option"), **generated}
     overrides = read_options(set_config or [], "--set")
     opened, processor, commit = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
-    dataset = open_data(data, split, data_options)
-    foils = open_foils(data, split, data_options) if controls else None
+    with allowing_code(allow_code):
+        dataset = open_data(data, split, data_options)
+        foils = open_foils(data, split, data_options) if controls else None
     evaluation = evaluate_model(opened, processor, dataset, settings, foils)
     evaluation.describe(opened, model, data, split, data_options, revision=commit or revision, overrides=overrides)
     pages = []

@@ -8,33 +8,27 @@
 Exit status: 0 all answered, 1 some images could not be used, 2 nothing could be done.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
 
 from hivg_hf.checkpoints import TINY_CHECKPOINT
-from hivg_hf.inference import answer_as_json, load_pipeline
-from hivg_hf.inference.files import (
-    IMAGE_SUFFIXES,
-    Question,
-    ResultsFile,
-    find_images,
-    is_url,
-    read_questions,
-    split_images_and_expressions,
-)
-from hivg_hf.inference.pictures import Asker, PictureWriter
-from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
 from hivg_hf.utils.imports import require_package
 
 from . import EXIT_STATUS_ON_ERROR, run_verb
+
+if TYPE_CHECKING:
+    from hivg_hf.inference.files import Question, ResultsFile
+    from hivg_hf.inference.pictures import Asker, PictureWriter
 
 EXIT_STATUS_SOME_FAILED = 1
 RESULTS_NAME = "results.jsonl"
@@ -99,6 +93,17 @@ def ground(
     ] = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
+    from hivg_hf.inference import load_pipeline
+    from hivg_hf.inference.files import (
+        IMAGE_SUFFIXES,
+        Question,
+        ResultsFile,
+        find_images,
+        read_questions,
+        split_images_and_expressions,
+    )
+    from hivg_hf.inference.pictures import Asker, PictureWriter
+
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
     images, expressions = split_images_and_expressions(arguments)
@@ -202,6 +207,8 @@ class Report:
             self._summarize(time.monotonic() - start)
 
     def _take(self, asker: Asker, question: Question, answer: dict[str, Any]) -> None:
+        from hivg_hf.inference import answer_as_json
+
         row: dict[str, Any] = {"image": question.image}
         if "results" in answer and (self.as_json or self.results is not None):
             try:
@@ -237,6 +244,8 @@ class Report:
 
 def _leave_out_pictures_of_earlier_runs(questions: list[Question], images: list[str], folder: Path) -> list[Question]:
     """Without what lies in the output folder, where that stands in a folder that was searched."""
+    from hivg_hf.inference.files import is_url
+
     folder = folder.resolve()
     if any(is_url(image) or Path(image).resolve().is_relative_to(folder) for image in images):
         return questions  # the images themselves lie in it, as with --out .
@@ -255,6 +264,8 @@ def _as_text(question: Question, results: Sequence[dict[str, Any]], drawn: Seque
 
 def _show_cut_expressions_as_lines() -> None:
     """The sentence is for the reader of the terminal, to whom the place in our code that gave it says nothing."""
+    from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
+
     show_others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

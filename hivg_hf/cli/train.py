@@ -41,16 +41,21 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the run (only with --data). Default: 13.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Let the recipe name code, package.module:function, and run it."),
+    ] = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
-    On several processes: accelerate launch --config_file CONFIG scripts/train.py RECIPE
+    On several processes: accelerate launch --config_file CONFIG -m hivg_hf train RECIPE
     """
     import logging
 
     from hivg_hf.recipes import override
     from hivg_hf.training import load_recipe, parse_recipe
     from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
+    from hivg_hf.utils.plugins import allowing_code
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
@@ -74,25 +79,26 @@ def train(
     say = announcer()
     say(describe_processes())
     if recipe is not None:
-        plan = load_recipe(recipe, changes)
+        plan = load_recipe(recipe, changes, allow_code)
     else:
         own = _plan_own_data(
             data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
         )
-        plan = parse_recipe(override(own, changes))
+        plan = parse_recipe(override(own, changes), allow_code)
     folder = out or Path("runs") / plan.name
     if dry_run:
         from hivg_hf.training import check_before_training, describe_plan, plan_training
 
-        missing = check_before_training(plan, folder, planning=True)
-        say(describe_plan(plan_training(plan, count_processes())))
+        with allowing_code(allow_code):
+            missing = check_before_training(plan, folder, planning=True)
+            say(describe_plan(plan_training(plan, count_processes())))
         if missing:
             say("\nNot there yet:\n" + "\n".join(f"  {line}" for line in missing))
         return
     from hivg_hf.training import StagedTraining
 
     say(f"Run: {folder.resolve()}")
-    results = StagedTraining(plan, folder).run()
+    results = StagedTraining(plan, folder, allow_code).run()
     say(f"Model: {(folder / results['model']).resolve()}")
     if (folder / "training-curves.png").is_file():  # not drawn where matplotlib is not installed
         say(f"Curves: {(folder / 'training-curves.png').resolve()}")

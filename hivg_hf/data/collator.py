@@ -112,7 +112,7 @@ class GroundingCollator:
         return self.augmentation(image, box, mask, row["expression"], rng)
 
     def _place_cached(self, row: Row, cached: Mapping[str, Any], box: Any, mask: np.ndarray | None) -> PlacedImage:
-        """Take an image that `scripts/prepare_data.py --for eval` has letterboxed already."""
+        """Take an image that `hivg survey --for eval` has letterboxed already."""
         if self.augmentation is not None:
             raise ValueError("a cache made --for eval holds letterboxed images; train from one made --for train.")
         wanted = letterbox_settings(self.processor.image_processor)

@@ -5,6 +5,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, get_args
 
+from hivg_hf.utils.plugins import allowing_code
+
 from .mixture import GroundingMixture
 from .order import column_values
 from .readers import SOURCES
@@ -22,6 +24,7 @@ def load_grounding_dataset(
     multi_target: MultiTarget = "keep",
     on_error: OnError = "raise",
     verify_images: VerifyImages = "quick",
+    allow_code: bool = False,
     **options: Any,
 ) -> Any:
     """Load one split of any source as rows of the schema (`hivg_hf.data.schema.FEATURES`).
@@ -30,7 +33,7 @@ def load_grounding_dataset(
         source: a name (`refcoco`, `unc`, `flickr30k-entities`, `refshapes`, `jxu124/refcoco`, ...; all of them in
             `hivg_hf.data.readers.SOURCES`), a file or a folder in one of `hivg_hf.data.readers.FORMATS` (tables, COCO,
             ODVG, GRIT, conversations, Label Studio, CVAT, VOC, YOLO, Roboflow, ...), any dataset of the Hub as
-            `owner/name`, a cache of prepared rows, or `mixture` with
+            `owner/name`, a cache that `hivg survey --for` wrote, or `mixture` with
             `parts=[{"source": ..., "weight": ...}, ...]`.
         split: exactly the split that is read. `validation` is understood for `val`; RefCOCO's `test` is its testA.
         streaming: True makes rows when they are asked for and returns a `GroundingStream`, an `IterableDataset`;
@@ -39,6 +42,7 @@ def load_grounding_dataset(
             `union` makes `box` the one around all, `drop` leaves the rows out. `boxes` has them all.
         on_error: `raise` stops with a list of every row that cannot be used; `skip` leaves them out and logs how many.
         verify_images: `quick` (files are there, whole, of the annotated size), `decode` (and can be decoded), `no`.
+        allow_code: let `source` be `package.module:function`, a reader that is imported and run.
         **options: of the reader, such as `root`, `images`, `masks`, `box_format`; `format`, a key of `FORMATS`, where
             a file is not recognized; for `refshapes` those of `refshapes_dataset`.
 
@@ -49,7 +53,20 @@ def load_grounding_dataset(
         ValueError: the source, the split or an option is unknown, or rows cannot be used.
         FileNotFoundError: an annotation file or a folder is missing.
     """
-    source = fspath(source)
+    how: dict[str, Any] = {"multi_target": multi_target, "on_error": on_error, "verify_images": verify_images}
+    with allowing_code(allow_code):
+        return _load(fspath(source), split, streaming, **how, **options)
+
+
+def _load(
+    source: str,
+    split: str,
+    streaming: bool,
+    multi_target: MultiTarget,
+    on_error: OnError,
+    verify_images: VerifyImages,
+    **options: Any,
+) -> Any:
     cached = source not in SOURCES and is_cache(Path(source))
     if (source == "refshapes" or cached) and (streaming or multi_target != "keep"):
         raise ValueError(

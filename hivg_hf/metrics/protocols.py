@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from hivg_hf.modeling.image_processing_hivg import letterbox_geometry
+from hivg_hf.utils.plugins import find_plugin, plugin_names
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class MetricProtocol:
     class_average: bool = False
 
 
+PLUGINS = "hivg_hf.metrics"  # the entry points by which other packages add protocols
 PROTOCOLS: dict[str, MetricProtocol] = {
     protocol.name: protocol
     for protocol in (
@@ -121,9 +123,11 @@ def get_protocol(protocol: str | MetricProtocol) -> MetricProtocol:
     """
     if isinstance(protocol, MetricProtocol):
         return protocol
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[protocol]
+    known = PROTOCOLS.get(protocol) or find_plugin(PLUGINS, protocol)
+    if known is None:
+        names = ", ".join([*PROTOCOLS, *plugin_names(PLUGINS)])
+        raise ValueError(f"Unknown protocol {protocol!r}: choose one of {names}.")
+    return known
 
 
 def truncate_ground_truth(boxes_xyxy: np.ndarray, sources: list[str | None]) -> np.ndarray:

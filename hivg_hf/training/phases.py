@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hivg_hf.hilora import HiLoraStage, is_new_parameter
 from hivg_hf.utils.atomic import check_name
-from hivg_hf.utils.plugins import find_plugin, plugin_names
+from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
 from hivg_hf.utils.strict_mapping import build_strictly, nearest
 
 from .recipe_checks import check_augmentation, check_config_fields, check_loss_weights, check_options, check_rows
@@ -119,6 +119,10 @@ class Phase:
         """Whether parameters that train may get no gradient, which DDP has to look for in every step."""
         return True
 
+    def loss_function(self) -> Any:
+        """What computes the loss from outputs and labels; None where the trained model does."""
+        return None
+
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         """Rows to a training batch."""
         raise NotImplementedError
@@ -133,15 +137,22 @@ class GroundingPhase(Phase):
         augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
         loss_weights: In place of the model's, while this phase trains.
         early_stop: Stop after so many evaluations without gain; None never stops early.
+        loss: In place of HiVG's own: `(outputs, labels, num_items_in_batch) -> the batch's mean` as in
+            `transformers.Trainer(compute_loss_func=...)`, by the name under which a package offers it
+            (`hivg_hf.losses`), or `package.module:function`.
     """
 
     masks: bool | None = None
     augmentation: dict[str, Any] | bool | None = None
     loss_weights: dict[str, float] | None = None
     early_stop: int | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss is not None and self.loss_weights is not None:
+            raise ValueError(f"{self} has a loss of its own, {self.loss!r}, which reads no `loss_weights`: omit one.")
+        self.loss_function()
         if self.loss_weights is not None:
             check_loss_weights(f"{self}, loss_weights", self.loss_weights)
         check_augmentation(f"{self}, augmentation", self.augmentation)
@@ -150,7 +161,17 @@ class GroundingPhase(Phase):
         return {**weights, **(self.loss_weights or {})}
 
     def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
-        return not all(weights.values())
+        return self.loss is not None or not all(weights.values())
+
+    def loss_function(self) -> Any:
+        if self.loss is None:
+            return None
+        if found := find_plugin(LOSSES, self.loss):
+            return found
+        if is_code_name(self.loss):
+            return load_code(self.loss, "the loss")
+        known = ", ".join(plugin_names(LOSSES)) or "none"
+        raise ValueError(f"{self}: nobody offers the loss {self.loss!r}; installed are: {known}.")
 
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         from hivg_hf.data import GroundingCollator
@@ -209,6 +230,8 @@ class AssistedPhase(GroundingPhase):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss is not None:
+            raise ValueError(f"{self} trains assisted, which has losses of its own: omit `loss`.")
         check_options(f"{self}, options", self.train, self.options)
 
     def trained_model(self, model: Any) -> nn.Module:
@@ -294,7 +317,7 @@ PHASE_KINDS: Mapping[str, type[Phase]] = {
     "all": AllPhase,
     "lora": LoraPhase,
 }
-PLUGINS = "hivg_hf.phases"
+PLUGINS, LOSSES = "hivg_hf.phases", "hivg_hf.losses"  # the entry points by which other packages add them
 
 
 def phase_kind(train: Any, where: str) -> type[Phase]:

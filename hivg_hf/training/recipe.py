@@ -30,6 +30,7 @@ from peft import LoraConfig
 from hivg_hf.hilora import HiLoraConfig
 from hivg_hf.recipes import read_recipe
 from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.plugins import allowing_code
 from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refuse_unknown
 
 from .phases import GroundingPhase, LoraPhase, Phase, all_keys, build_phase, keys_of, phase_kind
@@ -174,22 +175,34 @@ def _changed(recipe: Any) -> list[str]:
     ]
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), allow_code: bool = False) -> Recipe:
     """Read and check a recipe: a file, or the name of one that ships, with what it extends.
 
     Args:
         name: The file or name.
         overrides: `key.sub=value` pairs that take the place of what it says, as in `phases.stage_1.epochs=5`.
+        allow_code: As for `parse_recipe`.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
     """
-    return parse_recipe(read_recipe(name, overrides))
+    return parse_recipe(read_recipe(name, overrides), allow_code)
 
 
-def parse_recipe(content: Mapping[str, Any]) -> Recipe:
-    """A recipe from a mapping as in the YAML file; `defaults` are merged into every phase."""
+def parse_recipe(content: Mapping[str, Any], allow_code: bool = False) -> Recipe:
+    """A recipe from a mapping as in the YAML file; `defaults` are merged into every phase.
+
+    Args:
+        content: The mapping.
+        allow_code: Let a data source be `package.module:function`, which is imported to see what it reads. The recipe
+            does not remember the permission: `StagedTraining` asks for it again.
+    """
+    with allowing_code(allow_code):
+        return _parse(content)
+
+
+def _parse(content: Mapping[str, Any]) -> Recipe:
     content = dict(content)
     defaults = content.pop("defaults", None) or {}
     phases = content.get("phases")

@@ -68,7 +68,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     if not ("source" in spec and "split" in spec):
         raise ValueError(f"{where} needs `source` and `split`. Got the keys {sorted(spec)}.")
     source = str(spec["source"])
-    shared = _keywords(load_grounding_dataset, "options")
+    shared = _keywords(load_grounding_dataset, "options", "allow_code")
     if source == "refshapes":
         from hivg_hf.data.refshapes import refshapes_dataset
 

@@ -45,6 +45,7 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import find_damage, write_manifest
+from hivg_hf.utils.plugins import allowing_code
 
 from .phases import Phase
 from .preflight import check_before_training
@@ -74,10 +75,11 @@ class StagedTraining:
     Args:
         recipe: What to train.
         folder: Where; made if it is not there.
+        allow_code: Let a data source be `package.module:function`; the folder does not remember the permission.
     """
 
-    def __init__(self, recipe: Recipe, folder: str | Path) -> None:
-        self.recipe, self.folder = recipe, Path(folder)
+    def __init__(self, recipe: Recipe, folder: str | Path, allow_code: bool = False) -> None:
+        self.recipe, self.folder, self.allow_code = recipe, Path(folder), allow_code
         self.rows = RowCache()
         self.state = PartialState()
         self._whole: set[Path] = set()  # results whose checksums were compared
@@ -94,7 +96,8 @@ class StagedTraining:
             OSError: If the folder cannot be written or the disk is too small.
             NonFiniteLossError: If a loss or gradient is not finite; the message names the last good checkpoint.
         """
-        with folder_lock(self.folder) if self.state.is_main_process else nullcontext():
+        lock = folder_lock(self.folder) if self.state.is_main_process else nullcontext()
+        with allowing_code(self.allow_code), lock:
             if self.state.is_main_process:
                 check_writable(self.folder)
                 claim_folder(self.folder, self.recipe)
@@ -157,6 +160,7 @@ class StagedTraining:
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
             processing_class=processor,
             callbacks=[ReadableLog(phase.name)],
+            compute_loss_func=phase.loss_function(),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

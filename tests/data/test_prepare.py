@@ -1,25 +1,26 @@
 """The survey of datasets: counts, faults, leaks, statistics, contact sheets, and the script around it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hivg_hf.cli import main
 from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.prepare import contact_sheet, summarize, survey, write_survey
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """`hivg survey`, as a function of its words that returns the exit status."""
+
+    def run(arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["survey", *arguments])
+        return ended.value.code or 0
+
+    return run
 
 
 @pytest.fixture
@@ -95,9 +96,9 @@ def test_sheets_are_written_for_each_split_and_can_be_opened(tmp_path):
     assert Image.open(files[2]).size == (4 * 320, 2 * 360)
 
 
-def test_the_script_prints_writes_and_exits_with_1_where_rows_are_faulty(table, tmp_path, script, capsys):
+def test_the_verb_prints_writes_and_exits_with_1_where_rows_are_faulty(table, tmp_path, script, capsys):
     arguments = [f"{table}:train", f"{table}:val", "--box-format", "xyxy", "--out", str(tmp_path / "out"), "--quick"]
-    assert script.main(arguments) == 1
+    assert script(arguments) == 1
     printed = capsys.readouterr().out
     assert "share 1 images" in printed
     assert str(tmp_path / "out" / "survey.json") in printed
@@ -105,7 +106,7 @@ def test_the_script_prints_writes_and_exits_with_1_where_rows_are_faulty(table, 
     assert json.loads((tmp_path / "out" / "survey.json").read_text())["shared_images"]
 
 
-def test_the_script_makes_a_cache_that_loads(table, tmp_path, script, capsys):
+def test_the_verb_makes_a_cache_that_loads(table, tmp_path, script, capsys):
     out = tmp_path / "out"
     arguments = [
         f"{table}:train",
@@ -118,18 +119,18 @@ def test_the_script_makes_a_cache_that_loads(table, tmp_path, script, capsys):
         "--for",
         "train",
     ]
-    assert script.main(arguments) == 2
+    assert script(arguments) == 2
     assert "2 of 4 rows cannot be used" in capsys.readouterr().err
-    assert script.main([*arguments, "--on-error", "skip"]) == 0
+    assert script([*arguments, "--on-error", "skip"]) == 0
     assert load_grounding_dataset(out / "cache", "train")[0]["expression"] == "the red dog"
     assert len(load_grounding_dataset(out / "cache", "val")) == 1
 
 
-def test_the_script_makes_a_cache_for_a_model(table, tmp_path, script, processor):
+def test_the_verb_makes_a_cache_for_a_model(table, tmp_path, script, processor):
     processor.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
     arguments = [f"{table}:val", "--box-format", "xyxy", "--out", str(out), "--on-error", "skip", "--for", "eval"]
-    assert script.main([*arguments, "--model", str(tmp_path / "model")]) == 0
+    assert script([*arguments, "--model", str(tmp_path / "model")]) == 0
     assert load_grounding_dataset(out / "cache", "val")[0]["letterboxed"]["settings"]["size"] == 64
 
 
@@ -138,10 +139,10 @@ def test_the_script_makes_a_cache_for_a_model(table, tmp_path, script, processor
     [
         (["refcoco"], "'refcoco' names no split; write SOURCE:SPLIT"),
         (["refcoco:val"], "refcoco is read from files: give root="),
-        (["refcoco:val", "--option", "masks"], "--option 'masks' should be KEY=VALUE"),
+        (["refcoco:val", "--option", "masks"], "--option takes NAME=VALUE, got 'masks'"),
         (["refshapes:val", "--option", "size=2", "--for", "eval"], "say which with --model"),
     ],
 )
-def test_the_script_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
-    assert script.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+def test_the_verb_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
+    assert script([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
