@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
+from ..schema import shown
 from .common import Annotations
 from .recognition import recognize
 
@@ -96,11 +97,14 @@ def find_source(name: str, file_format: str | None = None) -> Source:
         return SOURCES[name]
     if name in AMBIGUOUS:
         raise ValueError(f"{name!r} means two things; say {AMBIGUOUS[name]}.")
-    recognized = recognize(name)
+    try:
+        recognized = recognize(name)
+    except OSError:  # a name that no file can have
+        recognized = None
     if recognized is not None:
         return FORMATS[recognized]
     raise ValueError(
-        f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json or .xml), a "
-        f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by prepare_data), a dataset of the Hub as owner/name, or "
-        f"one of {', '.join(SOURCES)}."
+        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json or .xml), "
+        f"a folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by prepare_data), a dataset of the Hub as owner/name, "
+        f"or one of {', '.join(SOURCES)}."
     )
