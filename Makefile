@@ -2,6 +2,7 @@
 SHELL := bash
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
+SEED ?= 0
 BIN := .venv/bin
 PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
@@ -11,7 +12,7 @@ API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hub metric
 	inference modeling training visualize)
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test test-slow test-lowest quality style docs build clean
+.PHONY: help demo test test-slow test-security test-lowest quality style docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,6 +25,12 @@ test: .venv/.ready-dev  ## the tests, in minutes
 
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
+
+test-security: .venv/.ready-dev  ## the fuzzers, about ten minutes; SEED=N repeats or changes what they try
+	$(TEST_ENV) HIVG_FUZZ_SEED=$(SEED) HIVG_FUZZ_ROWS=5000 HIVG_FUZZ_CASES=3000 HIVG_FUZZ_FOLDERS=400 \
+		HIVG_FUZZ_RECIPES=5000 $(PYTHON) -m pytest -q -n $(WORKERS) --timeout 1800 tests/data/test_row_fuzz.py \
+		tests/utils/test_safe_pickle.py tests/hub/test_folder_fuzz.py tests/training/test_recipe_fuzz.py \
+		tests/modeling/test_image_loading_hivg.py tests/inference/test_web_page.py tests/inference/test_web_guard.py
 
 test-lowest: .venv-lowest/.ready  ## the tests with the lower bounds of setup.py, torch excepted
 	$(TEST_ENV) .venv-lowest/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup

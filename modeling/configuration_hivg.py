@@ -9,7 +9,7 @@ import copy
 import difflib
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
@@ -33,6 +33,23 @@ UNDECLARED_NAMES = (
     *("experts_implementation", "per_layer_config", "use_cache", "tie_word_embeddings", "use_return_dict"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
 )
+
+# Far above the largest CLIP, far below what would keep a machine busy for hours.
+MOST = {
+    "num_hidden_layers": 200,
+    "fusion_layers": 200,
+    "num_attention_heads": 1024,
+    "fusion_heads": 1024,
+    "hidden_size": 16384,
+    "projection_dim": 16384,
+    "token_head_dim": 65536,
+    "fusion_ffn_dim": 65536,
+    "intermediate_size": 65536,
+    "image_size": 4096,
+    "patch_size": 1024,
+    "max_position_embeddings": 16384,
+    "vocab_size": 2_000_000,
+}
 
 # The official terms, and the score of ours: official weights hold none.
 LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
@@ -284,6 +301,8 @@ class HiVGConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict` validation: runs on construction and again before saving."""
         vision, text = self.clip_config.vision_config, self.clip_config.text_config
+        _check_sizes({"": self, "clip_config.": self.clip_config})
+        _check_sizes({"clip_config.vision_config.": vision, "clip_config.text_config.": text})
         _check_choice("bridge_text_source", self.bridge_text_source, ("hidden_states", "projection"))
         _check_choice("fusion_positions", self.fusion_positions, ("queries_keys", "tokens"))
         _check_choice("token_target", self.token_target, ("coverage", "nearest"))
@@ -345,6 +364,16 @@ def _refuse_unknown(names, config_class: type) -> None:
             close = _nearest(name, config_class)
             hint = f"Did you mean `{close}`?" if close else "Its fields are listed in the docstring of HiVGConfig."
             raise ValueError(f"Unknown field `{name}` of HiVGConfig. {hint}")
+
+
+def _check_sizes(configs: dict[str, Any]) -> None:
+    """Refuse sizes that no HiVG has before a module of that size is made: a damaged file could ask for any number."""
+    for prefix, config in configs.items():
+        for name, most in MOST.items():
+            size = getattr(config, name, None)
+            for side in size if isinstance(size, (list, tuple)) else (size,):
+                if isinstance(side, int) and not 0 < side <= most:
+                    raise ValueError(f"{prefix}{name} must be between 1 and {most:,}, got {side:,}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

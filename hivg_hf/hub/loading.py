@@ -12,7 +12,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from hivg_hf.modeling import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.utils.whole_weights import load_whole
 
-from .errors import hub_errors
+from .errors import damaged_files, hub_errors
 from .files import ADAPTER_CONFIG_FILE, folder_kind, read_json
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,10 @@ def load_with_stages(
     """
     folder, adapters = _follow_bases(base, token, cache_dir)
     stage_folders = [*adapters, *(download_checked(stage, token, cache_dir) for stage in stages)]
-    model = load_whole(HiVGForVisualGrounding, folder, **model_options)
-    processor = HiVGProcessor.from_pretrained(folder)
-    return _fold_in(model, stage_folders) if stage_folders else model, processor
+    with damaged_files(base):
+        model = load_whole(HiVGForVisualGrounding, folder, **model_options)
+        processor = HiVGProcessor.from_pretrained(folder)
+        return _fold_in(model, stage_folders) if stage_folders else model, processor
 
 
 def _follow_bases(name: str, token: str | None, cache_dir: str | Path | None) -> tuple[Path, list[Path]]:

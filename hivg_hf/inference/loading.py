@@ -10,6 +10,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
@@ -41,7 +42,7 @@ def load_pipeline(
     if not trust_remote_code:
         name = str(download_checked(name))
     try:
-        with quiet_transformers():
+        with damaged_files(name), quiet_transformers():
             # An adapter folder has no config of its own: its base has.
             is_adapter = (Path(name) / "adapter_config.json").exists()
             if not is_adapter:

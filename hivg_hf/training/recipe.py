@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 
+from hivg_hf.data.schema import shown_text
 from hivg_hf.hilora import HiLoraConfig
 from hivg_hf.recipes import read_recipe
 from hivg_hf.utils.atomic import check_name
@@ -198,13 +199,16 @@ def parse_recipe(content: Mapping[str, Any], allow_code: bool = False) -> Recipe
         allow_code: Let a data source be `package.module:function`, which is imported to see what it reads. The recipe
             does not remember the permission: `StagedTraining` asks for it again.
     """
-    with allowing_code(allow_code):
-        return _parse(content)
+    try:
+        with allowing_code(allow_code):
+            return _parse(content)
+    except ValueError as error:  # of any length: it shows the value that was wrong
+        raise ValueError(shown_text(str(error), 1000)) from error
 
 
 def _parse(content: Mapping[str, Any]) -> Recipe:
     content = dict(content)
-    defaults = content.pop("defaults", None) or {}
+    defaults = _mapping(content.pop("defaults", None), "recipe.defaults")
     phases = content.get("phases")
     if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
         raise ValueError("phases must be a list of mappings, one for each phase.")
@@ -220,13 +224,22 @@ def _data_with_defaults(data: Any) -> Any:
     if not isinstance(data, Mapping):
         return data
     data = dict(data)
-    shared = data.pop("defaults", None) or {}
+    shared = _mapping(data.pop("defaults", None), "recipe.data.defaults")
     for name in ("train", "validation"):
         if isinstance(data.get(name), Mapping):
             data[name] = {**shared, **data[name]}
     if isinstance(data.get("tests"), Mapping):
-        data["tests"] = {name: {**shared, **(spec or {})} for name, spec in data["tests"].items()}
+        data["tests"] = {
+            name: {**shared, **_mapping(spec, f"recipe.data.tests.{name}")} for name, spec in data["tests"].items()
+        }
     return data
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """Keys and values of a place in the file; nothing stands for none."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping. Got {value!r}.")
+    return value or {}
 
 
 def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
 
+from ..schema import shown
 from .common import Annotations
 from .recognition import recognize
 
@@ -107,11 +108,14 @@ def find_source(name: str, file_format: str | None = None) -> Source:
         return Source(load_code(name, "the data source"))
     if name in AMBIGUOUS:
         raise ValueError(f"{name!r} means two things; say {AMBIGUOUS[name]}.")
-    recognized = recognize(name)
+    try:
+        recognized = recognize(name)
+    except OSError:  # a name that no file can have
+        recognized = None
     if recognized is not None:
         return FORMATS[recognized]
     raise ValueError(
-        f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json or .xml), a "
+        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml), a "
         f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a dataset of the Hub as owner/name, "
         f"or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
     )

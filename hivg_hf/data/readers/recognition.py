@@ -1,6 +1,7 @@
 """Which format a file or a folder is in, by its name and by what it begins with; None where nothing tells."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def recognize(name: str) -> str | None:
 
 def is_cache(folder: Path) -> bool:
     """Whether a folder is one that `write_cache` made."""
-    return (folder / "cache.json").is_file()
+    return os.path.isfile(folder / "cache.json")  # pathlib raises where no file can have the name
 
 
 def _folder_format(folder: Path) -> str | None:
