@@ -128,6 +128,9 @@ class _Counter:
         self.dropped = 0
         self.objects: set[str] = set()
         self.images: set[str] = set()
+        # Hashes, 16 bytes a row: (image, words) to the boxes that it was first seen with.
+        self._boxes_of: dict[int, int] = {}
+        self._repeated, self._disputed = 0, set[int]()
 
     def usable(self) -> Iterator[dict[str, Any]]:
         for position in range(len(self.builder)):
@@ -140,7 +143,32 @@ class _Counter:
                 self.positions.append(position)
                 self.objects.add(row["ref_id"])
                 self.images.add(row["image_id"])
+                self._compare(row)
                 yield row
+
+    def _compare(self, row: Mapping[str, Any]) -> None:
+        """Count a row that repeats an earlier one, or gives its expression another box."""
+        words = hash((row["image_id"], " ".join(row["expression"].lower().split())))
+        boxes = hash(tuple(map(tuple, row["boxes"])))
+        first = self._boxes_of.get(words)
+        if first is None:
+            self._boxes_of[words] = boxes
+        elif first == boxes:
+            self._repeated += 1
+        else:
+            self._disputed.add(words)
+
+    def _notes(self) -> list[str]:
+        """What is odd about rows that can be used."""
+        notes = []
+        if self._repeated:
+            notes.append(f"{self._repeated:,} rows repeat an earlier one (same image, expression and box)")
+        if self._disputed:
+            notes.append(
+                f"{len(self._disputed):,} expressions name different boxes of one image in rows of their own; "
+                "several='together' makes them targets of one row where a table is read"
+            )
+        return notes
 
     def report(self) -> ReadReport:
         annotations = self.builder.annotations
@@ -155,7 +183,7 @@ class _Counter:
             self.problems,
             self.dropped,
             _differences(self.source, annotations.split, whole),
-            list(annotations.notes),
+            [*annotations.notes, *self._notes()],
         )
 
 

@@ -101,7 +101,7 @@ def read_hub_table(
     config: str | None = None,
     revision: str | None = None,
 ) -> Annotations:
-    """Read one split of any dataset on the Hub (or of a folder of it) that has an image, an expression and a box a row.
+    """Read one split of any dataset on the Hub that has an image, an expression and a box a row.
 
     Args:
         split: as the Hub has it.
@@ -187,7 +187,12 @@ class Table:
                 record = self.records[position]
                 if has_splits and not cell_text(record.get(column)):
                     raise ValueError(f"its {column} is blank, while other rows name one")
-                drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                try:
+                    drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                except ROW_ERRORS as error:
+                    if position == members[0]:
+                        raise
+                    raise ValueError(f"{error}, in {place_of(self.records, position, self.path)}") from error
             if len(drafts) > 1:
                 drafts[0].boxes = [box for draft in drafts for box in draft.boxes]
                 drafts[0].mask = None  # masks of several rows are not one mask
@@ -212,8 +217,8 @@ class Table:
             try:
                 record = self.records[position]
                 picture = _picture(record, self.names)
-                key = (self.find.picture_name(picture), record.get(self.names["expression"]))
-                hash(key)
+                words = cell_text(record.get(self.names["expression"]))
+                key = (self.find.picture_name(picture), words) if words else (position, None)
             except ROW_ERRORS:
                 key = (position, None)
             groups.setdefault(key, []).append(position)
