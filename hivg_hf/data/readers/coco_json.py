@@ -51,7 +51,7 @@ def read_coco_json(
     folders = images if images is not None else path.parent
     if expressions == "category":
         return _detections(instances, path, folders, several, masks).annotations(split, holdout)
-    if instances.annotations and not any(map(lambda note: _says_something(note, instances), instances.annotations)):
+    if instances.annotations and not any(_says_something(note, instances) for note in instances.annotations):
         raise ValueError(
             f"{path}: no annotation has an expression; looked for {', '.join(EXPRESSION_KEYS)}, and for the caption "
             "of its image. Say expressions='category' to take the names of the categories."

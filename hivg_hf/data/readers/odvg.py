@@ -35,7 +35,7 @@ def read_odvg(
         source: the path of the JSONL file.
         images: folder or folders of the pictures; the file's own folder by default.
         holdout: share of the images whose rows are `val`.
-        several: `together`, boxes of one image with the same phrase are targets of one row; `apart`, rows of their own.
+        several: `together`, boxes of one image with one phrase are targets of one row; `apart`, rows of their own.
         caption: True takes a line's caption as its one expression, with the boxes of all its regions.
         label_map: JSON file from label to class name, for detection lines without `category`.
         box_format: xyxy pixels unless the file departs from the format.

@@ -49,7 +49,7 @@ class Phrase:
 
 # A phrase that cannot be read stands as its error, and costs none of its neighbors.
 Entry = Phrase | Exception
-Parse = Callable[[Any, int], list[Entry]]
+Parse = Callable[[Any, int], Sequence[Entry]]
 
 
 def each(items: Iterable[Any], make: Callable[[Any], list[Phrase]]) -> list[Entry]:
@@ -105,7 +105,7 @@ class PhraseFile:
         keys, splits, empty = self._index()
         keys_of = np.asarray(keys, dtype=np.int64).reshape(-1, 2)
         positions, split = choose_rows(splits, lambda: self._pictures(keys_of), split, holdout, self.path, self.find)
-        chosen = keys_of[positions]
+        chosen: Any = keys_of[positions]
         has_splits = any(splits)
         if check:
             refuse_contradicted(self._looks(chosen), self.box_format, self.path)
