@@ -13,11 +13,12 @@ from .readers import SOURCES, find_source
 from .readers.common import Annotations
 from .rows import BrokenRowsError, MultiTarget, RowBuilder, RowProblem, VerifyImages, count_kinds
 from .schema import FEATURES
-from .splits import Totals, compare_totals
+from .splits import Totals, UnknownSplitError, compare_totals
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_TABLE = 5_000
+_NO_SPLIT = "(any)"  # a name that no source has: the refusal lists those that it has
 
 
 @dataclass
@@ -66,6 +67,23 @@ def open_source(
     if not len(annotations.records):
         raise ValueError(f"{source} {split} holds no rows at all; are the files the right ones?")
     return RowBuilder(annotations, multi_target, verify_images)
+
+
+def list_splits(source: str, **options: Any) -> list[str]:
+    """The splits that a source has, without making its rows; `["all"]` of a file whose rows name none.
+
+    Args:
+        source: as `load_grounding_dataset` takes it.
+        **options: of the reader.
+
+    Raises:
+        ValueError: an option is unknown or the source cannot be read.
+    """
+    try:
+        open_source(source, _NO_SPLIT, **{**options, "verify_images": "no"})
+    except UnknownSplitError as error:
+        return list(error.known)
+    return ["all"]
 
 
 def read_rows(builder: RowBuilder, source: str) -> tuple[datasets.Dataset, ReadReport]:
