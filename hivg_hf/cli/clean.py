@@ -1,6 +1,6 @@
 """`hivg clean`: rank rows whose labels look wrong, for people to review.
 
-    hivg clean my.csv review/ --model runs/mine/model --box-format xyxy
+    hivg clean my.csv review/ --model runs/mine/merged --box-format xyxy
     hivg clean refcoco review/ --model me/hivg --split train --option root=/data --option images=/data/train2014
 
 Writes review.csv (every suspicious row, with why), label-studio.json (the same rows to correct in Label Studio), and

@@ -87,6 +87,8 @@ def plan_user_training(
         rows, images_of_train = _count(specs["train"])
     held_out, _ = _count(specs["validation"])
     logger.info("%s: %s rows to train on, %s held out for validation.", data, f"{rows:,}", f"{held_out:,}")
+    if share := specs["validation"].get("holdout"):
+        logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
     tests = {"test": specs.pop("test")} if "test" in specs else {}
     batch_size = min(defaults["batch_size"], rows)
     return {
