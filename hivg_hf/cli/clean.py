@@ -75,7 +75,7 @@ def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found
             names = (row["sent_id"], row["image_id"], row["expression"])
             model_box = [round(edge, 2) for edge in predictions[at]["box_xyxy"]]
             writer.writerow([rank, probability, iou, at, *names, row["boxes"], model_box, why])
-            tasks.append(label_studio_task(row, pictures.name(row), reasons=why, probability=probability, row=at))
+            tasks.append(label_studio_task(row, pictures.name(row), reasons=why, probability=probability, number=at))
     write_json(out / "label-studio.json", tasks)
     (out / "label-studio.xml").write_text(LABELING_SETUP, encoding="utf-8")
 

@@ -3,7 +3,7 @@
 The loss of a row is the disagreement of its label with the model's box, after a linear correction of the model's boxes
 that was fitted on other images (cross-validated): labels that are all a little looser than the model's are not wrong.
 A mixture of two distributions over the losses of all rows, as noise-aware pre-training uses it, makes a probability of
-each. Nothing is changed: the ranking is for people to review.
+each, which counts as much as the model trusts its own box. Nothing is changed: the ranking is for people to review.
 """
 
 import re
@@ -61,7 +61,9 @@ def find_suspects(dataset: Any, predictions: Sequence[dict[str, Any]], content: 
         raise ValueError(f"Expected a prediction for each of {len(dataset):,} rows, got {len(predictions):,}.")
     rows = _Rows.of(dataset, predictions)
     loss = rows.loss()
-    probability = noise_probability(loss)
+    # The model may be wrong itself: its score says how likely its box is right. A no-target row's loss is that score.
+    trust = np.where(rows.none, 1.0, np.nan_to_num(rows.score, nan=1.0))
+    probability = noise_probability(loss) * trust
     found = Suspects(probability, rows.iou, [[] for _ in range(len(dataset))])
     for position in np.flatnonzero(probability > 0.5):
         found.reasons[position].append(rows.disagreement(int(position)))
