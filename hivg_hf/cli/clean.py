@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import run_verb
-from .data_options import COLUMN_HELP, OPTION_HELP, reader_options
+from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
 
 HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression", "boxes", "model_box", "reasons")
 

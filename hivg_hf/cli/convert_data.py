@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import run_verb
-from .data_options import COLUMN_HELP, OPTION_HELP, reader_options
+from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
 
 
 def convert_data(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from . import run_verb
-from .data_options import COLUMN_HELP, reader_options
+from ._data_options import COLUMN_HELP, reader_options
 
 logger = logging.getLogger(__name__)
 

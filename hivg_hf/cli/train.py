@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import run_verb
-from .data_options import COLUMN_HELP, reader_options
+from ._data_options import COLUMN_HELP, reader_options
 
 
 def train(

@@ -65,8 +65,8 @@ def find_suspects(dataset: Any, predictions: Sequence[dict[str, Any]], content: 
     trust = np.where(rows.none, 1.0, np.nan_to_num(rows.score, nan=1.0))
     probability = noise_probability(loss) * trust
     found = Suspects(probability, rows.iou, [[] for _ in range(len(dataset))])
-    for position in np.flatnonzero(probability > 0.5):
-        found.reasons[position].append(rows.disagreement(int(position)))
+    for doubtful in np.flatnonzero(probability > 0.5).tolist():
+        found.reasons[doubtful].append(rows.disagreement(doubtful))
     for position, reason in _contradictions(dataset, rows, content):
         found.reasons[position].append(reason)
         found.probability[position] = max(found.probability[position], CONTRADICTION)
