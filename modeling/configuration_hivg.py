@@ -65,6 +65,9 @@ class HiVGConfig(PreTrainedConfig):
             Text hidden states that feed the bridges, 0 = embedding. Default: the last.
         bridge_adaptive_weights (`bool`): learn one weight per text position and channel, `f + w * f`.
         adaptive_weight_init (`float`): standard deviation of those weights at the start; official 1.0.
+        initialization (`str`): how new weights start: `"xavier"`, Xavier-uniform heads with biases of 0, and bridges
+            as CLIP's own layers; or `"official"`, as the authors' constructor leaves them (torch's defaults outside
+            the fusion encoder, a multi-level projection copied from CLIP's).
         bridge_text_norm (`bool`): LayerNorm on each text state before they are mixed. Official: False, with which
             several text layers collapse training once samples no longer mix.
         bridge_mask_padding (`bool`): the bridge ignores text padding. Official: False; the model then restores the
@@ -121,6 +124,7 @@ class HiVGConfig(PreTrainedConfig):
 
     clip_config: dict | PreTrainedConfig | None = None
     image_size: int | None = None
+    initialization: str = "xavier"
 
     # Bridge
     bridge_layers: list[int] | None = None
@@ -284,6 +288,7 @@ class HiVGConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict` validation: runs on construction and again before saving."""
         vision, text = self.clip_config.vision_config, self.clip_config.text_config
+        _check_choice("initialization", self.initialization, ("xavier", "official"))
         _check_choice("bridge_text_source", self.bridge_text_source, ("hidden_states", "projection"))
         _check_choice("fusion_positions", self.fusion_positions, ("queries_keys", "tokens"))
         _check_choice("token_target", self.token_target, ("coverage", "nearest"))

@@ -139,6 +139,14 @@ class XavierLinear(nn.Linear):
     """A Linear that starts from Xavier-uniform weights, as the official fusion encoder (vl_transformer.py)."""
 
 
+class HeadLinear(XavierLinear):
+    """A Linear outside the fusion encoder: with `initialization="official"` it starts as torch's own does."""
+
+
+class FeedForwardLinear(XavierLinear):
+    """A Linear of the fusion encoder whose bias the authors leave as torch's constructor draws it."""
+
+
 class UnitEmbedding(nn.Embedding):
     """An Embedding that starts from N(0, 1): [REG] and the fusion positions. Official: models/HiVG.py:748"""
 
@@ -173,7 +181,7 @@ class MLP(nn.Module):
 
     def __init__(self, widths: list[int]):
         super().__init__()
-        self.layers = nn.ModuleList(XavierLinear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(HeadLinear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -199,12 +207,20 @@ class TokenMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.fc1 = XavierLinear(width, hidden)
-        self.fc2 = XavierLinear(hidden, width)
+        self.fc1 = HeadLinear(width, hidden)
+        self.fc2 = HeadLinear(hidden, width)
         self.activation = QuickGELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(x)))
+
+
+def init_as_torch(module: nn.Linear | nn.ConvTranspose2d, tensors: tuple[str, ...] = ("weight", "bias")) -> None:
+    """Draw from U(-b, b) with b = 1 / sqrt(fan-in), as torch's constructors do."""
+    bound = module.weight[0].numel() ** -0.5  # of a transposed convolution, too, torch takes the second dimension
+    for tensor in (getattr(module, name) for name in tensors):
+        if tensor is not None:
+            init.uniform_(tensor, -bound, bound)
 
 
 def key_padding_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -323,6 +339,9 @@ class HiVGBridge(nn.Module):
         self.norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         self.attention = HiVGBridgeAttention(vision, config.bridge_mixes_batch)
         self.mlp = CLIPMLP(vision)
+        if config.initialization == "official":
+            for module in self.modules():
+                module.starts_as_torch = isinstance(module, nn.Linear | CLIPMLP)
 
     def forward(
         self, hidden_states: torch.Tensor, text_states: tuple[torch.Tensor, ...], text_bias: torch.Tensor | None
@@ -426,6 +445,10 @@ class HiVGVisionModel(CLIPVisionModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if getattr(module, "starts_as_torch", False):
+            if isinstance(module, nn.Linear):  # the MLP around two of them leaves them so
+                init_as_torch(module)
+            return
         super()._init_weights(module)
         if isinstance(module, AdaptiveTextWeight):
             init.normal_(module.weight, std=module.init_std)
@@ -548,8 +571,8 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
         super().__init__()
         self.pre_norm = config.fusion_pre_norm
         self.self_attn = HiVGFusionAttention(config)
-        self.fc1 = XavierLinear(config.hidden_size, config.fusion_ffn_dim)
-        self.fc2 = XavierLinear(config.fusion_ffn_dim, config.hidden_size)
+        self.fc1 = FeedForwardLinear(config.hidden_size, config.fusion_ffn_dim)
+        self.fc2 = FeedForwardLinear(config.fusion_ffn_dim, config.hidden_size)
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.norm2 = nn.LayerNorm(config.hidden_size)
         self.activation = ACT2FN[config.fusion_activation]
@@ -606,8 +629,19 @@ class HiVGPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Each case is a module that owns its parameters itself, so that loaded ones are never touched."""
-        if isinstance(module, XavierLinear):
+        """Each case is a module that owns its parameters itself, so that loaded ones are never touched.
+
+        With `initialization="official"`, new weights start as the authors' constructor leaves them: torch's defaults
+        outside the fusion encoder, inside it Xavier for matrices alone. Official: models/HiVG.py:731-767,
+        models/vl_transformer.py:39-43
+        """
+        official = self.config.initialization == "official"
+        if official and (isinstance(module, HeadLinear | MaskUpsample) or type(module) is nn.Linear):
+            init_as_torch(module)
+        elif official and isinstance(module, FeedForwardLinear):
+            init.xavier_uniform_(module.weight)
+            init_as_torch(module, ("bias",))
+        elif isinstance(module, XavierLinear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, HiVGFusionAttention):
@@ -664,9 +698,9 @@ class HiVGGroundingHead(nn.Module):
         self.config = config
         width, vision_width = config.hidden_size, config.clip_config.vision_config.hidden_size
         tokens = 2 + config.grid_size**2 + config.max_text_length  # REG, CLS, patches, words
-        self.visual_levels_proj = XavierLinear(len(config.visual_feature_layers) * vision_width, width)
-        self.visual_proj = XavierLinear(width, width)
-        self.text_proj = XavierLinear(width, width)
+        self.visual_levels_proj = HeadLinear(len(config.visual_feature_layers) * vision_width, width)
+        self.visual_proj = HeadLinear(width, width)
+        self.text_proj = HeadLinear(width, width)
         if config.bridge_text_source == "projection" and config.bridge_layers:
             self.bridge_text_proj = nn.Linear(width, vision_width)
         self.reg_token = UnitEmbedding(1, width)
@@ -677,7 +711,7 @@ class HiVGGroundingHead(nn.Module):
         self.token_mlp = TokenMLP(width, config.token_head_dim)
         self.mask_convs = nn.ModuleList(MaskUpsample(width) for _ in range(3))
         if config.score == "head":
-            self.score_head = XavierLinear(width, 1)
+            self.score_head = HeadLinear(width, 1)
 
     def fuse(
         self,
@@ -831,6 +865,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         self.clip = HiVGCLIPModel._from_config(config.clip_config, hivg_config=config)
         self.grounding_head = HiVGGroundingHead(config)
         self.post_init()
+        if config.initialization == "official" and self.device.type != "meta":  # there, weights are still to be loaded
+            self.copy_visual_projection()
         for part in self._recorded_parts():
             install_recording_hooks(part)
 
