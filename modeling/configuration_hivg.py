@@ -55,7 +55,8 @@ class HiVGConfig(PreTrainedConfig):
             The CLIP that HiVG is built around. Its `projection_dim` is the width of the fusion encoder.
         image_size (`int`, *optional*):
             Side of the padded square the model sees, in pixels; a multiple of CLIP's patch size. Default: CLIP's own.
-            Another size interpolates CLIP's position embedding.
+            Another size interpolates CLIP's position embedding; another than a checkpoint was trained at, given to
+            `from_pretrained`, the positions of the fusion encoder too.
         bridge_layers (`list[int]`, *optional*):
             Vision layers, counted from 0, that carry a bridge; `[]` for a model without bridges. Default: the first
             layer and the last of each third (0, 3, 7, 11 of 12, as official base).

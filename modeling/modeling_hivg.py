@@ -22,6 +22,8 @@ side, G patches along one side, N = G * G patches, P patches that are computed, 
 of the fusion encoder, K text states in the bridge.
 """
 
+import copy
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -380,23 +382,24 @@ class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
         patches = self.patch_embedding(pixel_values.to(self.class_embedding.dtype)).flatten(2).transpose(1, 2)
         places = torch.arange(self.num_positions, device=pixel_values.device)
         cls_position, table = self.position_embedding(places).split([1, self.num_positions - 1])
-        embeddings = patches + self.patch_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
+        embeddings = patches + resize_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
         if patch_index is not None:
             embeddings = take_tokens(embeddings, patch_index.clamp(min=0))  # (B, P, V)
         cls = (self.class_embedding + cls_position).expand(len(embeddings), 1, -1)
         return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
 
-    def patch_positions(self, table: torch.Tensor, grid: int) -> torch.Tensor:
-        """CLIP's positions (N of CLIP, V) -> those of a grid x grid image (N, V), interpolated where it is another.
 
-        Official: models/HiVG.py interpolates bicubic with antialias; CLIPVisionEmbeddings leaves antialias out.
-        """
-        own = self.image_size // self.patch_size
-        if grid == own:
-            return table
-        square = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
-        square = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
-        return square[0].flatten(1).t().to(table.dtype)  # (1, V, G, G) -> (N, V)
+def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
+    """Positions of a square grid of patches (n, V) -> those of a grid x grid image (N, V).
+
+    Official: models/HiVG.py interpolates bicubic with antialias; CLIPVisionEmbeddings leaves antialias out.
+    """
+    own = math.isqrt(len(table))
+    if grid == own:
+        return table
+    square = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
+    square = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return square[0].flatten(1).t().to(table.dtype)  # (1, V, G, G) -> (N, V)
 
 
 class HiVGVisionEncoderLayer(CLIPEncoderLayer):
@@ -887,6 +890,57 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         self.clip.set_input_embeddings(value)
 
     # -- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, image_size=None, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; with another `image_size` (an argument, or that of `config`) than the
+        weights were trained at, the positions of the patches are interpolated, see `resize_image`."""
+        wanted = getattr(config, "image_size", None) if image_size is None else image_size
+        trained = None if wanted is None else cls._trained_image_size(pretrained_model_name_or_path, kwargs)
+        if trained is None and image_size is not None:
+            kwargs["image_size"] = image_size  # a plain CLIP's, which has no positions of ours
+        if trained is not None and isinstance(config, HiVGConfig):
+            config = copy.deepcopy(config)
+            config.image_size = trained
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        if trained not in (None, wanted):
+            (loaded[0] if isinstance(loaded, tuple) else loaded).resize_image(wanted)
+        return loaded
+
+    @classmethod
+    def _trained_image_size(cls, path, kwargs: dict) -> int | None:
+        """Of the model at `path`; None where there is no HiVG, so that no positions are stored."""
+        if path is None:
+            return None
+        hub = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+        stored, _ = cls.config_class.get_config_dict(path, **{name: kwargs[name] for name in hub if name in kwargs})
+        return stored.get("image_size") if stored.get("model_type") == cls.config_class.model_type else None
+
+    @torch.no_grad()
+    def resize_image(self, size: int) -> None:
+        """Let the model see another padded square, in place; the processor must make it so too.
+
+        CLIP's positions are interpolated in every forward. Those of the fusion encoder are here, once: the rows of
+        [REG], CLS and words stay as they are. An accuracy at the new size is only known after it was measured there.
+
+        Args:
+            size: side in pixels, a multiple of the patch size.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if size < self.config.patch_size or size % self.config.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of CLIP's patch size. Got {size} and {self.config.patch_size}."
+            )
+        old = self.grounding_head.position_embedding
+        rows = old(torch.arange(old.num_embeddings, device=old.weight.device))  # (2 + N + T, H)
+        first, patches, words = rows.split([2, self.config.grid_size**2, self.config.max_text_length])
+        self.config.image_size = size
+        rows = torch.cat([first, resize_positions(patches, self.config.grid_size), words])
+        new = UnitEmbedding(*rows.shape, device=rows.device, dtype=rows.dtype)
+        new.weight.copy_(rows).requires_grad_(old.weight.requires_grad)
+        self.grounding_head.position_embedding = new.train(old.training)
 
     @classmethod
     def from_clip(

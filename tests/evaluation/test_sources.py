@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import hivg_hf
 from hivg_hf.evaluation import sources
@@ -76,3 +77,10 @@ def test_options_are_read_as_values():
         "root": "/data", "size": 5, "masks": False, "note": "a=b", "empty": ""}  # fmt: skip
     with pytest.raises(ValueError, match="--set takes NAME=VALUE, got 'score'"):
         read_options(["score"], "--set")
+
+
+def test_another_image_size_reaches_model_and_processor(checkpoint):
+    opened = open_model(str(checkpoint), overrides={"image_size": 96})
+    inputs = opened.processor(images=Image.new("RGB", (120, 60), "red"), text="red")
+    assert inputs["pixel_values"].shape[-2:] == (96, 96)
+    assert opened.model(**inputs).pred_boxes.shape == (1, 4)

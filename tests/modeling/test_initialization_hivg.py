@@ -14,8 +14,8 @@ from benchmarks.speed.official_reference import OfficialLayers, official_forward
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 from hivg_hf.conversion import official_parameter_name
 
-# Of `HiVG(args)` with ViT-B/16, unc, normalize_before, enable_adaptive_weights: official name -> shape, mean, deviation.
-# Parameters that no official forward reads are left out.
+# Of `HiVG(args)` with ViT-B/16, unc, normalize_before, enable_adaptive_weights: official name -> shape, mean,
+# deviation. Parameters that no official forward reads are left out.
 AUTHORS_START = json.loads((Path(__file__).parents[1] / "fixtures" / "official_start.json").read_text())
 
 
@@ -53,7 +53,7 @@ def tiny_official(initialization: str, case) -> HiVGForVisualGrounding:
 
 
 def torch_start(model: HiVGForVisualGrounding, clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An official state dict whose new parameters torch's constructors made, as the authors' does; CLIP's are given."""
+    """An official state dict: new parameters as torch's constructors make them, CLIP's as given."""
     state = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
