@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hivg_hf.data.official_targets import truncate_ground_truth
+
 from .matching import match_predictions, matched_array
 from .no_target import no_target_columns
 from .overlaps import (
@@ -23,7 +25,6 @@ from .protocols import (
     centered_offsets,
     get_protocol,
     pixel_boxes_to_canvas,
-    truncate_ground_truth,
 )
 
 OFFICIAL_CANVAS_SIZE = 224
