@@ -75,6 +75,10 @@ class HiVGConfig(PreTrainedConfig):
             official input (all positions, `text_pad_id` in the padding) whatever the caller padded.
         bridge_mixes_batch (`bool`): reproduce the official batched figures, in which each sample attends to other
             samples' words. Never right for a new model.
+        bridge_lora (`bool`): train a low-rank term (rank 32, scale 0.5, dropout 0.1) beside each projection of the
+            bridges' attention, as the authors' code does in every stage. It changes how a bridge trains, never what
+            it can compute: `model.fold_bridge_lora()` adds it to the weights, and all that training publishes is
+            folded.
         visual_feature_layers (`list[int]`, *optional*):
             Vision hidden states, 0 = embedding, that are joined for the fusion encoder. Default: those after a bridge.
         text_pad_id (`int`): token id that the official tokenizer pads with; read only without `bridge_mask_padding`.
@@ -136,6 +140,7 @@ class HiVGConfig(PreTrainedConfig):
     bridge_text_norm: bool = True
     bridge_mask_padding: bool = True
     bridge_mixes_batch: bool = False
+    bridge_lora: bool = False
     text_pad_id: int = 0
 
     # Fusion encoder. Official: models/vl_transformer.py:18-147, hivg_train.py:64-73

@@ -283,10 +283,44 @@ def install_recording_hooks(part: PreTrainedModel) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+class LowRankLinear(nn.Linear):
+    """W x + b + up(down(dropout(x))) / 2: a projection whose own weight trains beside a low-rank term.
+
+    The authors' PEFT call names layers without their place, so that it wraps the bridge's cross-attention as well,
+    whose weights train anyway. It is the same function as a plain Linear (see `fold`), trained along another path.
+    Official: models/HiVG.py:776-778 (r=32, lora_alpha=16, lora_dropout=0.1)
+    """
+
+    rank, scale, dropout = 32, 0.5, 0.1
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.down = nn.Parameter(torch.empty(self.rank, inputs))
+        self.up = nn.Parameter(torch.zeros(outputs, self.rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.down)  # (..., inputs) -> (..., rank)
+        return super().forward(x) + self.scale * F.linear(low, self.up)
+
+    def reset_low_rank(self) -> None:
+        """Start the term at 0, its first factor as PEFT does."""
+        bound = self.in_features**-0.5
+        init.uniform_(self.down, -bound, bound)
+        init.zeros_(self.up)
+
+    def fold(self) -> nn.Linear:
+        """A plain Linear that computes the same."""
+        plain = nn.Linear(self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype)
+        term = self.scale * self.up.double() @ self.down.double()
+        plain.weight.copy_(self.weight.double() + term)
+        plain.bias.copy_(self.bias)
+        return plain.requires_grad_(self.weight.requires_grad).train(self.training)
+
+
 class HiVGBridgeAttention(nn.Module):
     """Image tokens (queries) attend to words (keys, values)."""
 
-    def __init__(self, vision_config, mixes_batch: bool):
+    def __init__(self, vision_config, mixes_batch: bool, low_rank: bool = False):
         super().__init__()
         self.config = vision_config
         self.mixes_batch = mixes_batch
@@ -294,10 +328,11 @@ class HiVGBridgeAttention(nn.Module):
         width = vision_config.hidden_size
         self.num_heads = vision_config.num_attention_heads
         self.head_dim = width // self.num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        linear = LowRankLinear if low_rank else nn.Linear
+        self.q_proj = linear(width, width)
+        self.k_proj = linear(width, width)
+        self.v_proj = linear(width, width)
+        self.out_proj = linear(width, width)
 
     def forward(
         self, hidden_states: torch.Tensor, text: torch.Tensor, text_bias: torch.Tensor | None
@@ -339,7 +374,7 @@ class HiVGBridge(nn.Module):
                 )
             self.text_proj = nn.Linear(len(states) * width, vision.hidden_size)
         self.norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
-        self.attention = HiVGBridgeAttention(vision, config.bridge_mixes_batch)
+        self.attention = HiVGBridgeAttention(vision, config.bridge_mixes_batch, config.bridge_lora)
         self.mlp = CLIPMLP(vision)
         if config.initialization == "official":
             for module in self.modules():
@@ -448,6 +483,8 @@ class HiVGVisionModel(CLIPVisionModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LowRankLinear):
+            module.reset_low_rank()
         if getattr(module, "starts_as_torch", False):
             if isinstance(module, nn.Linear):  # the MLP around two of them leaves them so
                 init_as_torch(module)
@@ -995,6 +1032,16 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 f"The CLIP in `{path}` does not fit its own config: missing {missing[:5]}, "
                 f"unexpected {unexpected[:5]}, other shapes {list(report['mismatched_keys'])[:5]}."
             )
+
+    @torch.no_grad()
+    def fold_bridge_lora(self) -> "HiVGForVisualGrounding":
+        """Add the low-rank terms of the bridges to their weights, in place: the same model without `bridge_lora`."""
+        for module in list(self.modules()):
+            for name, part in list(module.named_children()):
+                if isinstance(part, LowRankLinear):
+                    setattr(module, name, part.fold())
+        self.config.bridge_lora = False
+        return self
 
     @torch.no_grad()
     def copy_visual_projection(self) -> None:

@@ -48,8 +48,10 @@ def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, proc
         folder: Holds the four folders.
         stage: Name of the finished stage, whose export is written; None writes no export (a rejected stage).
         processor: Saved beside every model that can be used on its own.
+
+    Low-rank terms inside the bridges (`bridge_lora`) are folded in all of them; the model keeps its own.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), with_folded_bridges(model)
     save_base(model, folder / "base", processor)
     for position, name in enumerate(model.base_model.active_adapters):
         save_adapter(model, name, folder / "adapters" / name, base=folder / "base", position=position)
@@ -59,6 +61,14 @@ def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, proc
         merge_stages(copy.deepcopy(model)).save_pretrained(target)
         if processor is not None:
             processor.save_pretrained(target)
+
+
+def with_folded_bridges(model: PeftModel) -> PeftModel:
+    """The model itself, or, where it has low-rank terms inside its bridges, a copy with these folded."""
+    if model.get_base_model().config.bridge_lora:
+        model = copy.deepcopy(model)
+        model.get_base_model().fold_bridge_lora()
+    return model
 
 
 def save_base(model: PeftModel, target: str | Path, processor: Any = None) -> None:

@@ -16,6 +16,7 @@ one take the same way and end with the same weights.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
@@ -206,6 +207,8 @@ class StagedTraining:
         self.state.wait_for_everyone()
 
     def _save_model(self, model: Any, processor: HiVGProcessor, name: str) -> None:
+        if model.config.bridge_lora:
+            model = copy.deepcopy(model).fold_bridge_lora()
         with atomic_folder(self.folder / name) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
@@ -287,6 +290,8 @@ class StagedTraining:
         model, processor = self._load_start(len(self.recipe.phases))
         if isinstance(model, PeftModel):
             model = merge_stages(model)
+        if model.config.bridge_lora:
+            model.fold_bridge_lora()
         name = "model" if self.recipe.hilora_config() is None else "merged"
         if self.state.is_main_process and name == "model":
             self._save_model(model, processor, name)

@@ -431,3 +431,24 @@ def test_progressive_stages_grow_one_adapter(tiny_model, tiny_config):
     model = start_stage(model, config, 2)
     assert list(model.peft_config) == ["hilora"]
     assert trainable(model, "vision_model.encoder.layers.3.self_attn.q_proj.lora_A") == first
+
+
+def test_terms_inside_the_bridges_are_folded_in_everything_published(tiny_model, tiny_config, question, tmp_path):
+    config = copy.deepcopy(tiny_config)
+    config.bridge_lora = True
+    plain = HiVGForVisualGrounding(config).eval()
+    plain.load_state_dict(tiny_model.state_dict(), strict=False)
+    model = start_stage(plain, HiLoraConfig.for_model(config, 2, rank=2), 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    assert [name for name, p in model.named_parameters() if p.requires_grad and name.endswith("q_proj.up")]
+    publish_stages(model, tmp_path, "stage_1")
+    wanted = answer(model, question)
+    for form in (load_stages(tmp_path), HiVGForVisualGrounding.from_pretrained(tmp_path / "merged")):
+        torch.testing.assert_close(answer(form.eval(), question), wanted, atol=1e-5, rtol=1e-5)
+        assert not form.config.bridge_lora
+    export = PeftModel.from_pretrained(copy.deepcopy(tiny_model), tmp_path / "exports" / "stage_1")
+    torch.testing.assert_close(answer(export.eval(), question), wanted, atol=1e-5, rtol=1e-5)
+    assert plain.config.bridge_lora  # and trains on
