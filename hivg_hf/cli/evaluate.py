@@ -39,6 +39,13 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE that replaces a field of the model's config; repeatable."),
     ] = None,
+    clip_config: Annotated[
+        str | None,
+        typer.Option(help="Of an official .pth file: folder, JSON file or Hub id of a CLIP that is not published."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of an official .pth file: folder or Hub id of its CLIP tokenizer.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
     num_workers: Annotated[int, typer.Option(help="Processes that open images, for each that predicts.", min=0)] = 0,
@@ -78,6 +85,8 @@ def evaluate(
     from hivg_hf.utils.imports import require_package
     from hivg_hf.utils.strict_mapping import read_options
 
+    from .convert import read_clip_config
+
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
@@ -99,7 +108,14 @@ def evaluate(
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
     data_options = {**read_options(option or [], "--option"), **generated}
     overrides = read_options(set_config or [], "--set")
-    opened, processor, commit = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
+    opened, processor, commit = open_model(
+        model,
+        revision=revision,
+        dtype=dtype,
+        overrides=overrides,
+        clip_config=None if clip_config is None else read_clip_config(clip_config),
+        tokenizer=tokenizer,
+    )
     dataset = open_data(data, split, data_options)
     foils = open_foils(data, split, data_options) if controls else None
     evaluation = evaluate_model(opened, processor, dataset, settings, foils)
@@ -212,6 +228,8 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
     )
     for name, entry in results.get("robustness", {}).get("summary", {}).items():
         console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")
+    for figure, note in results.get("notes", {}).items():
+        console.print(f"{figure}: {note}", soft_wrap=True)
     for file in files:
         console.print(str(file.resolve()), soft_wrap=True, highlight=False)
 

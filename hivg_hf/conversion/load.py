@@ -183,7 +183,7 @@ def official_clip(
     file = _plain_clip_file(path)
     clip_config = published_clip_config(file) if clip_config is None else clip_config
     config = clip_config if isinstance(clip_config, CLIPConfig) else CLIPConfig(**clip_config)
-    report = ConversionReport(file.path, file.kind)
+    report = ConversionReport(file.path, file.kind, unread=file.unread)
     weights = {}
     for name, tensor in merge_lora(file, set(), lora_alpha, report).items():
         reason = unused_reason(name, projected_text=False, has_bridges=False)
@@ -228,7 +228,7 @@ def _convert(
 ) -> Conversion:
     """Build the model of a config from a file that was read."""
     check_fit(file, config, has_heads=file.kind == WHOLE_MODEL, with_args=with_args)
-    report = ConversionReport(file.path, file.kind)
+    report = ConversionReport(file.path, file.kind, unread=file.unread)
     in_bridges = {name for name in file.lora if ".cross_" in name}
     kept = set(file.lora) - in_bridges if as_adapter else set()
     whole = in_bridges if config.bridge_lora and as_adapter else set()

@@ -43,7 +43,7 @@ def compute_grounding_metrics(
         resamples, seed: of the bootstrap; 0 resamples gives no intervals.
 
     Returns:
-        `{"protocol", "counts", "figures", "intervals", "breakdowns", "bootstrap"}`; figures are fractions of 1. An
+        `{"protocol", "counts", "figures", "intervals", "notes", "breakdowns", "bootstrap"}`; figures are fractions of 1. An
         empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
 
     Raises:
@@ -96,6 +96,7 @@ def summarize_rows(
                 "n": int(bottoms[index]),
                 "acc@0.5": value,
                 "mean_iou": float(np.mean(rows.ious[member])),
+                "macc": float(np.mean(columns["macc"][0][member])),
                 **({"interval": interval} if interval else {}),
             }
         else:
@@ -103,6 +104,7 @@ def summarize_rows(
             if interval:
                 result["intervals"][key] = interval
     result["figures"].update(_unsummed_figures(rows, protocol))
+    result["notes"] = _notes(rows, result["figures"])
     result["breakdowns"] = {name: entries for name, entries in result["breakdowns"].items() if entries}
     return result
 
@@ -139,6 +141,17 @@ def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, fl
     if correct.any() and not correct.all():
         figures["score_auc"] = score_auc(rows.scores[judged], correct)
     return figures
+
+
+def _notes(rows: RowScores, figures: Mapping[str, float]) -> dict[str, str]:
+    """Figure -> a sentence that belongs beside it."""
+    several = sum(len(reference.get("boxes") or []) > 1 for reference in rows.references)
+    if "f1_precision" not in figures or not several or rows.several_boxes:
+        return {}
+    return {
+        "f1_precision": f"{several:,} rows have several targets and the model gives one box, so their F1 is 0 by "
+        "construction."
+    }
 
 
 def _no_target(rows: RowScores) -> np.ndarray:
