@@ -70,7 +70,7 @@ def test_an_official_file_around_an_unpublished_clip_opens(tmp_path, tiny_tokeni
 
 
 def test_an_official_file_has_no_revision(tmp_path):
-    with pytest.raises(ValueError, match="is an official file: it has no revision"):
+    with pytest.raises(ValueError, match="is an official file, which has no revision: omit it"):
         open_model(str(tmp_path / "best.pth"), revision="main")
 
 
