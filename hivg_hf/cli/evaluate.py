@@ -2,6 +2,8 @@
 
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 --out results/val
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
+hivg evaluate --model best.pth --data unc --split val --option root=/data --protocol official \\
+    --compare-published base-unc --out B
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
@@ -73,6 +75,12 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
     ] = None,
+    compare_published: Annotated[
+        str | None,
+        typer.Option(
+            help="A variant, such as base-unc: what its authors published for this split, beside the figure."
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
     gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
@@ -80,6 +88,8 @@ def evaluate(
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.predict import process_state
+    from hivg_hf.evaluation.published import compare_published as beside_published
+    from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
@@ -91,6 +101,8 @@ def evaluate(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
     _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
+    if compare_published is not None:
+        expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
     state = process_state()
     if plots:
         require_package("matplotlib", extra="plots")  # now, not after an hour of work
@@ -123,6 +135,8 @@ def evaluate(
     pages = []
     if robustness or adversarial:
         pages = _robustness(opened, processor, dataset, evaluation, settings, out, robustness, adversarial, plots)
+    if compare_published is not None:
+        evaluation.results["published"] = beside_published(evaluation.results, compare_published, data, split)
     if state.is_main_process:
         files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
         _print_results(evaluation.results, files)
@@ -228,10 +242,38 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
     )
     for name, entry in results.get("robustness", {}).get("summary", {}).items():
         console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")
+    if "published" in results:
+        _print_published(results["published"])
     for figure, note in results.get("notes", {}).items():
         console.print(f"{figure}: {note}", soft_wrap=True)
     for file in files:
         console.print(str(file.resolve()), soft_wrap=True, highlight=False)
+
+
+def _print_published(compared: dict[str, Any]) -> None:
+    """Measured beside published, in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    interval = compared["interval"]
+    table = Table(title=f"{compared['variant']}: Acc@0.5 in percent, measured beside published")
+    for heading in ("published by", "published", "measured", "95 % interval", "difference", "in the interval"):
+        table.add_column(heading, justify="left" if heading == "published by" else "right")
+    for row in compared["rows"]:
+        table.add_row(
+            row["source"],
+            f"{row['published']:.2f}",
+            f"{compared['measured']:.2f}",
+            f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
+            f"{row['difference']:+.2f}",
+            {True: "yes", False: "no", None: ""}[row["within"]],
+        )
+    console = Console()
+    console.print(table)
+    for row in compared["rows"]:
+        console.print(f"{row['source']}: {row['where']}", soft_wrap=True, highlight=False)
+    if compared["n_published"] not in (None, compared["n"]):
+        console.print(f"Measured on {compared['n']:,} expressions, published on {compared['n_published']:,}.")
 
 
 def _print_comparison(comparison: dict[str, Any], files: list[Path]) -> None:
