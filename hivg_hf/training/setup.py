@@ -183,6 +183,7 @@ def build_arguments(
         early_stop=phase.early_stop if evaluates and isinstance(phase, GroundingPhase) else None,
         metric_for_best_model="accuracy" if evaluates else None,
         unique_images=recipe.data.unique_images,
+        protocol=recipe.data.protocol,
         dataloader_num_workers=recipe.workers,
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.training import fresh, tiny_recipe
+from helpers.training import coloured_box_rows, fresh, make_trainer, tiny_recipe
 from hivg_hf.hilora import PROGRESSIVE_ADAPTER, HiLoraConfig, HiLoraStage, start_stage
 from hivg_hf.hilora.folders import save_adapter, save_base
+from hivg_hf.metrics.scoring import score_rows
 from hivg_hf.training import StagedTraining, parse_recipe
 
 SHAPE = {"rank": 2, "alpha": 4, "dropout": 0.0}
@@ -97,3 +98,30 @@ def test_a_phase_may_keep_the_last_heads_and_the_best_of_all_else(tiny_checkpoin
         elif best is None:
             assert torch.equal(tensor, start[name]), name
     assert any(not torch.equal(last[name], mixed[name]) for name in mixed if ".bridge." in name) or best
+
+
+def test_validation_by_the_official_protocol_is_that_of_evaluation(tiny_model, tiny_processor, tmp_path):
+    """Targets that begin as the model's own boxes, so that cutting them to whole pixels decides."""
+    rows = []
+    for index, row in enumerate(coloured_box_rows(6, seed=3)):
+        image = row["image"].resize((640, 480))  # 64 x 48 on the square: no side is rounded
+        found = tiny_model.ground(image, row["expression"], tiny_processor)["box"]
+        box = [found["xmin"], found["ymin"], found["xmin"] + 20.9 + 7 * index, found["ymax"]]
+        rows.append({**row, "image": image, "width": 640, "height": 480, "box": box, "boxes": [box], "source": "unc"})
+    figures = {}
+    for protocol in ("pixel", "official"):
+        trainer = make_trainer(fresh(tiny_model), tiny_processor, tmp_path, eval_rows=rows, protocol=protocol)
+        figures[protocol] = trainer.evaluate()
+    with torch.no_grad():
+        inputs = tiny_processor([row["image"] for row in rows], [row["expression"] for row in rows])
+        boxes = tiny_model(**inputs).pred_boxes.tolist()
+    predictions = [
+        {"id": i, "box_xyxy": [0, 0, 1, 1], "canvas_box": box, "canvas_size": 64, "canvas_offset": [0, 8]}
+        for i, box in enumerate(boxes)
+    ]
+    wanted = score_rows(predictions, [{"id": i, **row} for i, row in enumerate(rows)], "official")
+    assert figures["official"]["eval_mean_iou"] == pytest.approx(float(wanted.ious.mean()), abs=1e-6)
+    assert figures["official"]["eval_accuracy"] == wanted.correct("official").mean()
+    assert figures["pixel"]["eval_mean_iou"] != pytest.approx(figures["official"]["eval_mean_iou"], abs=1e-4)
+    with pytest.raises(ValueError, match=r"protocol must be one of pixel, official. Got 'mdetr'"):
+        make_trainer(fresh(tiny_model), tiny_processor, tmp_path, protocol="mdetr")
