@@ -15,7 +15,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .presets_hivg import OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
+from .loss_hivg import EXTRA_LOSSES
+from .presets_hivg import LOSS_NAMES, OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
 
 if TYPE_CHECKING:
     # Named in every saved config (PIPELINE_ENTRY), so its file must travel along: transformers copies beside the
@@ -33,9 +34,6 @@ UNDECLARED_NAMES = (
     *("experts_implementation", "per_layer_config", "use_cache", "tie_word_embeddings", "use_return_dict"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
 )
-
-# The official terms, and the score of ours: official weights hold none.
-LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
 
 PIPELINE_ENTRY = {
     "visual-grounding": {
@@ -97,8 +95,9 @@ class HiVGConfig(PreTrainedConfig):
             the box, for weights that hold no score head.
         score_similarity_scale, score_similarity_bias (`float`): calibrated constants of the similarity score.
         loss_weights (`dict[str, float]`, *optional*):
-            Weight of each loss term; 0 turns a term and what only it needs off. Default: official, and 1 for a score
-            head.
+            Weight of each loss term; 0 turns a term and what only it needs off. Terms that are not named keep their
+            weight: the official one, and 1 for a score head. Terms of your own: `register_loss`; a saved config
+            leaves them out, since who opens it may not have them.
         contrastive_ignore_duplicates (`bool`): pairs of a batch that share the image or the expression are not
             negatives of each other. Official: False.
         contrastive_gather (`bool`): negatives from every process, gathered with gradient. Official: False.
@@ -191,8 +190,8 @@ class HiVGConfig(PreTrainedConfig):
             self.visual_feature_layers = [
                 layer + 1 for layer in self.bridge_layers or default_bridge_layers(vision_depth)
             ]
-        if self.loss_weights is None:
-            self.loss_weights = {**OFFICIAL_LOSS_WEIGHTS, **({"score": 1.0} if self.score == "head" else {})}
+        score = {"score": 1.0} if self.score == "head" else {}
+        self.loss_weights = {**OFFICIAL_LOSS_WEIGHTS, **score, **(self.loss_weights or {})}
         if not type(self).__module__.startswith("transformers_modules"):
             # With `custom_pipelines` on the instance, transformers asks for trust even where this package is
             # installed and its own classes win; `to_dict` still writes it for those who have not installed it.
@@ -200,7 +199,11 @@ class HiVGConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         """The config as plain values, with the entry that lets `pipeline(...)` find our pipeline on the Hub."""
-        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
+        content = super().to_dict()
+        weights = content.get("loss_weights")
+        if weights:
+            content["loss_weights"] = {name: weights[name] for name in weights if name in LOSS_NAMES}
+        return {**content, "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "HiVGConfig":
@@ -233,6 +236,8 @@ class HiVGConfig(PreTrainedConfig):
                 f"hivg_hf, which leaves out {sorted(set(config_dict) - set(known))}. Install a newer hivg_hf."
             )
             config_dict = {**known, "format_version": FORMAT_VERSION}
+        if kwargs.get("loss_weights") is not None:  # merged, as everywhere
+            kwargs["loss_weights"] = {**(config_dict.get("loss_weights") or {}), **kwargs["loss_weights"]}
         if not kwargs.get("return_unused_kwargs"):  # with it, the caller asks which names are not the config's
             # Auto classes and `pipeline` call this with options of the model too, such as `low_cpu_mem_usage`
             _refuse_unknown({name for name in kwargs if _nearest(name, cls, 0.8)}, cls)
@@ -325,9 +330,10 @@ class HiVGConfig(PreTrainedConfig):
         self._validate_loss_weights()
 
     def _validate_loss_weights(self) -> None:
-        unknown = sorted(set(self.loss_weights) - set(LOSS_NAMES))
+        known = [*LOSS_NAMES, *EXTRA_LOSSES]
+        unknown = sorted(set(self.loss_weights) - set(known))
         if unknown:
-            raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {list(LOSS_NAMES)}.")
+            raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {known}.")
         bad = {k: w for k, w in self.loss_weights.items() if not math.isfinite(w) or w < 0}
         if bad:
             raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")

@@ -64,6 +64,7 @@ from .box_ops_hivg import box_coverage
 from .configuration_hivg import HiVGConfig
 from .image_loading_hivg import image_size, open_image
 from .loss_hivg import (
+    EXTRA_LOSSES,
     box_giou_loss,
     box_l1_loss,
     contrastive_loss,
@@ -1118,10 +1119,13 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         weights = config.loss_weights if labels is not None else {}
         asked_scores = labels is None if output_scores is None else output_scores
         need_scores = asked_scores and config.score == "similarity"
+        needs = {need for name, term in EXTRA_LOSSES.items() if weights.get(name) for need in term.needs}
         need_tokens = bool(
             output_token_logits or need_scores or weights.get("token_focal") or weights.get("token_dice")
         )
+        need_tokens |= "token_logits" in needs
         need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
+        need_masks |= "mask_logits" in needs
         self._check_inputs(input_ids, pixel_values, patch_index, text_index, image_index)
 
         # 1. Words.
@@ -1448,6 +1452,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixels = mask_targets(labels, mask_labels, size).flatten(1)  # (B, S * S)
             terms["mask_focal"] = lambda: focal_loss(masks, pixels)
             terms["mask_dice"] = lambda: dice_loss(masks, pixels)
+        given = {"labels": labels, "mask_labels": mask_labels}
+        for name, term in EXTRA_LOSSES.items():
+            terms[name] = lambda term=term: term.function(outputs, given, config)
         loss_dict = {name: terms[name]() for name, weight in config.loss_weights.items() if weight}
         loss = sum((config.loss_weights[name] * term for name, term in loss_dict.items()), start=boxes.new_zeros(()))
         return loss, loss_dict

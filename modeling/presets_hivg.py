@@ -141,6 +141,9 @@ OFFICIAL_LOSS_WEIGHTS = {  # utils/loss_utils.py:188-235
     "mask_dice": 2.0,
 }
 
+# The official terms, and the score of ours: official weights hold none.
+LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
+
 # What the official code computes where a new model does better; the reasons stand at the fields of HiVGConfig.
 OFFICIAL_BEHAVIOUR = {
     "bridge_mask_padding": False,  # no text mask reaches the bridge, HiVG.py:430-456

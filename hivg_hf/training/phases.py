@@ -133,7 +133,9 @@ class GroundingPhase(Phase):
     Args:
         masks: As in `data`, for this phase alone.
         augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
-        loss_weights: In place of the model's, while this phase trains.
+        loss_weights: In place of the model's, while this phase trains; terms that are not named keep theirs. A term of
+            an installed package (entry point group `hivg_hf.losses`), or `package.module:function` where code is
+            allowed, may be among them.
         early_stop: Stop after so many evaluations without gain; None never stops early.
     """
 
@@ -145,7 +147,7 @@ class GroundingPhase(Phase):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss_weights is not None:
-            check_loss_weights(f"{self}, loss_weights", self.loss_weights)
+            check_loss_weights(f"{self}, loss_weights", self.loss_weights, others_too=True)
         check_augmentation(f"{self}, augmentation", self.augmentation)
 
     def loss_weights_on(self, weights: Mapping[str, float]) -> dict[str, float]:
