@@ -228,7 +228,6 @@ def _mean(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tens
 __all__ = [
     "box_giou_loss",
     "box_l1_loss",
-    "register_loss",
     "contrastive_loss",
     "dice_loss",
     "focal_loss",
@@ -236,6 +235,7 @@ __all__ = [
     "has_target",
     "hash_expressions",
     "mask_targets",
+    "register_loss",
     "same_pairs",
     "score_loss",
     "token_targets",

@@ -28,6 +28,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -1454,7 +1455,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             terms["mask_dice"] = lambda: dice_loss(masks, pixels)
         given = {"labels": labels, "mask_labels": mask_labels}
         for name, term in EXTRA_LOSSES.items():
-            terms[name] = lambda term=term: term.function(outputs, given, config)
+            terms[name] = partial(term.function, outputs, given, config)
         loss_dict = {name: terms[name]() for name, weight in config.loss_weights.items() if weight}
         loss = sum((config.loss_weights[name] * term for name, term in loss_dict.items()), start=boxes.new_zeros(()))
         return loss, loss_dict

@@ -43,8 +43,8 @@ def compute_grounding_metrics(
         resamples, seed: of the bootstrap; 0 resamples gives no intervals.
 
     Returns:
-        `{"protocol", "counts", "figures", "intervals", "notes", "breakdowns", "bootstrap"}`; figures are fractions of 1. An
-        empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
+        `{"protocol", "counts", "figures", "intervals", "notes", "breakdowns", "bootstrap"}`; figures are
+        fractions of 1. An empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
 
     Raises:
         ValueError: ids are missing, unknown or repeated, numbers are NaN or infinite, or a box is inverted; the

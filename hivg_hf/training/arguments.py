@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-
 PROTOCOLS = ("pixel", "official")
 
 

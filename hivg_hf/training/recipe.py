@@ -79,7 +79,7 @@ class DataRecipe:
         masks: Whether masks of the rows become targets; otherwise the rasterised box is the target.
         target_rounding: `exact`, or `official`: boxes cut to whole pixels, masks drawn of the uncut box at full
             resolution; see `hivg_hf.data.official_targets`.
-        protocol: How the validation rows judge a box, `pixel` or `official`; that accuracy chooses the best checkpoint.
+        protocol: How validation judges a box, `pixel` or `official`; that accuracy chooses the best checkpoint.
         unique_images: Keep two rows of one image out of one batch (they are false negatives of the contrastive loss).
     """
 

@@ -23,8 +23,11 @@ def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
 
 
 def register_named_loss(name: str) -> bool:
-    """Make a loss term of an installed package (entry point group `hivg_hf.losses`), or `package.module:function` where
-    code is allowed, known by its name; whether there is one.
+    """Make a loss term known by its name: one of an installed package (entry point group `hivg_hf.losses`), or
+    `package.module:function` where code is allowed.
+
+    Returns:
+        Whether there is one.
 
     Raises:
         ValueError: It is code, and nobody allowed code.

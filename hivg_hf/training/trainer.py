@@ -272,8 +272,8 @@ class HiVGTrainer(CheckpointingTrainer):
         return metrics
 
     def predict_boxes(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 4) xyxy in pixels of the original images, and their IoU (N,) with the targets in the padded square,
-        in the order of the rows, on every process."""
+        """Boxes (N, 4) xyxy in pixels of the original images, and their IoU (N,) with the targets in the padded
+        square, in the order of the rows, on every process."""
         args, model = self.args, self.model
         loader = DataLoader(
             EvaluationRows(without_image_decoding(rows)),

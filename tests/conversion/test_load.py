@@ -403,5 +403,5 @@ def test_terms_of_the_bridges_go_on_with_the_adapter(case: OfficialCase, tmp_pat
     assert_outputs_match(run_ours(plain.eval(), case), case.run(mixes_batch=False))
     merged = convert_official_checkpoint(path, config)  # --lora merge: fresh terms of 0
     assert_outputs_match(run_ours(merged.model, case), case.run(mixes_batch=False))
-    with pytest.raises(ValueError, match="bridge terms of rank 32 and scale 0.25; `bridge_lora` is of rank 32 and"):
+    with pytest.raises(ValueError, match=r"bridge terms of rank 32 and scale 0.25; `bridge_lora` is of rank 32 and"):
         convert_official_checkpoint(path, config_of(case, bridge_lora=True), lora="adapter", lora_alpha=8)

@@ -102,7 +102,7 @@ def test_an_augmented_mask_is_looked_up_at_corners_too():
 
 
 def test_unknown_roundings_are_refused(official_processor):
-    with pytest.raises(ValueError, match="target_rounding must be one of exact, official. Got 'none'"):
+    with pytest.raises(ValueError, match=r"target_rounding must be one of exact, official. Got 'none'"):
         GroundingCollator(official_processor, target_rounding="none")
     with pytest.raises(ValueError, match="mask_sampling must be 'center' or 'corner', got 'edge'"):
         GroundingAugmentation(size=224, mask_sampling="edge")

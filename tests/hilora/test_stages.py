@@ -440,7 +440,7 @@ def test_terms_inside_the_bridges_are_folded_in_everything_published(tiny_model,
     plain.load_state_dict(tiny_model.state_dict(), strict=False)
     model = start_stage(plain, HiLoraConfig.for_model(config, 2, rank=2), 1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     assert [name for name, p in model.named_parameters() if p.requires_grad and name.endswith("q_proj.up")]

@@ -520,7 +520,8 @@ def test_another_image_size_interpolates_the_positions_of_patches_alone(tiny_mod
     trained = tiny_model.grounding_head.position_embedding.weight
     rows = larger.grounding_head.position_embedding.weight
     assert len(rows) == 2 + 144 + 77
-    assert torch.equal(rows[:2], trained[:2]) and torch.equal(rows[-77:], trained[-77:])
+    assert torch.equal(rows[:2], trained[:2])
+    assert torch.equal(rows[-77:], trained[-77:])
     square = trained[2:-77].T.reshape(1, -1, 8, 8)
     square = torch.nn.functional.interpolate(square, size=(12, 12), mode="bicubic", antialias=True)
     torch.testing.assert_close(rows[2:-77], square[0].flatten(1).T)
@@ -530,7 +531,8 @@ def test_another_image_size_interpolates_the_positions_of_patches_alone(tiny_mod
 
     larger.save_pretrained(tmp_path / "larger")
     again = HiVGForVisualGrounding.from_pretrained(tmp_path / "larger")
-    assert again.config.image_size == 96 and torch.equal(again.grounding_head.position_embedding.weight, rows)
+    assert again.config.image_size == 96
+    assert torch.equal(again.grounding_head.position_embedding.weight, rows)
 
 
 def test_auto_classes_and_configs_ask_for_another_image_size_too(tiny_model, batch, tmp_path):
@@ -539,11 +541,12 @@ def test_auto_classes_and_configs_ask_for_another_image_size_too(tiny_model, bat
     assert smaller.grounding_head.position_embedding.weight.shape[0] == 2 + 16 + 77
     config = HiVGConfig.from_pretrained(tmp_path, image_size=96)
     model, report = HiVGForVisualGrounding.from_pretrained(tmp_path, config=config, output_loading_info=True)
-    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
     assert (model.config.image_size, config.image_size) == (96, 96)
     same = HiVGForVisualGrounding.from_pretrained(tmp_path, image_size=64).eval()
     assert torch.equal(run(same, batch).pred_boxes, run(tiny_model, batch).pred_boxes)
-    with pytest.raises(ValueError, match="`image_size` must be a multiple of CLIP's patch size. Got 100 and 8"):
+    with pytest.raises(ValueError, match=r"`image_size` must be a multiple of CLIP's patch size\. Got 100 and 8"):
         HiVGForVisualGrounding.from_pretrained(tmp_path, image_size=100)
 
 

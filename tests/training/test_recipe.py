@@ -252,5 +252,5 @@ def test_a_loss_term_from_outside_needs_a_name_that_somebody_offers(monkeypatch,
         **recipe(**two_phases()),
         "model": {"checkpoint": "x", "config": {"loss_weights": {"my_losses:distance": 1.0}}},
     }
-    with pytest.raises(ValueError, match="Unknown key `my_losses:distance` in model.config.loss_weights"):
+    with pytest.raises(ValueError, match=r"Unknown key `my_losses:distance` in model.config.loss_weights"):
         parse_recipe(in_config)
