@@ -107,8 +107,8 @@ class HiLoraConfig:
         stages: In the order of training; a later stage adapts no fewer layers than an earlier one.
         mode: ``"additive"`` as in the paper, ``"progressive"`` as in the official code.
         targets: Linear layers of a tower's layer that get a low-rank term, among q_proj, k_proj, v_proj, out_proj,
-            fc1, fc2; and of the bridges in the adapted layers, whose own weights train as well, as bridge.q_proj and so
-            on. The authors' terms inside the bridges, trained in every stage, are ``HiVGConfig.bridge_lora``.
+            fc1, fc2; and of the bridges in the adapted layers, whose own weights train as well, as bridge.q_proj and
+            so on. The authors' terms inside the bridges, trained in every stage, are ``HiVGConfig.bridge_lora``.
         lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``; see `hilora_options`.
 
     Raises:
@@ -137,7 +137,8 @@ class HiLoraConfig:
         unknown = [name for name in self.targets if name not in known]
         if unknown or set(self.targets) <= set(BRIDGE_TARGETS):
             raise ValueError(
-                f"HiLoraConfig.targets must be some of {known}, and one of a tower's own among them. Got {self.targets}."
+                f"HiLoraConfig.targets must be some of {known}, and one of a tower's own among them. Got "
+                f"{self.targets}."
             )
         check_lora_options(self.lora_options, "HiLoraConfig.lora_options")
 
