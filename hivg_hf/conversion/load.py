@@ -244,7 +244,7 @@ def _bridge_terms(file: OfficialFile, names: set[str], alpha: float, report: Con
     """The low-rank terms of the bridges, by the names of a model with `bridge_lora`."""
     from hivg_hf.modeling.modeling_hivg import LowRankLinear
 
-    terms = {}
+    terms: dict[str, Tensor] = {}
     for name in sorted(names):
         pair = file.lora[name]
         if pair.rank != LowRankLinear.rank or alpha / pair.rank != LowRankLinear.scale:
