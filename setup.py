@@ -83,7 +83,15 @@ setup(
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
     package_dir={"hivg_hf.modeling": "modeling"},
-    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "recipes/**/*.yaml", "evaluation/templates/*.md"]},
+    package_data={
+        "hivg_hf": [
+            "py.typed",
+            "checkpoints/**/*",
+            "recipes/**/*.yaml",
+            "evaluation/templates/*.md",
+            "evaluation/*.json",
+        ]
+    },
     cmdclass={"build_py": BuildWithCode},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

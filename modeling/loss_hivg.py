@@ -5,12 +5,54 @@ Paper: L = L_box + L_contrastive (CLC) + L_token (RTCC); the official code adds 
 size, and none ever divides by zero: a term with nothing to apply to is 0.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 
 from .box_ops_hivg import box_coverage, box_cxcywh_to_xyxy, paired_iou_and_giou, rasterize_boxes
+from .presets_hivg import LOSS_NAMES
+
+# Outputs that cost extra, and are computed where a term with weight needs them.
+OPTIONAL_OUTPUTS = ("token_logits", "mask_logits")
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A loss term of your own.
+
+    Args:
+        function: `function(outputs, targets, config)` -> a scalar, unweighted. `outputs` holds what the model computed
+            by name (`pred_boxes` (B, 4), `logits_per_text` (B, B), and what `needs` names); `targets` holds `labels`
+            (B, 4), NaN for a row without target, and `mask_labels` (B, S, S) or None.
+        needs: of `OPTIONAL_OUTPUTS`.
+    """
+
+    function: Callable[..., torch.Tensor]
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        unknown = sorted(set(self.needs) - set(OPTIONAL_OUTPUTS))
+        if unknown:
+            raise ValueError(f"A loss term may need {', '.join(OPTIONAL_OUTPUTS)}. Got {unknown}.")
+
+
+EXTRA_LOSSES: dict[str, LossTerm] = {}
+
+
+def register_loss(name: str, function: Callable[..., torch.Tensor] | LossTerm, needs: tuple[str, ...] = ()) -> None:
+    """Make a term known by a name, which `loss_weights` can then weigh. A second call replaces the first.
+
+    Raises:
+        ValueError: the name is one of the terms of this package, or `needs` names nothing that is optional.
+    """
+    if name in LOSS_NAMES:
+        raise ValueError(f"`{name}` is a term of HiVG's own; choose another name.")
+    EXTRA_LOSSES[name] = function if isinstance(function, LossTerm) else LossTerm(function, tuple(needs))
+
 
 # Target IoU above which the score head learns that its box is right: the threshold of the field's accuracy.
 SCORE_IOU_THRESHOLD = 0.5
@@ -193,6 +235,7 @@ __all__ = [
     "has_target",
     "hash_expressions",
     "mask_targets",
+    "register_loss",
     "same_pairs",
     "score_loss",
     "token_targets",

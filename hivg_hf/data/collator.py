@@ -22,8 +22,10 @@ from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
 from hivg_hf.modeling.image_processing_hivg import load_grounding_image
 
 from .augmentation import PlacedImage, resize_mask
+from .official_targets import box_as_mask, truncate_ground_truth
 from .schema import decode_mask
 
+TARGET_ROUNDINGS = ("exact", "official")
 # Keeps the augmentation's random numbers apart from every other stream with the same seed.
 AUGMENTATION_STREAM = 2
 
@@ -39,7 +41,11 @@ class GroundingCollator:
         augmentation: for training, a `GroundingAugmentation` (or any callable like it); None letterboxes the image in
             the middle, as evaluation does.
         seed: seed of the augmentation.
-        masks: whether to make `mask_labels`; False saves the work where no loss term reads them.
+        masks: whether to make `mask_labels` of the rows' own masks; False saves the work where no loss term reads
+            them, or where boxes are to be the targets.
+        target_rounding: `"exact"`, targets are the annotation's own; `"official"`, as the authors' (see
+            `official_targets`): boxes cut to whole pixels, and `mask_labels` of the uncut box in any case. Give a
+            `GroundingAugmentation` `mask_sampling="corner"` with it.
 
     Under any Trainer or DataLoader the augmentation differs by row and by epoch. With a shuffled order it is the same
     for any number of workers and after a resume; with rows in their own order, or batches of one row, call
@@ -60,12 +66,20 @@ class GroundingCollator:
     """
 
     def __init__(
-        self, processor: Any, augmentation: Augmentation | None = None, seed: int = 0, masks: bool = True
+        self,
+        processor: Any,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        masks: bool = True,
+        target_rounding: str = "exact",
     ) -> None:
+        if target_rounding not in TARGET_ROUNDINGS:
+            raise ValueError(f"target_rounding must be one of {', '.join(TARGET_ROUNDINGS)}. Got {target_rounding!r}.")
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
         self.masks = masks
+        self.rounds_as_official = target_rounding == "official"
         self._seen = SeenBatches() if augmentation is not None else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,8 +101,8 @@ class GroundingCollator:
         batch.update(self.processor(text=[row["expression"] for row in rows], return_tensors="pt"))
         side = image_processor.size["height"]
         batch["labels"] = torch.tensor([box_label(sample, side) for sample in placed], dtype=torch.float32)
-        if self.masks:
-            batch["mask_labels"] = mask_labels(placed, batch["labels"], side)
+        if self.masks or self.rounds_as_official:
+            batch["mask_labels"] = mask_labels(placed, batch["labels"], side, may_vanish=self.rounds_as_official)
         batch["image_ids"] = torch.tensor([image_id_hash(row["image_id"]) for row in rows])
         return batch
 
@@ -105,8 +119,9 @@ class GroundingCollator:
                 f"{row_name(row)}: the mask has size {mask.shape[1]} x {mask.shape[0]}, the image {image.width} x "
                 f"{image.height}; both must be of the same picture."
             )
+        box, mask = self._rounded(row, box, mask)
         if self.augmentation is None:
-            return letterbox(image, box, mask, self.processor.image_processor)
+            return letterbox(image, box, mask, self.processor.image_processor, self._mask_sampling)
         key = [row["epoch"], row.get("row_index", 0)] if "epoch" in row else place_in_order
         rng = np.random.default_rng([self.seed, *key, AUGMENTATION_STREAM])
         return self.augmentation(image, box, mask, row["expression"], rng)
@@ -122,14 +137,29 @@ class GroundingCollator:
                 "prepare the cache again for this model."
             )
         check_box(box, row, row["width"], row["height"])
+        box, mask = self._rounded(row, box, mask)
         height, width = cached["pixels"].shape[:2]
         return PlacedImage(
             pixels=cached["pixels"],
             top=cached["top"],
             left=cached["left"],
             box=None if box is None else scale_box(box, width / row["width"], height / row["height"]),
-            mask=None if mask is None else resize_mask(mask, width, height),
+            mask=None if mask is None else resize_mask(mask, width, height, sampling=self._mask_sampling),
         )
+
+    @property
+    def _mask_sampling(self) -> str:
+        return "corner" if self.rounds_as_official else "center"
+
+    def _rounded(
+        self, row: Row, box: list[float] | None, mask: np.ndarray | None
+    ) -> tuple[list[float] | None, np.ndarray | None]:
+        """Box and mask as the targets are to be rounded."""
+        if box is None or not self.rounds_as_official:
+            return box, mask
+        if mask is None:
+            mask = box_as_mask(box, row["width"], row["height"])
+        return truncate_ground_truth(np.array([box]), [row.get("source")])[0].tolist(), mask
 
 
 class SeenBatches:
@@ -178,7 +208,11 @@ def _row_identity(row: Row) -> str:
 
 
 def letterbox(
-    image: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None, image_processor: Any
+    image: Image.Image,
+    box: Sequence[float] | None,
+    mask: np.ndarray | None,
+    image_processor: Any,
+    mask_sampling: str = "center",
 ) -> PlacedImage:
     """Place an image as the image processor places it: its long side fills the square, padding on both sides."""
     height, width, top, left = image_processor.geometry(image.height, image.width)
@@ -187,7 +221,7 @@ def letterbox(
         top=top,
         left=left,
         box=None if box is None else scale_box(box, width / image.width, height / image.height),
-        mask=None if mask is None else resize_mask(mask, width, height),
+        mask=None if mask is None else resize_mask(mask, width, height, sampling=mask_sampling),
     )
 
 
@@ -219,12 +253,14 @@ def box_label(sample: PlacedImage, side: int) -> list[float]:
     ]
 
 
-def mask_labels(placed: Sequence[PlacedImage], labels: torch.Tensor, side: int) -> torch.Tensor:
+def mask_labels(
+    placed: Sequence[PlacedImage], labels: torch.Tensor, side: int, may_vanish: bool = False
+) -> torch.Tensor:
     """Masks on the square, float32 (B, S, S): the rasterized box where there is none, zeros without target."""
     squares = rasterize_boxes(labels, side, side)  # (B, S, S)
     for square, sample in zip(squares, placed, strict=True):
         # Scaling down can lose a thin mask altogether; its box still says where it was.
-        if sample.box is not None and sample.mask is not None and sample.mask.any():
+        if sample.box is not None and sample.mask is not None and (may_vanish or sample.mask.any()):
             height, width = sample.pixels.shape[:2]
             square.zero_()
             region = square[sample.top : sample.top + height, sample.left : sample.left + width]

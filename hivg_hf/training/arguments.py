@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+PROTOCOLS = ("pixel", "official")
+
 
 @dataclass
 class HiVGTrainingArguments(TrainingArguments):
@@ -23,6 +25,8 @@ class HiVGTrainingArguments(TrainingArguments):
         schedule_by_epoch: Hold the learning rate of the schedule constant within an epoch. Official: the scheduler
             steps once per epoch, hivg_train.py:185-188.
         early_stop: Stop after so many evaluations without a better accuracy; None never does.
+        protocol: How an evaluation judges a box: `pixel`, IoU in pixels of the original image; or `official`, in the
+            padded square, against the target cut to whole pixels. Official: engine.py, datasets/data_loader.py:277
         seed_each_step: Seed dropout by (seed, step, process) before every micro-batch, so that a resumed run draws
             what an unbroken one draws whatever else used random numbers in between.
         unique_images: Keep two rows of one image out of one batch, where `image_id` allows it.
@@ -53,8 +57,11 @@ class HiVGTrainingArguments(TrainingArguments):
     early_stop: int | None = field(default=None, metadata={"help": "Evaluations without gain before stopping."})
     seed_each_step: bool = field(default=True, metadata={"help": "Dropout as a function of (seed, step, process)."})
     unique_images: bool = field(default=False, metadata={"help": "Keep two rows of one image out of one batch."})
+    protocol: str = field(default="pixel", metadata={"help": "pixel or official: how an evaluation judges a box."})
 
     def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}. Got {self.protocol!r}.")
         if self.global_batch_size is not None:  # before the parent, which tells DeepSpeed the number of micro-batches
             processes = int(os.environ.get("WORLD_SIZE", "1"))
             self.gradient_accumulation_steps = accumulation_steps(

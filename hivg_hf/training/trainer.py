@@ -24,12 +24,20 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hivg_hf.data import EpochSampler, GroundingCollator, KeyedDataset, UniqueImageSampler
 from hivg_hf.data.order import image_ids_of, without_image_decoding
+from hivg_hf.metrics.batch import batch_box_iou
 
 from .arguments import HiVGTrainingArguments
 from .batches import EpochDataLoader, GlobalBatchSampler
 from .sharding import widen_scalars
 from .trainer_checkpoints import CheckpointingTrainer
-from .trainer_evaluation import EarlyStop, EvaluationCollator, EvaluationRows, box_figures, evaluation_shares
+from .trainer_evaluation import (
+    EarlyStop,
+    EvaluationCollator,
+    EvaluationRows,
+    box_figures,
+    evaluation_shares,
+    square_figures,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -250,8 +258,10 @@ class HiVGTrainer(CheckpointingTrainer):
                 for name, rows in eval_dataset.items()
             )
             return {name: value for part in parts for name, value in part.items()}
-        boxes = self.predict_boxes(eval_dataset)  # (N, 4)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in box_figures(boxes, eval_dataset).items()}
+        boxes, ious = self.predict_boxes(eval_dataset)  # (N, 4), (N,)
+        official = self.args.protocol == "official"
+        figures = square_figures(ious) if official else box_figures(boxes, eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args,
@@ -261,33 +271,35 @@ class HiVGTrainer(CheckpointingTrainer):
         )
         return metrics
 
-    def predict_boxes(self, rows: Any) -> np.ndarray:
-        """Boxes (N, 4) xyxy in pixels of the original images, in the order of the rows, on every process."""
+    def predict_boxes(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) xyxy in pixels of the original images, and their IoU (N,) with the targets in the padded
+        square, in the order of the rows, on every process."""
         args, model = self.args, self.model
         loader = DataLoader(
             EvaluationRows(without_image_decoding(rows)),
             batch_sampler=evaluation_shares(len(rows), args.eval_batch_size, args.process_index, args.world_size),
-            collate_fn=EvaluationCollator(self.processor),
+            collate_fn=EvaluationCollator(self.processor, args.protocol),
             num_workers=args.dataloader_num_workers,
         )
         if not self.is_in_train:
             model.to(args.device)  # a model that is to be sharded is still where it was loaded
-        found = np.zeros((len(rows), 4))
+        found = np.zeros((len(rows), 5))
         was_training = model.training
         model.eval()
-        for meta, inputs in loader:
+        for meta, labels, inputs in loader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**self._prepare_inputs(inputs))
             results = self.processor.post_process_grounding(outputs, [size for _, *size in meta])
-            for (index, *_), result in zip(meta, results):
+            ious = batch_box_iou(outputs.pred_boxes.cpu(), labels)  # (B,)
+            for (index, *_), result, iou in zip(meta, results, ious.tolist()):
                 if index >= 0:
-                    found[index] = result["box"].numpy()
+                    found[index] = [*result["box"].tolist(), iou]
         model.train(was_training)
         if args.world_size > 1:  # each row was set by exactly one process, the others hold zeros there
             gathered = torch.from_numpy(found).to(args.device)
             torch.distributed.all_reduce(gathered)
             found = gathered.cpu().numpy()
-        return found
+        return found[:, :4], found[:, 4]
 
 
 def _constant_within_epochs(factor: Callable[[int], float], steps_per_epoch: int) -> Callable[[int], float]:

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from hivg_hf.data import GroundingCollator
+from hivg_hf.metrics.batch import iou_figures
 from hivg_hf.metrics.overlaps import paired_iou
 
 ACCURACY_THRESHOLD = 0.5
@@ -39,16 +40,29 @@ class EvaluationRows:
 
 
 class EvaluationCollator:
-    """Rows to a batch without targets, and what is needed to map its boxes back: (row_index, height, width)."""
+    """Rows to (row_index, height, width) of each, which map its box back, the targets, and the rest of the batch."""
 
-    def __init__(self, processor: Any) -> None:
-        self.collator = GroundingCollator(processor, masks=False)
+    def __init__(self, processor: Any, protocol: str = "pixel") -> None:
+        rounding = "official" if protocol == "official" else "exact"
+        self.collator = GroundingCollator(processor, masks=False, target_rounding=rounding)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[tuple[int, int, int]], dict[str, torch.Tensor]]:
+    def __call__(
+        self, rows: list[dict[str, Any]]
+    ) -> tuple[list[tuple[int, int, int]], torch.Tensor, dict[str, torch.Tensor]]:
         inputs = self.collator(rows)
-        inputs.pop("labels")
-        inputs.pop("image_ids")
-        return [(row["row_index"], row["height"], row["width"]) for row in rows], inputs
+        labels = inputs.pop("labels")
+        for name in ("image_ids", "mask_labels"):
+            inputs.pop(name, None)
+        return [(row["row_index"], row["height"], row["width"]) for row in rows], labels, inputs
+
+
+def square_figures(ious: np.ndarray) -> dict[str, float]:
+    """The figures of `box_figures` from IoUs in the padded square (N,), NaN for rows without a target."""
+    found = iou_figures(ious, (ACCURACY_THRESHOLD,))
+    if not found["n"]:
+        raise ValueError("None of the evaluation rows has a box, so there is nothing to measure.")
+    accuracy = found[f"acc@{ACCURACY_THRESHOLD}"]
+    return {"accuracy": accuracy, "mean_iou": found["mean_iou"], "samples": int(found["n"]), "rows": len(ious)}
 
 
 def box_figures(boxes_xyxy: np.ndarray, rows: Any) -> dict[str, float]:
