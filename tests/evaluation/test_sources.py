@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import hivg_hf
+from hivg_hf.data.splits import split_names
 from hivg_hf.evaluation import sources
-from hivg_hf.evaluation.sources import open_data, open_foils, open_model, split_names
+from hivg_hf.evaluation.sources import open_data, open_foils, open_model
 from hivg_hf.utils.strict_mapping import read_options
 
 
