@@ -3,7 +3,6 @@
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
 
 from hivg_hf import load_grounding_dataset
 from hivg_hf.data.order import without_image_decoding
