@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.interpreter import Interpreter
 from transformers import CLIPModel
 from transformers.utils import logging
 
-from helpers.interpreter import Interpreter
 from hivg_hf import HiVGForVisualGrounding
 
 RECORDED = {"output_hidden_states": True}

@@ -51,7 +51,9 @@ BOX_COLUMNS = {
 DETECTION_CSV = {"filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"}
 
 
-def resolve_columns(header: Sequence[str], renamed: Mapping[str, str], box_format: str, source: str) -> dict[str, Any]:
+def resolve_columns(
+    header: Sequence[str], renamed: Mapping[str, str], box_format: str, source: str
+) -> dict[str, Any]:
     """Our column names to the file's; `box` may be four of them.
 
     Args:

@@ -104,7 +104,9 @@ def _regions(task: Mapping[str, Any], annotator: Annotator) -> list[Mapping[str,
     return list(best[-1 if annotator == "last" else 0]["result"])
 
 
-def _phrases(regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], data: Mapping[str, Any]) -> list[Phrase]:
+def _phrases(
+    regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], data: Mapping[str, Any]
+) -> list[Phrase]:
     texts: dict[Any, list[Any]] = {}
     rectangles: dict[Any, Mapping[str, Any]] = {}
     labels: dict[Any, list[str]] = {}

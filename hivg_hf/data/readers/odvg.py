@@ -77,9 +77,7 @@ def _grounding(grounding: Mapping[str, Any], shared: dict[str, Any], caption: bo
     if grounding.get("no_target"):
         return [Phrase(expression=grounding["caption"], boxes=[], no_target=True, **shared)]
     if caption:
-        return [
-            Phrase(expression=grounding["caption"], boxes=[box for _, boxes in regions for box in boxes], **shared)
-        ]
+        return [Phrase(expression=grounding["caption"], boxes=[box for _, boxes in regions for box in boxes], **shared)]
     return [Phrase(expression=phrase, boxes=boxes, **shared) for phrase, boxes in regions]
 
 

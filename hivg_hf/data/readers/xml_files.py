@@ -207,9 +207,7 @@ def _listed_splits(root: Path) -> dict[str, str]:
     """Name of an image without suffix to its split, from the lists of the layout."""
     lists = [root / folder / f"{name}.txt" for folder in ("ImageSets/Main", "") for name in SPLITS]
     return {
-        line.split()[0].rsplit(".", 1)[0]
-        if line.split()[0].lower().endswith((".jpg", ".png"))
-        else line.split()[0]: path.stem
+        line.split()[0].rsplit(".", 1)[0] if line.split()[0].lower().endswith((".jpg", ".png")) else line.split()[0]: path.stem
         for path in lists
         if path.is_file()
         for line in path.read_text(encoding="utf-8-sig").splitlines()

@@ -19,6 +19,7 @@ SPLIT_KEYS = ("train", "val", "test")
 ROBOFLOW_FILES = ("_annotations.csv", "_annotations.coco.json")
 
 
+
 def read_yolo(
     split: str,
     *,
@@ -183,7 +184,5 @@ def _object(line: str, names: Mapping[int, str]) -> tuple[str, list[float]]:
         left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
         return names[number], [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
     if len(values) != 4:
-        raise ValueError(
-            f"its line {shown(line)} has {len(values)} numbers, expected cx cy w h or the corners of a polygon"
-        )
+        raise ValueError(f"its line {shown(line)} has {len(values)} numbers, expected cx cy w h or the corners of a polygon")
     return names[number], values
