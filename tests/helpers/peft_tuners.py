@@ -1,10 +1,11 @@
-"""What each tuner of the installed PEFT does on a HiVG model; `python -m helpers.peft_tuners` prints the table of docs.
+"""What each tuner of the installed PEFT does on a HiVG model; `python -m helpers.peft_tuners` prints docs' table.
 
 Run from the repository: `PYTHONPATH=tests:. python -m helpers.peft_tuners`.
 """
 
 import copy
 import inspect
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -146,4 +147,4 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 if __name__ == "__main__":
     small = small_model()
-    print(table({name: try_tuner(name, small) for name in tuner_names()}))
+    sys.stdout.write(table({name: try_tuner(name, small) for name in tuner_names()}) + "\n")

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from ..division import choose_rows, embedded_name, picture_key
 from ..schema import FEATURES, checked_run_lengths, shown
-from ..splits import COMMON_ALIASES, resolve_split
+from ..splits import VALIDATION, resolve_split
 from .boxes import (
     BOX_FORMATS,
     FEWEST_BOXES,
@@ -126,7 +126,8 @@ def read_hub_table(
         return Table(records, Path(source), columns or {}, box_format, folder, masks)
 
     # A dataset of one split is a table like any other: `push_to_hub` calls everything train that has no name.
-    if len(stored) <= 1 and (holdout is not None or not {split, COMMON_ALIASES.get(split)} & {*stored}):
+    whole = split in stored or (split in VALIDATION and bool({*VALIDATION} & {*stored}))
+    if len(stored) <= 1 and (holdout is not None or not whole):
         return open_table(stored[0] if stored else None).annotations(split, source, holdout, check_format, several)
     split = resolve_split(split, stored, source)
     table = open_table(split)
@@ -300,6 +301,8 @@ def _picture(record: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
         ValueError: it names none.
     """
     picture = record.get(names["image"])
+    if isinstance(picture, (bytes, bytearray)):
+        return {"path": None, "bytes": bytes(picture)}
     if isinstance(picture, Mapping):
         if picture.get("bytes") is not None:
             return {"path": picture.get("path"), "bytes": picture["bytes"]}

@@ -142,7 +142,7 @@ def test_a_dataset_that_is_neither_here_nor_on_the_hub_is_named(tmp_path):
 def test_messages_hold_no_picture_and_at_most_2000_characters(kind, pictures, tmp_path):
     path = stored(table_of(pictures * 40, box=[[9.0, 9, 3, 3]] * 120), kind, tmp_path)
     with pytest.raises(BrokenRowsError, match=r"120 of 120 rows") as caught:
-        load_grounding_dataset(str(path), "all", box_format="xyxy")
+        load_grounding_dataset(str(path), "all", box_format="xyxy", check_format=False)
     message = str(caught.value)
     assert len(message) <= 2_000
     assert "PNG" not in message

@@ -139,7 +139,7 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path):
         (json.dumps(_row(image="\ud83d.png")), "is not a file name"),
         (json.dumps(_row(image="x" * 3000)), "the image file "),
         (json.dumps(_row(image=5)), "its image is 5, expected a file name"),
-        (json.dumps(_row(image={"file": "a.png"})), "expected a file name"),
+        (json.dumps(_row(image={"path": "a.png"})), "expected a file name"),
         (json.dumps(_row(width=float("inf"))), "its width is inf, expected a whole number of pixels"),
         (json.dumps(_row(width=True)), "its width is True, expected a whole number"),
         (json.dumps(_row(width=64.5)), "its width is 64.5, expected"),
