@@ -185,14 +185,13 @@ def checked_labels(labels: torch.Tensor | list[dict[str, torch.Tensor]], like: t
             row has several.
     """
     if isinstance(labels, (list, tuple)):
-        rows = [
-            torch.as_tensor(row["boxes"], dtype=torch.float32, device=like.device).reshape(-1, 4) for row in labels
-        ]
+        boxes_of = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=like.device) for row in labels]
+        rows = [boxes.reshape(-1, 4) for boxes in boxes_of]
         several = [number for number, boxes in enumerate(rows) if len(boxes) > 1]
         if several:
             raise ValueError(
-                f"Row {several[0]} of `labels` has {len(rows[several[0]])} boxes, and an expression has one target here: "
-                "give one box a row, or none."
+                f"Row {several[0]} of `labels` has {len(rows[several[0]])} boxes, and an expression has one target "
+                "here: give one box a row, or none."
             )
         nothing = torch.full((1, 4), torch.nan, device=like.device)
         labels = torch.cat([boxes if len(boxes) else nothing for boxes in rows])  # (B, 4)
@@ -204,8 +203,8 @@ def checked_labels(labels: torch.Tensor | list[dict[str, torch.Tensor]], like: t
         number = int(outside.nonzero()[0, 0])
         box = [round(value, 4) for value in labels[number].tolist()]
         raise ValueError(
-            f"`labels` must be (cx, cy, w, h) in 0..1 of the padded square. Row {number} is {box}; the processor makes "
-            "them of boxes in pixels: processor(images, text, boxes=...)."
+            f"`labels` must be (cx, cy, w, h) in 0..1 of the padded square. Row {number} is {box}; the processor "
+            "makes them of boxes in pixels: processor(images, text, boxes=...)."
         )
     return labels
 

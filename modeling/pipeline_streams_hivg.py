@@ -22,7 +22,7 @@ class GroundingResults(list):
     """The results of several expressions: a list of plain dicts that can also be handed to supervision."""
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections` with boxes, scores, masks (where every result has one, as an array) and expressions.
+        """`supervision.Detections` with boxes, scores, masks (where every result has an array) and the expressions.
 
         Needs the package supervision, which nothing else here uses.
 
@@ -202,9 +202,7 @@ def as_rows(inputs: Any) -> Any:
         return inputs.to_dict("records")
     if isinstance(inputs, Mapping) and inputs and all(hasattr(part, "column_names") for part in inputs.values()):
         names = ", ".join(map(repr, inputs))
-        raise ValueError(
-            f"A {type(inputs).__name__} holds datasets by name ({names}): pass one of them, as data[name]."
-        )
+        raise ValueError(f"{type(inputs).__name__} holds datasets by name ({names}): pass one of them, as data[name].")
     return inputs
 
 
