@@ -58,6 +58,15 @@ class GroundingCollator:
     - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterized box where it has none;
     - `image_ids` (B,) int64, equal exactly for rows of the same image.
 
+    Example:
+        >>> import hivg_hf
+        >>> from hivg_hf.data import GroundingCollator
+        >>> from transformers import AutoProcessor
+        >>> rows = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=2)
+        >>> collate = GroundingCollator(AutoProcessor.from_pretrained(hivg_hf.TINY_CHECKPOINT))
+        >>> collate([*rows])["labels"].shape
+        torch.Size([2, 4])
+
     Raises:
         ValueError: a row lacks a column, its image cannot be read or has another size than the annotation says, its
             box is not a box inside the image, or it has several targets and no policy was chosen; the message names

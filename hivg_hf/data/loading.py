@@ -47,6 +47,12 @@ def load_grounding_dataset(
     Returns:
         A `datasets.Dataset`, a `GroundingStream`, or a `GroundingMixture`.
 
+    Example:
+        >>> from hivg_hf import load_grounding_dataset
+        >>> rows = load_grounding_dataset("refshapes", "val+none", seed=1, size=2)
+        >>> rows["no_target"][:]
+        [False, False, True, True]
+
     Raises:
         ValueError: the source, the split or an option is unknown, or rows cannot be used.
         FileNotFoundError: an annotation file or a folder is missing.

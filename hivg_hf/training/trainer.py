@@ -57,6 +57,22 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             training never ends worse than it began.
         kwargs: What else `transformers.Trainer` takes: `compute_metrics`, `callbacks`, `optimizers`, ...
 
+    Example:
+        >>> import hivg_hf
+        >>> from hivg_hf import HiVGTrainer, HiVGTrainingArguments
+        >>> from transformers import AutoModel, AutoProcessor
+        >>> rows = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=2)
+        >>> trainer = HiVGTrainer(
+        ...     AutoModel.from_pretrained(hivg_hf.TINY_CHECKPOINT),
+        ...     HiVGTrainingArguments("runs/mine", max_steps=1, per_device_train_batch_size=2),
+        ...     train_dataset=rows,
+        ...     eval_dataset=rows,
+        ...     processing_class=AutoProcessor.from_pretrained(hivg_hf.TINY_CHECKPOINT),
+        ... )
+        >>> metrics = trainer.evaluate()
+        >>> sorted(metrics)[:3]
+        ['epoch', 'eval_accuracy', 'eval_loss']
+
     Raises:
         TypeError: If `args` are plain `TrainingArguments`.
         ValueError: If there is no processor.
