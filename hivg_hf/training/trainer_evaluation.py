@@ -19,6 +19,7 @@ ACCURACY_THRESHOLD = 0.5
 class EvaluatingTrainer(Trainer):
     """transformers' Trainer, whose evaluation also gives accuracy and mean IoU, each row counted once."""
 
+    data_collator: Any
     _overlaps: list[torch.Tensor] | None = None  # IoU of the rows seen by the evaluation in progress
 
     def _get_dataloader(
@@ -94,10 +95,10 @@ def overlap_figures(overlaps: list[torch.Tensor]) -> dict[str, float]:
     """Accuracy at IoU 0.5, mean IoU, and how many rows were measured; without a target no accuracy."""
     ious = torch.cat(overlaps).double().numpy() if overlaps else np.empty(0)
     found = iou_figures(ious, (ACCURACY_THRESHOLD,))
-    figures = {"samples": int(found["n"]), "rows": len(ious)}
-    if figures["samples"]:
-        figures = {"accuracy": found[f"acc@{ACCURACY_THRESHOLD}"], "mean_iou": found["mean_iou"], **figures}
-    return figures
+    counts = {"samples": int(found["n"]), "rows": len(ious)}
+    if not counts["samples"]:
+        return {**counts}
+    return {"accuracy": found[f"acc@{ACCURACY_THRESHOLD}"], "mean_iou": found["mean_iou"], **counts}
 
 
 class EarlyStop(TrainerCallback):

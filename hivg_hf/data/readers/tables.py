@@ -135,7 +135,7 @@ def header_of(records: Sequence[dict[str, Any]]) -> list[str]:
     return list(columns)
 
 
-def column_of(records: Sequence[dict[str, Any]], column: str) -> list[str | None]:
+def column_of(records: Any, column: str) -> list[str | None]:
     """One column as text; None for a record that cannot be read."""
     if hasattr(records, "select_columns"):  # other columns may hold pictures
         if column not in records.column_names:
