@@ -68,6 +68,7 @@ from .loss_hivg import (
     EXTRA_LOSSES,
     box_giou_loss,
     box_l1_loss,
+    checked_labels,
     contrastive_loss,
     dice_loss,
     focal_loss,
@@ -1086,7 +1087,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): normalised letterboxed images.
             pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
-                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named.
+                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named. A list as
+                DETR takes it, `{"boxes": (0 or 1, 4)}` for each row, is understood too.
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
                 Target masks. Without them the rasterised box is the target.
             output_masks (`bool`): give `mask_logits`.
@@ -1128,6 +1130,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
         need_masks |= "mask_logits" in needs
         self._check_inputs(input_ids, pixel_values, patch_index, text_index, image_index)
+        labels = None if labels is None else checked_labels(labels, pixel_values)
 
         # 1. Words.
         ids, mask = self._prepare_text(input_ids, attention_mask)
@@ -1182,7 +1185,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         loss, loss_dict = None, None
         if labels is not None:
             expressions = hash_expressions(ids, mask)
-            loss, loss_dict = self._losses(outputs, labels.float(), mask_labels, image_ids, expressions)
+            loss, loss_dict = self._losses(outputs, labels, mask_labels, image_ids, expressions)
         return HiVGOutput(
             loss=loss,
             loss_dict=loss_dict,

@@ -10,6 +10,7 @@ import torch
 from datasets import concatenate_datasets
 
 from hivg_hf.data import load_grounding_dataset
+from hivg_hf.data.splits import split_names
 from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.inference import DTYPES
 from hivg_hf.modeling import HiVGConfig
@@ -80,8 +81,7 @@ def open_model(
 
 def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:
     """Rows of one split, or of several joined by "+" ("val+none")."""
-    parts = [load_grounding_dataset(source, part, **options) for part in split_names(split)]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return load_grounding_dataset(source, split, **options)
 
 
 def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
@@ -94,15 +94,3 @@ def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
         if part != "none"
     ]
     return concatenate_datasets(parts) if parts else None
-
-
-def split_names(split: str) -> list[str]:
-    """The splits of "val+none".
-
-    Raises:
-        ValueError: one of them is empty.
-    """
-    names = split.split("+")
-    if not all(names):
-        raise ValueError(f"A split has no name in {split!r}: write one, or several joined by '+', such as val+none.")
-    return names

@@ -11,8 +11,9 @@ from PIL import Image
 
 import hivg_hf
 from benchmarks.speed.official_reference import OfficialLayers
+from hivg_hf.data.splits import split_names
 from hivg_hf.evaluation import sources
-from hivg_hf.evaluation.sources import open_data, open_foils, open_model, split_names
+from hivg_hf.evaluation.sources import open_data, open_foils, open_model
 from hivg_hf.utils.strict_mapping import read_options
 
 

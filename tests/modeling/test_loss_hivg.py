@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hivg_hf.modeling.loss_hivg import (
     box_giou_loss,
     box_l1_loss,
+    checked_labels,
     contrastive_loss,
     dice_loss,
     focal_loss,
@@ -158,3 +159,32 @@ def test_weights_that_are_not_named_keep_their_default():
     assert config.loss_weights == {**OFFICIAL_LOSS_WEIGHTS, "score": 1.0, "mask_dice": 0}
     again = HiVGConfig.from_dict(config.to_dict(), loss_weights={"giou": 1})
     assert (again.loss_weights["giou"], again.loss_weights["mask_dice"]) == (1, 0)
+
+
+BOXES = torch.tensor([[0.5, 0.5, 0.2, 0.4], [torch.nan] * 4, [0.95, 0.5, 1.05, 1.05]])
+
+
+def test_labels_may_be_rows_or_lists_as_detr_takes_them():
+    listed = [{"boxes": BOXES[:1], "class_labels": torch.tensor([0])}, {"boxes": []}, {"boxes": BOXES[2:].tolist()}]
+    for labels in (BOXES, BOXES.double(), listed):
+        found = checked_labels(labels, BOXES)
+        assert found.dtype == torch.float32
+        assert torch.equal(found.nan_to_num(-1), BOXES.nan_to_num(-1))
+
+
+@pytest.mark.parametrize(
+    "box", [[10.0, 20, 30, 40], [0.5, 0.5, 1.2, 0.2], [0.5, -0.2, 0.2, 0.2], [0.5, 0.5, 0.2, float("inf")]]
+)
+def test_labels_outside_0_to_1_are_refused_with_what_to_do(box):
+    labels = torch.cat([BOXES, torch.tensor([box])])
+    with pytest.raises(
+        ValueError, match=r"must be \(cx, cy, w, h\) in 0..1 .* Row 3 is \[.*processor\(images, text, box"
+    ):
+        checked_labels(labels, BOXES)
+    with pytest.raises(ValueError, match=r"Row 0 is"):
+        checked_labels([{"boxes": [box]}], BOXES)
+
+
+def test_several_boxes_for_one_expression_are_refused():
+    with pytest.raises(ValueError, match=r"Row 1 of `labels` has 2 boxes, and an expression has one target here"):
+        checked_labels([{"boxes": BOXES[:1]}, {"boxes": BOXES[[0, 2]]}], BOXES)
