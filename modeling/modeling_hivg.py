@@ -39,6 +39,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
     CLIPAttention,
@@ -1384,5 +1385,8 @@ def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """(B, N) -> (B,)"""
     return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)
 
+
+# The pipeline of that task reads this table alone, and calls every model that is not in it unsupported.
+MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES[HiVGConfig.model_type] = HiVGForVisualGrounding.__name__
 
 __all__ = ["HiVGForVisualGrounding", "HiVGOutput", "HiVGPreTrainedModel"]
