@@ -44,6 +44,7 @@ EXTRAS["dev"] = [
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=2.4",
+    "parameterized>=0.9",
     "pdoc>=15.0",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
@@ -83,7 +84,15 @@ setup(
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
     package_dir={"hivg_hf.modeling": "modeling"},
-    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "recipes/**/*.yaml", "evaluation/templates/*.md"]},
+    package_data={
+        "hivg_hf": [
+            "py.typed",
+            "checkpoints/**/*",
+            "recipes/**/*.yaml",
+            "evaluation/templates/*.md",
+            "evaluation/*.json",
+        ]
+    },
     cmdclass={"build_py": BuildWithCode},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

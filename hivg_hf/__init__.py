@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         HiVGForVisualGrounding,
         HiVGImageProcessor,
         HiVGOutput,
+        HiVGPreTrainedModel,
         HiVGProcessor,
+        HiVGProcessorKwargs,
         VisualGroundingPipeline,
     )
     from .training import HiVGTrainer, HiVGTrainingArguments
@@ -34,7 +36,9 @@ _HOME_OF = {
     "HiVGForVisualGrounding": ".modeling",
     "HiVGImageProcessor": ".modeling",
     "HiVGOutput": ".modeling",
+    "HiVGPreTrainedModel": ".modeling",
     "HiVGProcessor": ".modeling",
+    "HiVGProcessorKwargs": ".modeling",
     "VisualGroundingPipeline": ".modeling",
     "load_official_checkpoint": ".conversion",
     "load_grounding_dataset": ".data",
@@ -56,7 +60,12 @@ def _zero_shot(*args: Any, **kwargs: Any) -> Any:
 
 def register() -> None:
     """Make transformers know HiVG: its classes by importing them, its zero-shot mode by name."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
     from .modeling import VisualGroundingPipeline
+
+    # Without a model; the files of modeling/ do not know where this package's folders are.
+    PIPELINE_REGISTRY.supported_tasks["visual-grounding"]["default"] = {"model": (TINY_CHECKPOINT, "main")}
 
     VisualGroundingPipeline.modes["zero-shot"] = _zero_shot
 
@@ -82,7 +91,9 @@ __all__ = [
     "HiVGForVisualGrounding",
     "HiVGImageProcessor",
     "HiVGOutput",
+    "HiVGPreTrainedModel",
     "HiVGProcessor",
+    "HiVGProcessorKwargs",
     "HiVGTrainer",
     "HiVGTrainingArguments",
     "VisualGroundingPipeline",

@@ -5,19 +5,26 @@ Always imported as `hivg_hf.modeling`. Importing it registers HiVG with transfor
 beside the weights, so that people who have not installed `hivg_hf` can load them with it.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_hivg import HiVGConfig
 from .image_processing_hivg import HiVGImageProcessor
-from .modeling_hivg import HiVGForVisualGrounding, HiVGOutput
+from .modeling_hivg import HiVGForVisualGrounding, HiVGOutput, HiVGPreTrainedModel
 from .pipeline_hivg import VisualGroundingPipeline
-from .processing_hivg import HiVGProcessor
+from .processing_hivg import HiVGProcessor, HiVGProcessorKwargs
 
 
 def _register() -> None:
     AutoConfig.register("hivg", HiVGConfig, exist_ok=True)
     AutoModel.register(HiVGConfig, HiVGForVisualGrounding, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(HiVGConfig, HiVGForVisualGrounding, exist_ok=True)
     AutoImageProcessor.register(HiVGConfig, image_processor_classes={"pil": HiVGImageProcessor}, exist_ok=True)
     AutoProcessor.register(HiVGConfig, HiVGProcessor, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
@@ -36,6 +43,8 @@ __all__ = [
     "HiVGForVisualGrounding",
     "HiVGImageProcessor",
     "HiVGOutput",
+    "HiVGPreTrainedModel",
     "HiVGProcessor",
+    "HiVGProcessorKwargs",
     "VisualGroundingPipeline",
 ]

@@ -2,6 +2,8 @@
 
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 --out results/val
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
+hivg evaluate --model best.pth --data unc --split val --option root=/data --protocol official \\
+    --compare-published base-unc --out B
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
@@ -41,6 +43,13 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE that replaces a field of the model's config; repeatable."),
     ] = None,
+    clip_config: Annotated[
+        str | None,
+        typer.Option(help="Of an official .pth file: folder, JSON file or Hub id of a CLIP that is not published."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of an official .pth file: folder or Hub id of its CLIP tokenizer.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
     num_workers: Annotated[int, typer.Option(help="Processes that open images, for each that predicts.", min=0)] = 0,
@@ -68,6 +77,12 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
     ] = None,
+    compare_published: Annotated[
+        str | None,
+        typer.Option(
+            help="A variant, such as base-unc: what its authors published for this split, beside the figure."
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
     gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
@@ -78,16 +93,22 @@ def evaluate(
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.predict import process_state
+    from hivg_hf.evaluation.published import compare_published as beside_published
+    from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
     from hivg_hf.utils.plugins import allowing_code
     from hivg_hf.utils.strict_mapping import read_options
 
+    from .convert import read_clip_config
+
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
     _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
+    if compare_published is not None:
+        expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
     state = process_state()
     if plots:
         require_package("matplotlib", extra="plots")  # now, not after an hour of work
@@ -105,7 +126,14 @@ def evaluate(
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
     data_options = {**reader_options(option, column), **generated}
     overrides = read_options(set_config or [], "--set")
-    opened, processor, commit = open_model(model, revision=revision, dtype=dtype, overrides=overrides)
+    opened, processor, commit = open_model(
+        model,
+        revision=revision,
+        dtype=dtype,
+        overrides=overrides,
+        clip_config=None if clip_config is None else read_clip_config(clip_config),
+        tokenizer=tokenizer,
+    )
     with allowing_code(allow_code):
         dataset = open_data(data, split, data_options)
         foils = open_foils(data, split, data_options) if controls else None
@@ -114,6 +142,8 @@ def evaluate(
     pages = []
     if robustness or adversarial:
         pages = _robustness(opened, processor, dataset, evaluation, settings, out, robustness, adversarial, plots)
+    if compare_published is not None:
+        evaluation.results["published"] = beside_published(evaluation.results, compare_published, data, split)
     if state.is_main_process:
         files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
         _print_results(evaluation.results, files)
@@ -219,8 +249,38 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
     )
     for name, entry in results.get("robustness", {}).get("summary", {}).items():
         console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")
+    if "published" in results:
+        _print_published(results["published"])
+    for figure, note in results.get("notes", {}).items():
+        console.print(f"{figure}: {note}", soft_wrap=True)
     for file in files:
         console.print(str(file.resolve()), soft_wrap=True, highlight=False)
+
+
+def _print_published(compared: dict[str, Any]) -> None:
+    """Measured beside published, in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    interval = compared["interval"]
+    table = Table(title=f"{compared['variant']}: Acc@0.5 in percent, measured beside published")
+    for heading in ("published by", "published", "measured", "95 % interval", "difference", "in the interval"):
+        table.add_column(heading, justify="left" if heading == "published by" else "right")
+    for row in compared["rows"]:
+        table.add_row(
+            row["source"],
+            f"{row['published']:.2f}",
+            f"{compared['measured']:.2f}",
+            f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
+            f"{row['difference']:+.2f}",
+            {True: "yes", False: "no", None: ""}[row["within"]],
+        )
+    console = Console()
+    console.print(table)
+    for row in compared["rows"]:
+        console.print(f"{row['source']}: {row['where']}", soft_wrap=True, highlight=False)
+    if compared["n_published"] not in (None, compared["n"]):
+        console.print(f"Measured on {compared['n']:,} expressions, published on {compared['n_published']:,}.")
 
 
 def _print_comparison(comparison: dict[str, Any], files: list[Path]) -> None:

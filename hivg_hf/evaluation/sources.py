@@ -10,6 +10,7 @@ import torch
 from datasets import concatenate_datasets
 
 from hivg_hf.data import load_grounding_dataset
+from hivg_hf.data.splits import split_names
 from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.inference import DTYPES
 from hivg_hf.modeling import HiVGConfig
@@ -28,7 +29,13 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", overrides: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    overrides: Mapping[str, Any] | None = None,
+    clip_config: Any = None,
+    tokenizer: str | None = None,
 ) -> OpenedModel:
     """A model and its processor.
 
@@ -38,6 +45,8 @@ def open_model(
         revision: branch, tag or commit on the Hub.
         dtype: float32, bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).
+        clip_config: of an official file whose CLIP is not a published one: its `CLIPConfig` or a dict of one.
+        tokenizer: of an official file: folder or Hub id; None takes that of OpenAI's CLIP.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -47,14 +56,16 @@ def open_model(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")
     if name.endswith(_OFFICIAL_SUFFIXES):
-        if overrides or revision:
-            raise ValueError(
-                f"{name} is an official file: it has no revision, and convert it first to change its config."
-            )
+        if revision:
+            raise ValueError(f"{name} is an official file, which has no revision: omit it.")
         from hivg_hf.conversion import load_official_checkpoint
 
-        model, processor = load_official_checkpoint(name, return_processor=True)
+        model, processor = load_official_checkpoint(
+            name, return_processor=True, tokenizer=tokenizer, clip_config=clip_config, **(overrides or {})
+        )
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
+    if clip_config is not None or tokenizer is not None:
+        raise ValueError(f"{name} has its CLIP's config and tokenizer with it: give them for official files alone.")
     if name == INCLUDED_MODEL and not Path(name).exists():
         from hivg_hf.checkpoints import TINY_CHECKPOINT
 
@@ -70,8 +81,7 @@ def open_model(
 
 def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:
     """Rows of one split, or of several joined by "+" ("val+none")."""
-    parts = [load_grounding_dataset(source, part, **options) for part in split_names(split)]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return load_grounding_dataset(source, split, **options)
 
 
 def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
@@ -84,15 +94,3 @@ def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
         if part != "none"
     ]
     return concatenate_datasets(parts) if parts else None
-
-
-def split_names(split: str) -> list[str]:
-    """The splits of "val+none".
-
-    Raises:
-        ValueError: one of them is empty.
-    """
-    names = split.split("+")
-    if not all(names):
-        raise ValueError(f"A split has no name in {split!r}: write one, or several joined by '+', such as val+none.")
-    return names

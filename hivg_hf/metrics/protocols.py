@@ -102,10 +102,6 @@ REF_L4_TWINS = {
 }
 # fmt: on
 
-# Annotation sources whose official split files hold corner boxes; all others hold (x, y, width, height).
-# Official: datasets/data_loader.py:276
-_CORNER_BOX_SOURCES = ("referit", "refclef", "flickr")
-
 
 def ref_l4_class(category: str) -> str:
     """The class under which Ref-L4 averages a category, itself where it has no twin: `refcoco_3` -> `o365_6`."""
@@ -128,29 +124,6 @@ def get_protocol(protocol: str | MetricProtocol) -> MetricProtocol:
         names = ", ".join([*PROTOCOLS, *plugin_names(PLUGINS)])
         raise ValueError(f"Unknown protocol {protocol!r}: choose one of {names}.")
     return known
-
-
-def truncate_ground_truth(boxes_xyxy: np.ndarray, sources: list[str | None]) -> np.ndarray:
-    """Ground truth boxes cut to whole pixels, as the official data loader reads them.
-
-    COCO boxes lose the fractions of x, y, *width and height*, corner boxes those of their corners.
-    Official: `np.array(bbox, dtype=int)`, datasets/data_loader.py:277
-
-    Args:
-        boxes_xyxy: (N, 4) pixels of the original image.
-        sources: N names of the annotation source; "referit" and "flickr" hold corners.
-
-    Returns:
-        (N, 4) xyxy, float64 holding whole numbers.
-    """
-    # Boxes reach us as float32 corners; a width of 120 may come back as 119.99999. Annotations have at most
-    # two decimals, so three restore the number that the official loader saw.
-    exact = np.round(np.asarray(boxes_xyxy, dtype=np.float64), 3)
-    corners = np.trunc(exact)
-    sizes = np.trunc(np.round(exact[:, 2:] - exact[:, :2], 3))
-    from_sizes = np.concatenate([corners[:, :2], corners[:, :2] + sizes], axis=1)  # (N, 4)
-    holds_corners = np.array([str(source or "").lower().startswith(_CORNER_BOX_SOURCES) for source in sources])
-    return np.where(holds_corners.reshape(-1, 1), corners, from_sizes)
 
 
 def pixel_boxes_to_canvas(

@@ -45,8 +45,8 @@ def compute_grounding_metrics(
         resamples, seed: of the bootstrap; 0 resamples gives no intervals.
 
     Returns:
-        `{"protocol", "counts", "figures", "intervals", "breakdowns", "bootstrap"}`; figures are fractions of 1. An
-        empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
+        `{"protocol", "counts", "figures", "intervals", "notes", "breakdowns", "bootstrap"}`; figures are
+        fractions of 1. An empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
 
     Raises:
         ValueError: ids are missing, unknown or repeated, numbers are NaN or infinite, or a box is inverted; the
@@ -80,12 +80,15 @@ def summarize_rows(
             "n": int(ratio.rows),
             "acc@0.5": ratio.value,
             "mean_iou": float(np.mean(rows.ious[buckets[breakdown, name] & rows.has_box])),
+            "macc": float(np.mean(figures["macc"][0][buckets[breakdown, name] & rows.has_box])),
             **({"interval": ratio.interval} if ratio.interval else {}),
         }
+    values = {name: ratio.value for name, ratio in of_figures.items()} | _unsummed_figures(rows, protocol)
     return {
         "protocol": protocol.name,
         "counts": _counts(rows, clusters),
-        "figures": {name: ratio.value for name, ratio in of_figures.items()} | _unsummed_figures(rows, protocol),
+        "figures": values,
+        "notes": _notes(rows, values),
         "intervals": {name: ratio.interval for name, ratio in of_figures.items() if ratio.interval},
         "breakdowns": breakdowns,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95, "unit": "image"},
@@ -144,6 +147,17 @@ def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, fl
     if correct.any() and not correct.all():
         figures["score_auc"] = score_auc(rows.scores[judged], correct)
     return figures
+
+
+def _notes(rows: RowScores, figures: Mapping[str, float]) -> dict[str, str]:
+    """Figure -> a sentence that belongs beside it."""
+    several = sum(len(reference.get("boxes") or []) > 1 for reference in rows.references)
+    if "f1_precision" not in figures or not several or rows.several_boxes:
+        return {}
+    return {
+        "f1_precision": f"{several:,} rows have several targets and the model gives one box, so their F1 is 0 by "
+        "construction."
+    }
 
 
 def _no_target(rows: RowScores) -> np.ndarray:

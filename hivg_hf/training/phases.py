@@ -49,7 +49,9 @@ class Phase:
         evaluate_every: Optimizer steps between evaluations; None evaluates after every epoch.
         save_every: Optimizer steps between checkpoints; None saves where it evaluates.
         log_every: Optimizer steps between log entries.
-        keep: `best` by validation accuracy (never worse than the phase began) or `last`.
+        keep: `best` by validation accuracy (never worse than the phase began), `last`, or `best_but_last_heads`: CLIP,
+            its adapters and bridges of the best evaluation (or of the beginning), `grounding_head` of the last epoch.
+            Official: mixed base stages go on from these two files, hivg_eval.py:193, hivg_train.py:236-246.
         data: Training rows of this phase, in place of `data.train`.
         config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
             they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.
@@ -76,7 +78,7 @@ class Phase:
     evaluate_every: int | None = None
     save_every: int | None = None
     log_every: int = 50
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last", "best_but_last_heads"] = "best"
     data: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -135,7 +137,9 @@ class GroundingPhase(Phase):
     Args:
         masks: As in `data`, for this phase alone.
         augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
-        loss_weights: In place of the model's, while this phase trains.
+        loss_weights: In place of the model's, while this phase trains; terms that are not named keep theirs. A term of
+            an installed package (entry point group `hivg_hf.losses`), or `package.module:function` where code is
+            allowed, may be among them.
         early_stop: Stop after so many evaluations without gain; None never stops early.
         loss: In place of HiVG's own: `(outputs, labels, num_items_in_batch) -> the batch's mean` as in
             `transformers.Trainer(compute_loss_func=...)`, by the name under which a package offers it
@@ -154,7 +158,7 @@ class GroundingPhase(Phase):
             raise ValueError(f"{self} has a loss of its own, {self.loss!r}, which reads no `loss_weights`: omit one.")
         self.loss_function()
         if self.loss_weights is not None:
-            check_loss_weights(f"{self}, loss_weights", self.loss_weights)
+            check_loss_weights(f"{self}, loss_weights", self.loss_weights, others_too=True)
         check_augmentation(f"{self}, augmentation", self.augmentation)
 
     def loss_weights_on(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -183,9 +187,12 @@ class GroundingPhase(Phase):
 
         options = recipe.data.augmentation if self.augmentation is None else self.augmentation
         options = {} if options is True else options
+        if isinstance(options, dict) and recipe.data.target_rounding == "official":
+            options = {"mask_sampling": "corner", **options}
         made = GroundingAugmentation.for_processor(processor, **options) if isinstance(options, dict) else None
         masks = recipe.data.masks if self.masks is None else self.masks
-        return {"augmentation": made, "seed": recipe.seed, "masks": masks}
+        rounding = recipe.data.target_rounding
+        return {"augmentation": made, "seed": recipe.seed, "masks": masks, "target_rounding": rounding}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,9 @@ class DataRecipe:
         tests: Measured once, at the end, into the results file.
         augmentation: None, or options of `hivg_hf.data.GroundingAugmentation`.
         masks: Whether masks of the rows become targets; otherwise the rasterised box is the target.
+        target_rounding: `exact`, or `official`: boxes cut to whole pixels, masks drawn of the uncut box at full
+            resolution; see `hivg_hf.data.official_targets`.
+        protocol: How validation judges a box, `pixel` or `official`; that accuracy chooses the best checkpoint.
         unique_images: Keep two rows of one image out of one batch (they are false negatives of the contrastive loss).
     """
 
@@ -87,6 +90,8 @@ class DataRecipe:
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     augmentation: dict[str, Any] | None = None
     masks: bool = True
+    target_rounding: Literal["exact", "official"] = "exact"
+    protocol: Literal["pixel", "official"] = "pixel"
     unique_images: bool = False
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from hivg_hf.conversion import load_official_clip
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.loading import refuse_several_targets
-from hivg_hf.hilora import is_new_parameter
+from hivg_hf.hilora import PROGRESSIVE_ADAPTER, is_new_parameter
+from hivg_hf.hilora.folders import add_trained_adapter
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.presets_hivg import preset_fields
@@ -31,8 +32,10 @@ OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 
 
-def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
+def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     """The model that the first phase starts from, in float32; new weights come from torch's random state.
+
+    Where its folder holds an adapter to go on with, a `PeftModel` around it.
 
     Args:
         recipe: Where it comes from.
@@ -40,7 +43,9 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     """
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        model = load_growing(recipe.checkpoint, fields)
+        model = load_growing(plain_checkpoint(recipe.checkpoint), fields)
+        if adapter := continued_adapter(recipe):
+            return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
@@ -56,6 +61,18 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
         )
         model = HiVGForVisualGrounding(config)
     return model
+
+
+def continued_adapter(recipe: ModelRecipe) -> Path | None:
+    """The adapter that a run goes on training: that of `hivg convert --lora adapter`, or of progressive HiLoRA."""
+    folder = Path(recipe.checkpoint or "") / "adapters" / PROGRESSIVE_ADAPTER
+    return folder if recipe.checkpoint and folder.is_dir() else None
+
+
+def plain_checkpoint(checkpoint: str) -> str:
+    """The model itself: `base/` of a folder that also holds adapters."""
+    base = Path(checkpoint) / "base"
+    return str(base) if base.is_dir() else checkpoint
 
 
 def load_growing(source: str | Path, changes: Mapping[str, Any]) -> HiVGForVisualGrounding:
@@ -84,7 +101,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any]) -> HiVGForVisualGrounding
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(recipe.checkpoint)
+        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe.checkpoint))
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 
@@ -166,6 +183,7 @@ def build_arguments(
         early_stop=phase.early_stop if evaluates and isinstance(phase, GroundingPhase) else None,
         metric_for_best_model="accuracy" if evaluates else None,
         unique_images=recipe.data.unique_images,
+        protocol=recipe.data.protocol,
         dataloader_num_workers=recipe.workers,
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",

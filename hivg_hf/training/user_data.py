@@ -55,8 +55,9 @@ def plan_user_training(
     """Plan a training run on somebody's own table.
 
     Args:
-        data: a CSV, TSV, JSONL, Parquet or COCO-style JSON file. A `split` column with `train` and `val` is followed;
-            without one, images are held out for validation.
+        data: whatever `load_grounding_dataset` reads: a table, a folder that `datasets` saved, a dataset on the Hub.
+            A `split` column with `train` and `val` is followed, and so are splits that are stored apart; without
+            either, images are held out for validation.
         images: folder of the pictures; the table's own folder unless told.
         base: folder or Hub id of a HiVG model or of a plain CLIP.
         out: folder of the run; only its name is read, as the name of the run.

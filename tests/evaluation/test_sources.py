@@ -1,13 +1,19 @@
 """Models and data as the command line names them."""
 
+import argparse
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from parity.official_cases import made_case
+from PIL import Image
 
 import hivg_hf
+from benchmarks.speed.official_reference import OfficialLayers
+from hivg_hf.data.splits import split_names
 from hivg_hf.evaluation import sources
-from hivg_hf.evaluation.sources import open_data, open_foils, open_model, split_names
+from hivg_hf.evaluation.sources import open_data, open_foils, open_model
 from hivg_hf.utils.strict_mapping import read_options
 
 
@@ -47,8 +53,25 @@ def test_a_missing_folder_is_named():
         open_model("/no/such")
 
 
-def test_an_official_file_has_neither_revision_nor_settings(tmp_path):
-    with pytest.raises(ValueError, match="is an official file: it has no revision"):
+def test_an_official_file_around_an_unpublished_clip_opens(tmp_path, tiny_tokenizer):
+    case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12]), vl_enc_layers=1)
+    path = str(tmp_path / "best.pth")
+    torch.save({"model": case.state, "args": argparse.Namespace(**case.args)}, path)
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    opened = open_model(
+        path,
+        overrides={"bridge_mixes_batch": True},
+        clip_config=case.clip_config,
+        tokenizer=str(tmp_path / "tokenizer"),
+    )
+    assert opened.model.config.bridge_mixes_batch
+    assert opened.processor.image_processor.pad_align == "pixel"
+    with pytest.raises(ValueError, match="give them for official files alone"):
+        open_model(str(tmp_path / "tokenizer"), tokenizer="x")
+
+
+def test_an_official_file_has_no_revision(tmp_path):
+    with pytest.raises(ValueError, match="is an official file, which has no revision: omit it"):
         open_model(str(tmp_path / "best.pth"), revision="main")
 
 
@@ -76,3 +99,10 @@ def test_options_are_read_as_values():
         "root": "/data", "size": 5, "masks": False, "note": "a=b", "empty": ""}  # fmt: skip
     with pytest.raises(ValueError, match="--set takes NAME=VALUE, got 'score'"):
         read_options(["score"], "--set")
+
+
+def test_another_image_size_reaches_model_and_processor(checkpoint):
+    opened = open_model(str(checkpoint), overrides={"image_size": 96})
+    inputs = opened.processor(images=Image.new("RGB", (120, 60), "red"), text="red")
+    assert inputs["pixel_values"].shape[-2:] == (96, 96)
+    assert opened.model(**inputs).pred_boxes.shape == (1, 4)

@@ -215,21 +215,21 @@ class HubHandler(BaseHTTPRequestHandler):
         ("GET", "/api/whoami-v2", whoami),
         ("POST", "/api/validate-yaml", validate_card),
         ("POST", "/api/repos/create", create_repository),
-        ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", preupload),
-        ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", large_file_batch),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", preupload),
+        ("POST", r"/(?:datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", large_file_batch),
         ("PUT", "/_large/([0-9a-f]{64})", put_large_file),
         ("GET HEAD", "/_large/(.+)/([0-9a-f]{64})", get_large_file),
-        ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", commit),
-        ("POST", r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", branch),
-        ("POST", r"/api/models/([^/]+/[^/]+)/tag/([^/]+)", tag),
-        ("GET HEAD", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", info),
-        ("GET HEAD", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", tree),
-        ("GET HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", commit),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/branch/([^/]+)", branch),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/tag/([^/]+)", tag),
+        ("GET HEAD", r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", info),
+        ("GET HEAD", r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", tree),
+        ("GET HEAD", r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
     ]
 
 
 @contextmanager
-def serve_hub(users: dict[str, str], lfs_pattern: str = r"\.safetensors$") -> Iterator[tuple[Hub, str]]:
+def serve_hub(users: dict[str, str], lfs_pattern: str = r"\.(safetensors|parquet)$") -> Iterator[tuple[Hub, str]]:
     """Serve a new Hub on a free port of the loopback interface; yields its state and its address.
 
     Args:

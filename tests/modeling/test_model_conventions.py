@@ -1,4 +1,4 @@
-"""What transformers, PEFT and torch do with any model, they do with this one: embeddings, pickles, features, indexes."""
+"""What transformers and torch do with any model, they do with this one: embeddings, pickles, features, indexes."""
 
 import copy
 import pickle

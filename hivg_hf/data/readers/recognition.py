@@ -48,6 +48,11 @@ def is_cache(folder: Path) -> bool:
     return os.path.isfile(folder / "cache.json")  # pathlib raises where no file can have the name
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` of `datasets` made."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
 def _folder_format(folder: Path) -> str | None:
     from .yolo import roboflow_splits, yaml_file
 
@@ -55,6 +60,8 @@ def _folder_format(folder: Path) -> str | None:
         return "yolo"
     if roboflow_splits(folder):
         return "roboflow"
+    if is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None:
+        return "hub"
     first = next(folder.rglob("*.xml"), None)
     if first is None:
         return None
