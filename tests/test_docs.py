@@ -21,7 +21,7 @@ from hivg_hf.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"(?:<!-- (?P<note>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
-PAGES_THAT_RUN = ("use.md", "fine-tune.md", "convert.md", "evaluate.md", "ablations.md", "peft.md")
+PAGES_THAT_RUN = ("use.md", "fine-tune.md", "own-photos.md", "convert.md", "evaluate.md", "ablations.md", "peft.md")
 
 
 class Block(NamedTuple):

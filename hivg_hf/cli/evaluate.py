@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from . import run_verb
+from ._data_options import COLUMN_HELP, reader_options
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
     ] = None,
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
     protocol: Annotated[str, typer.Option(help="pixel, official, mdetr or ref-l4: what counts as right.")] = "pixel",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     set_config: Annotated[
@@ -122,7 +124,7 @@ def evaluate(
         resamples=resamples,
     )
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
-    data_options = {**read_options(option or [], "--option"), **generated}
+    data_options = {**reader_options(option, column), **generated}
     overrides = read_options(set_config or [], "--set")
     opened, processor, commit = open_model(
         model,

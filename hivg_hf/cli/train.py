@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import run_verb
+from ._data_options import COLUMN_HELP, reader_options
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
         list[str] | None,
         typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
     ] = None,
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the run (only with --data). Default: 13.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
@@ -68,6 +70,7 @@ def train(
         raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
+        "--column": column,
         "--epochs": epochs, "--seed": seed,
     }  # fmt: skip
     given = [name for name, value in own_data.items() if value not in (None, [])]
@@ -82,7 +85,7 @@ def train(
         plan = load_recipe(recipe, changes, allow_code)
     else:
         own = _plan_own_data(
-            data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
+            data, images, base or "tiny", val, out, box_format, option, column, epochs, 13 if seed is None else seed
         )
         plan = parse_recipe(override(own, changes), allow_code)
     folder = out or Path("runs") / plan.name
@@ -113,12 +116,12 @@ def _plan_own_data(
     out: Path | None,
     box_format: str | None,
     option: list[str] | None,
+    column: list[str] | None,
     epochs: float | None,
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
     from hivg_hf.training import plan_user_training
-    from hivg_hf.utils.strict_mapping import read_options
 
     if base == "tiny":
         from hivg_hf.checkpoints import TINY_CHECKPOINT
@@ -133,7 +136,7 @@ def _plan_own_data(
         val=None if val is None else str(val),
         epochs=epochs,
         seed=seed,
-        **read_options(option or [], "--option"),
+        **reader_options(option, column),
     )
 
 

@@ -90,10 +90,11 @@ def test_sheets_are_written_for_each_split_and_can_be_opened(tmp_path):
     assert names == [
         "survey.json",
         "problems.txt",
+        "survey.html",
         "refshapes-val.contact-sheet.jpg",
         "refshapes-none.contact-sheet.jpg",
     ]
-    assert Image.open(files[2]).size == (4 * 320, 2 * 360)
+    assert Image.open(files[3]).size == (4 * 320, 2 * 360)
 
 
 def test_the_verb_prints_writes_and_exits_with_1_where_rows_are_faulty(table, tmp_path, script, capsys):
@@ -146,3 +147,25 @@ def test_the_verb_makes_a_cache_for_a_model(table, tmp_path, script, processor):
 def test_the_verb_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
     assert script([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_page_shows_leaks_by_content_and_needs_nothing_else(tmp_path, make_image):
+    make_image(tmp_path / "a.png", 64, 48, seed=1)
+    make_image(tmp_path / "b.png", 64, 48, seed=2)
+    Image.open(tmp_path / "a.png").save(tmp_path / "copy.webp", lossless=True)
+    rows = ["a.png,red <star>,1 2 30 40,train", "b.png,blue,1 2 30 40,train", "copy.webp,Blue,1 2 30 40,val"]
+    (tmp_path / "my.csv").write_text("image,expression,box,split\n" + "\n".join([*rows, "gone.png,x,1 2 3 4,val"]))
+    specs = [{"source": str(tmp_path / "my.csv"), "split": name, "box_format": "xyxy"} for name in ("train", "val")]
+    result = survey(specs)
+    pair = f"{tmp_path / 'my.csv'}:train and {tmp_path / 'my.csv'}:val"
+    assert result.leaks == {}
+    assert result.lookalikes == {pair: ["copy.webp = a.png"]}
+    assert result.shared_expressions == {pair: ["blue"]}
+    assert "near-identical images, for example copy.webp = a.png" in summarize(result)
+    page = next(path for path in write_survey(result, tmp_path / "out") if path.name == "survey.html").read_text()
+    assert "copy.webp = a.png" in page
+    assert "&lt;star&gt;" in page
+    assert "there is no image file" in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "http://" not in page
+    assert "https://" not in page

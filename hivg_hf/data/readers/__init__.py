@@ -115,7 +115,7 @@ def find_source(name: str, file_format: str | None = None) -> Source:
     if recognized is not None:
         return FORMATS[recognized]
     raise ValueError(
-        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml), a "
-        f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a dataset of the Hub as owner/name, "
+        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml), "
+        f"a folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a Hub dataset as owner/name, "
         f"or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
     )

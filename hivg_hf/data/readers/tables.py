@@ -44,7 +44,7 @@ def open_records(path: Path, encoding: str | None = None) -> Sequence[dict[str, 
 
         return undecoded(datasets.Dataset.from_parquet(str(path)))
     if suffix == ".json":
-        return load_json_array(path)
+        return JsonRows(load_json_array(path))
     raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
 
 
@@ -201,6 +201,16 @@ class JsonLines(Sequence[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+
+class JsonRows(list[Any]):
+    """The objects of a JSON array by position; one that is not an object is refused when it is asked for."""
+
+    def __getitem__(self, position: Any) -> Any:
+        content = super().__getitem__(position)
+        if not isinstance(position, slice) and not isinstance(content, dict):
+            raise ValueError(f"it is a {type(content).__name__}, expected an object {{...}}")
+        return content
 
 
 def _json_object(line: str | bytes) -> dict[str, Any]:

@@ -200,7 +200,12 @@ class Table:
                     raise ValueError(f"its {column} is blank, while other rows name one")
                 if position in shared:
                     raise ValueError(f"{shared[position]}; give the objects of each image ids of their own")
-                drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                try:
+                    drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                except ROW_ERRORS as error:
+                    if position == members[0]:
+                        raise
+                    raise ValueError(f"{error}, in {place_of(self.records, position, self.path)}") from error
             if len(drafts) > 1:
                 drafts[0].boxes = [box for draft in drafts for box in draft.boxes]
                 drafts[0].mask = None  # masks of several rows are not one mask
@@ -229,8 +234,8 @@ class Table:
             try:
                 record = self.records[position]
                 picture = _picture(record, self.names)
-                key = (self.find.picture_name(picture), record.get(self.names["expression"]))
-                hash(key)
+                words = cell_text(record.get(self.names["expression"]))
+                key = (self.find.picture_name(picture), words) if words else (position, None)
             except ROW_ERRORS:
                 key = (position, None)
             groups.setdefault(key, []).append(position)
