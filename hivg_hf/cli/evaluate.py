@@ -22,9 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option(help=f"{MODEL_NAMES} Also an adapter, or an official .pth file.")
-    ],
+    model: Annotated[str, typer.Option(help=f"{MODEL_NAMES} Also an adapter, or an official .pth file.")],
     data: Annotated[str, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, predictions.parquet, plots and failures.html.")],
     split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",

@@ -31,8 +31,8 @@ def open_model(
     """A model and its processor.
 
     Args:
-        name: what `hivg_hf.hub.resolve_model` knows (`tiny`, `official:base-mixup`, a folder, a Hub id, an adapter that
-            names its base), or an official `.pth` file.
+        name: what `hivg_hf.hub.resolve_model` knows (`tiny`, `official:base-mixup`, a folder, a Hub id, an adapter
+            that names its base), or an official `.pth` file.
         revision: branch, tag or commit on the Hub.
         dtype: float32, bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).

@@ -20,7 +20,15 @@ MOST_MEMBERS = 10_000
 CHUNK = 2**20
 # Every file that torch.save writes is a zip as well, and has one of these inside.
 TORCH_MEMBERS = ("data.pkl", "constants.pkl")
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,9 @@ def _checked(path: Path, members: Iterator[tuple[Member, bool]], most_bytes: int
     wanted = []
     for count, (member, is_link) in enumerate(members, start=1):
         if count > MOST_MEMBERS:
-            raise ValueError(f"The archive {path} has more than {MOST_MEMBERS:,} members; it is not the authors' file.")
+            raise ValueError(
+                f"The archive {path} has more than {MOST_MEMBERS:,} members; it is not the authors' file."
+            )
         if member.size > most_bytes:  # of the others too: a compressed tar is read through them
             raise ValueError(
                 f"The archive {path} has a member {member.path!r} of {member.size:,} bytes, more than the "
@@ -115,7 +125,8 @@ def _checked(path: Path, members: Iterator[tuple[Member, bool]], most_bytes: int
             continue
         if is_link:
             raise ValueError(
-                f"The archive {path} has a member {member.path!r} that is a link and not a file; links are not followed."
+                f"The archive {path} has a member {member.path!r} that is a link and not a file; links are not "
+                "followed."
             )
         wanted.append(member)
     return wanted

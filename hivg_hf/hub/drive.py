@@ -156,4 +156,3 @@ def _check_size(published: PublishedFile, path: Path, name: str) -> None:
             f"What Google Drive gave for {name} has {size:,} bytes instead of about {published.size:,}, and was "
             f"deleted; {_by_hand(published, name)}"
         )
-

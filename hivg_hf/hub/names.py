@@ -1,10 +1,10 @@
 """What a model can be called, in one place: every command, recipe and function that takes a model asks here.
 
-    tiny, hivg-tiny-refshapes      the checkpoint in the package
-    official:base-mixup            what the authors publish, see `official`
-    runs/mine                      a folder of `hivg train`: its finished model
-    FOLDER                         what save_pretrained wrote
-    owner/name, owner/name@REV     a repository on the Hub
+tiny, hivg-tiny-refshapes      the checkpoint in the package
+official:base-mixup            what the authors publish, see `official`
+runs/mine                      a folder of `hivg train`: its finished model
+FOLDER                         what save_pretrained wrote
+owner/name, owner/name@REV     a repository on the Hub
 """
 
 import json
@@ -32,8 +32,12 @@ def resolve_model(name: str | Path) -> str:
     if Path(name).is_dir():
         return str(_model_in(Path(name)))
     if Path(name).exists():
-        advice = f"convert it first: hivg convert {name} FOLDER" if name.endswith((".pth", ".pt")) else "see docs/use.md"
-        raise FileNotFoundError(f"'{name}' is a file; a model is a folder or a Hub id such as 'user/model' ({advice}).")
+        advice = (
+            f"convert it first: hivg convert {name} FOLDER" if name.endswith((".pth", ".pt")) else "see docs/use.md"
+        )
+        raise FileNotFoundError(
+            f"'{name}' is a file; a model is a folder or a Hub id such as 'user/model' ({advice})."
+        )
     if name in (*TINY_NAMES, TINY_CHECKPOINT):
         if not Path(TINY_CHECKPOINT).is_dir():
             raise FileNotFoundError(
@@ -53,7 +57,7 @@ def resolve_model(name: str | Path) -> str:
 def is_tiny(name: str | Path) -> bool:
     """Whether a name stands for the checkpoint in the package, which knows rendered shapes only."""
     path = Path(name)
-    return str(name) in TINY_NAMES and not path.is_dir() or path.resolve() == Path(TINY_CHECKPOINT).resolve()
+    return (str(name) in TINY_NAMES and not path.is_dir()) or path.resolve() == Path(TINY_CHECKPOINT).resolve()
 
 
 def _model_in(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`official:NAME`: what the authors publish, downloaded once, converted once, and from then on a folder like any other.
+"""`official:NAME`: what the authors publish, downloaded once, converted once, then a folder like any other.
 
     HF_HOME/hivg/official/downloads/mixup_pretraining_base    the file as it came
     HF_HOME/hivg/official/base-mixup                          the converted model with its processor
