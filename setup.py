@@ -26,6 +26,7 @@ REQUIRED = [
     "scipy>=1.14",
     "pyyaml>=6.0",
     "tqdm>=4.67",
+    "filelock>=3.16",
     "typer>=0.24",
     "rich>=13.0",
 ]
@@ -34,6 +35,7 @@ EXTRAS = {
     "data": ["pycocotools>=2.0.8"],
     "plots": ["matplotlib>=3.9"],
     "demo": ["gradio>=6.0"],
+    "official": ["gdown>=6.5.1"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
 EXTRAS["dev"] = [
@@ -41,6 +43,7 @@ EXTRAS["dev"] = [
     *EXTRAS["plots"],
     *EXTRAS["demo"],
     *EXTRAS["onnx"],
+    *EXTRAS["official"],
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=2.4",

@@ -1,8 +1,8 @@
 """A small Google Drive on the loopback interface, so that tests run the true gdown.
 
 It does what the site does, as gdown (6.5) knows it: large files answer with a page that asks for confirmation, whose
-form leads to another host; a used-up quota and a file that is gone are pages as well, one with status 200, one with 404;
-ranges are served. `serve_drive` starts it; the code LEAD_TO sends an interpreter's requests there.
+form leads to another host; a used-up quota and a file that is gone are pages as well, one with status 200, one with
+404; ranges are served. `serve_drive` starts it; the code LEAD_TO sends an interpreter's requests there.
 """
 
 import re
@@ -98,6 +98,7 @@ class DriveHandler(BaseHTTPRequestHandler):
         }
         part = re.fullmatch(r"bytes=(\d+)-", wanted)
         start = int(part[1]) if part else 0
+        self.close_connection = True  # a client that wanted the headers alone leaves the rest unread
         if part:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         # A client that only looks for the size of a resumed file reads no body: a cut is for one that does.

@@ -34,6 +34,12 @@ def listed(path: Path, limit: int = LIMIT) -> list[str] | None:
         return None if members is None else [member.path for member in members]
 
 
+def copy_all(path: Path, target: Path) -> None:
+    with open_archive(path, LIMIT) as members:
+        for member in members:
+            member.copy(target, LIMIT)
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "w:bz2"])
 def test_tar_members_are_copied_by_content(tmp_path: Path, mode: str) -> None:
     info = tarfile.TarInfo("../../out/unc/best_checkpoint.pth")
@@ -113,9 +119,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, suffix: str) -> None:
         make_tar(path, "w:gz", (tarfile.TarInfo("a.pth"), content), (tarfile.TarInfo("b.pth"), content))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"is damaged|cannot be read from its archive"):
-        with open_archive(path, LIMIT) as members:
-            for member in members:
-                member.copy(tmp_path / "copy", LIMIT)
+        copy_all(path, tmp_path / "copy")
 
 
 def test_an_error_of_the_caller_is_not_taken_for_damage(tmp_path: Path) -> None:

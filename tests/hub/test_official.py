@@ -1,4 +1,4 @@
-"""`official:NAME` against a site that behaves like Google Drive: from nothing to a box, and what goes wrong on the way."""
+"""`official:NAME` against a site that behaves like Google Drive: from nothing to a box, and what can go wrong."""
 
 import argparse
 import copy
@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ from hivg_hf.conversion.published import OFFICIAL_NAMES, PUBLISHED_FILES
 MIXUP = PUBLISHED_FILES["mixup_pretraining_base"].drive_id
 FINE_TUNED = PUBLISHED_FILES["fine_tuning_base"].drive_id
 CLIP_FILE = PUBLISHED_FILES["debiased_clip_base"].drive_id
+CHUNK = 512 * 1024  # gdown's
 TABLES = PUBLISHED_FILES["annotations"].drive_id
+MIXUP_LAYERS = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12])
 TOKENIZER_REPOSITORY = "openai/clip-vit-base-patch16"
 
-# In the interpreter under test: CLIPs as small as those of the test's files, and sizes of the files as they are.
+# In the interpreter under test: CLIPs as small as those of the test's files.
 SMALL = """
-from dataclasses import replace
-from hivg_hf.conversion import published
-from hivg_hf.hub import drive as drive_module
 from hivg_hf.modeling import presets_hivg
 clip = presets_hivg.PUBLISHED_CLIPS["ViT-B/16"]
 clip.clear()
@@ -39,6 +38,14 @@ clip.update(clip_config)
 for name, (args, config) in presets_hivg.OFFICIAL_VARIANTS.items():
     if name.startswith("base-"):
         args.update(vl_hidden_dim=clip_config["projection_dim"], imsize=64, vl_nheads=2, vl_dim_feedforward=64)
+"""
+# For each test: a cache of its own, and sizes of the files as they are.
+ANEW = """
+from dataclasses import replace
+from huggingface_hub import constants
+from hivg_hf.conversion import published
+from hivg_hf.hub import drive as drive_module
+constants.HF_HOME = home
 for key, file in published.PUBLISHED_FILES.items():
     published.PUBLISHED_FILES[key] = replace(file, size=sizes.get(file.drive_id, file.size), most_unpacked=limit)
 drive_module.RETRIES = retries
@@ -113,37 +120,57 @@ def tarred(**members: bytes) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture(scope="module")
+def start_process(
+    served: tuple[Hub, str], drive_and_address: tuple[Drive, str], tmp_path_factory: pytest.TempPathFactory,
+    vocabulary: int,
+) -> Iterator[Callable[[bool], Interpreter]]:  # fmt: skip
+    """Start an interpreter whose site is the loopback server, and, offline, nothing at all."""
+    clip_config = made_case(MIXUP_LAYERS, vocab_size=vocabulary).clip_config
+    folder = tmp_path_factory.mktemp("official")
+    started = []
+
+    def start_process(offline: bool) -> Interpreter:
+        environment = {
+            "HF_ENDPOINT": served[1],
+            "HF_HOME": str(folder),
+            "HF_HUB_OFFLINE": "1" if offline else "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        process = Interpreter(folder, with_package=True, environment=environment)
+        started.append(process)
+        drive = "http://127.0.0.1:9" if offline else drive_and_address[1]
+        process.run(LEAD_TO + SMALL, drive=drive, clip_config=clip_config)
+        return process
+
+    yield start_process
+    for process in started:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def online(start_process: Callable[[bool], Interpreter]) -> Interpreter:
+    return start_process(False)
+
+
 @pytest.fixture
 def start(
-    hub: Hub, served: tuple[Hub, str], drive: Drive, drive_and_address: tuple[Drive, str], tmp_path: Path,
-    tiny_tokenizer: Any, vocabulary: int,
-) -> Iterator[Any]:  # fmt: skip
-    """Start an interpreter with a cache of its own; the Hub holds CLIP's tokenizer, here a tiny one."""
+    hub: Hub, drive: Drive, tmp_path: Path, tiny_tokenizer: Any, online: Interpreter,
+    start_process: Callable[[bool], Interpreter],
+) -> Callable[..., Interpreter]:  # fmt: skip
+    """An interpreter with an empty cache of the test's own; the Hub holds CLIP's tokenizer, here a tiny one."""
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     files = {path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()}
     files["config.json"] = json.dumps({"model_type": "clip"}).encode()
     hub.create(TOKENIZER_REPOSITORY).commit("tokenizer", files)
-    layers = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12])
-    clip_config = made_case(layers, vocab_size=vocabulary).clip_config
-    started = []
 
     def start(offline: bool = False, retries: int = 0, limit: int = 10**8) -> Interpreter:
-        environment = {
-            "HF_ENDPOINT": served[1],
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "1" if offline else "0",
-            "HF_HUB_DISABLE_XET": "1",
-        }
-        process = Interpreter(tmp_path, with_package=True, environment=environment)
-        started.append(process)
+        process = start_process(True) if offline else online
         sizes = {key: len(content) for key, content in drive.files.items()}
-        names = {"clip_config": clip_config, "sizes": sizes, "limit": limit, "retries": retries}
-        process.run(LEAD_TO + SMALL, drive=drive_and_address[1] if not offline else "http://127.0.0.1:9", **names)
+        process.run(ANEW, home=str(tmp_path / "home"), sizes=sizes, limit=limit, retries=retries)
         return process
 
-    yield start
-    for process in started:
-        process.close()
+    return start
 
 
 def hivg(process: Interpreter, *arguments: str) -> dict[str, Any]:
@@ -179,8 +206,7 @@ def test_the_converted_model_computes_what_the_file_computes(
     from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
     from hivg_hf.conversion import load_official_checkpoint
 
-    layers = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12])
-    clip_config = made_case(layers, vocab_size=vocabulary).clip_config
+    clip_config = made_case(MIXUP_LAYERS, vocab_size=vocabulary).clip_config
     (tmp_path / "file.pth").write_bytes(drive.files[MIXUP])
     expected = load_official_checkpoint(tmp_path / "file.pth", clip_config=clip_config).state_dict()
     loaded = HiVGForVisualGrounding.from_pretrained(folder).state_dict()
@@ -189,9 +215,8 @@ def test_the_converted_model_computes_what_the_file_computes(
     assert HiVGProcessor.from_pretrained(folder).image_processor.image_mean[0] == pytest.approx(0.485)
     origin = json.loads((folder / "official.json").read_text())
     assert origin["name"] == "official:base-mixup"
-    assert (
-        origin["sha256"] == json.loads((folder.parent / "sha256.json").read_text())["mixup_pretraining_base"]["sha256"]
-    )
+    record = json.loads((folder.parent / "sha256.json").read_text())
+    assert origin["sha256"] == record["mixup_pretraining_base"]["sha256"]
 
 
 def test_of_many_checkpoints_the_right_one_is_found_by_its_own_arguments(
@@ -224,22 +249,22 @@ def test_of_many_checkpoints_the_right_one_is_found_by_its_own_arguments(
 
 def test_a_broken_download_is_resumed(start: Any, drive: Drive, vocabulary: int) -> None:
     data = drive.files[MIXUP] = official_file(vocabulary, "mixup")
-    third = len(data) // 3
-    drive.cuts = [third]
+    drive.cuts = [2 * CHUNK + 1000]
+    assert len(data) > 3 * CHUNK
     process = start()
     done = hivg(process, "get", "official:base-mixup")
     assert done["status"] == 2
     assert "The download of official:base-mixup from Google Drive broke" in done["err"]
     assert "run the same again to resume it, or open https://drive.google.com/file/d/" in done["err"]
     assert hivg(process, "get", "official:base-mixup")["status"] == 0
-    assert any(request.endswith(f"bytes={third}-") for request in drive.requests)
+    assert drive.requests[-1].endswith(f"bytes={2 * CHUNK}-")  # what was received whole is not fetched again
 
 
 def test_a_short_break_is_retried_in_the_same_run(start: Any, drive: Drive, vocabulary: int) -> None:
-    data = drive.files[MIXUP] = official_file(vocabulary, "mixup")
-    drive.cuts = [len(data) // 2]
+    drive.files[MIXUP] = official_file(vocabulary, "mixup")
+    drive.cuts = [CHUNK + 1000]
     assert hivg(start(retries=1), "get", "official:base-mixup")["status"] == 0
-    assert drive.requests[-1].endswith(f"bytes={len(data) // 2}-")
+    assert drive.requests[-1].endswith(f"bytes={CHUNK}-")
 
 
 @pytest.mark.parametrize(
@@ -338,9 +363,12 @@ def test_annotations_are_unpacked_as_the_reader_wants_them(start: Any, drive: Dr
     assert len(read_official_split("val", source="unc", root=folder, images=tmp_path / "pictures").records) == 1
 
 
-def test_offline_without_the_cache_says_what_is_missing(start: Any, drive: Drive) -> None:
-    with pytest.raises(CodeFailedError, match=r"CLIP tokenizer|is not in the cache, and HF_HUB_OFFLINE"):
-        start(offline=True).run("from hivg_hf.hub import open_official\nopen_official('base-mixup')")
+def test_offline_without_the_cache_says_what_is_missing(start: Any) -> None:
+    code = "import huggingface_hub.constants as constants\nfrom hivg_hf.hub import open_official\n"
+    code += "constants.HF_HUB_OFFLINE = True\ntry:\n    open_official('annotations')\n"
+    code += "finally:\n    constants.HF_HUB_OFFLINE = False"
+    with pytest.raises(CodeFailedError, match="official:annotations is not in the cache, and HF_HUB_OFFLINE forbids"):
+        start().run(code)
 
 
 def test_every_name_has_a_file_and_a_preset() -> None:
