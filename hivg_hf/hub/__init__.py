@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .loading import download_checked, load_with_stages, split_revision
     from .names import DEFAULT_MODEL, is_tiny, resolve_model
     from .official import open_official
-    from .push import PushReport, check_pushed, push_folder
+    from .push import PushReport, check_pushed, push_folder, write_pushed
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -21,6 +21,7 @@ __all__ = [
     "push_folder",
     "resolve_model",
     "split_revision",
+    "write_pushed",
 ]
 
 __getattr__ = lazy_names(
@@ -36,5 +37,6 @@ __getattr__ = lazy_names(
         "push_folder": "push",
         "resolve_model": "names",
         "split_revision": "loading",
+        "write_pushed": "push",
     },
 )
