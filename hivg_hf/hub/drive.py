@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from hivg_hf.conversion.published import PUBLISHED_FILES, PublishedFile
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import write_json
 from hivg_hf.utils.imports import require_package
 
 TIMEOUT = (30, 60)  # seconds to connect, and between bytes
@@ -84,8 +84,7 @@ def check_sha256(key: str, path: Path) -> str:
             f"{digest}, and that one's {first['sha256']}. If the authors have published it anew, remove {key!r} from "
             f"{record}; otherwise delete the file."
         )
-    with atomic_path(record) as temporary:
-        temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    write_json(record, known)
     return digest
 
 

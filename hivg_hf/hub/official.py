@@ -9,7 +9,6 @@ The archives' inner layout is not documented: which of their files is a variant'
 file holds, and folder names only say where to look first.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from hivg_hf.conversion.published import (
     published_file,
 )
 from hivg_hf.modeling.presets_hivg import OFFICIAL_TEXT_LAYERS
-from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder, write_json
 
 from .archives import Member, open_archive
 from .drive import check_sha256, download_official, official_cache
@@ -72,7 +71,7 @@ def open_official(name: str, file: Path | None = None) -> Path:
                     with _checkpoint_in(path, name, PUBLISHED_FILES[key].most_unpacked) as (found, place):
                         origin["member"] = place
                         _convert(found, name, folder, tokenizer)
-                (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+                write_json(folder / ORIGIN_FILE, origin)
     return target
 
 
