@@ -12,9 +12,8 @@ from typing import Any
 import PIL.Image
 import PIL.ImageOps
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.data.refshapes import example_scenes
-from hivg_hf.hub import is_tiny
+from hivg_hf.hub import DEFAULT_MODEL, is_tiny
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.imports import require_package
@@ -203,7 +202,7 @@ def serve(
 
 def _about_model(name: str) -> str:
     """Which model answers, as HTML, and what the one in the package does not know."""
-    shown = Path(TINY_CHECKPOINT).name if is_tiny(name) else name
+    shown = DEFAULT_MODEL if is_tiny(name) else name
     about = f"Model: <code>{html.escape(shown or 'without a name')}</code>"
     if is_tiny(name):
         about += ", which knows rendered shapes only. For photos: <code>hivg demo --model official:base-mixup</code>"

@@ -378,3 +378,49 @@ def test_every_name_has_a_file_and_a_preset() -> None:
     assert models <= OFFICIAL_VARIANTS.keys()
     assert set(OFFICIAL_NAMES.values()) == PUBLISHED_FILES.keys()
     assert len({file.drive_id for file in copy.copy(PUBLISHED_FILES).values()}) == len(PUBLISHED_FILES)
+
+
+PUBLISH = """
+import contextlib, io, os
+from scripts.publish_official import main
+os.environ["HF_TOKEN"] = "hf_alice"
+out = io.StringIO()
+try:
+    with contextlib.redirect_stdout(out):
+        status = main(arguments)
+finally:
+    del os.environ["HF_TOKEN"]
+result = {"status": status, "out": out.getvalue()}
+"""
+
+
+def test_the_owner_publishes_with_one_command_and_everybody_grounds(
+    start: Any, drive: Drive, hub: Hub, tmp_path: Path, picture: str, vocabulary: int
+) -> None:
+    drive.files[MIXUP] = zipped(**{"best_checkpoint.pth": official_file(vocabulary, "mixup")})
+    process = start()
+    arguments = ["--namespace", "alice", "--only", "base-mixup", "--out", str(tmp_path / "published")]
+    refused = process.run(PUBLISH, arguments=arguments)
+    assert refused["status"] == 2
+    assert "Name a license for the weights" in refused["out"]
+    assert "alice/hivg-base-mixup" not in hub.repositories
+    assert drive.requests == []
+    done = process.run(PUBLISH, arguments=[*arguments, "--license", "apache-2.0"])
+    assert done["status"] == 0
+    assert "alice/hivg-base-mixup now holds" in done["out"]
+    card = hub.repositories["alice/hivg-base-mixup"].head.files["README.md"].decode()
+    assert "license: apache-2.0" in card
+    assert "**not measured with this repository**" in card
+    assert "| refcoco val | 90.56 |" in card
+    assert "They do not state a license of the weights" in card
+    assert "model-index" not in card  # figures of the authors are no results of this repository
+    grounded = [
+        hivg(
+            process, "ground", picture, "the red star", "--model", model, "--device", "cpu", "--json", "--no-pictures"
+        )
+        for model in ("alice/hivg-base-mixup", "official:base-mixup")
+    ]
+    assert [one["status"] for one in grounded] == [0, 0], grounded[0]["err"]
+    assert json.loads(grounded[0]["out"])["results"] == json.loads(grounded[1]["out"])["results"]
+    again = process.run(PUBLISH, arguments=[*arguments, "--license", "apache-2.0"])
+    assert "alice/hivg-base-mixup held already" in again["out"]
