@@ -34,7 +34,7 @@ REQUIRED = [
 EXTRAS = {
     "data": ["pycocotools>=2.0.8"],
     "plots": ["matplotlib>=3.9"],
-    "demo": ["gradio>=6.0"],
+    "demo": ["gradio>=6.29.1"],
     "official": ["gdown>=6.5.1"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
@@ -86,16 +86,34 @@ setup(
     # link hivg_hf/modeling, which serves checkouts without an install, must not be packaged a second time.
     packages=[*find_packages(include=["hivg_hf", "hivg_hf.*"], exclude=["hivg_hf.modeling*"]), "hivg_hf.modeling"],
     package_dir={"hivg_hf.modeling": "modeling"},
-    package_data={"hivg_hf": ["py.typed", "checkpoints/**/*", "recipes/**/*.yaml", "evaluation/templates/*.md"]},
+    package_data={
+        "hivg_hf": [
+            "py.typed",
+            "checkpoints/**/*",
+            "recipes/**/*.yaml",
+            "evaluation/templates/*.md",
+            "evaluation/*.json",
+        ]
+    },
     cmdclass={"build_py": BuildWithCode},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hivg=hivg_hf.cli:main"]},
+    author="The hivg_hf developers",
+    keywords="visual grounding, referring expression comprehension, CLIP, LoRA, HiVG, transformers",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2404.13400",
+        "Authors' code": "https://github.com/linhuixiao/HiVG",
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

@@ -53,8 +53,8 @@ The authors' code is under Apache-2.0. They do not state a license of the weight
 LIMITS = [
     "It answers every expression with one box; its score is the similarity of words and place, and not a probability.",
     "It was trained on English expressions and photographs of RefCOCO, RefCOCO+, RefCOCOg, ReferItGame or Flickr30K.",
-    "The authors' code lets a prediction depend on its neighbors in a batch; here it does not, so that figures measured "
-    "in batches may differ a little from theirs.",
+    "The authors' code lets a prediction depend on its neighbors in a batch; here it does not, so that figures "
+    "measured in batches may differ a little from theirs.",
 ]
 
 
