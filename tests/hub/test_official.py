@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from parity.official_cases import made_case
+from PIL import Image
 
 from benchmarks.speed.official_reference import OfficialLayers
 from helpers.drive_server import LEAD_TO, QUOTA, SIGN_IN, Drive, serve_drive
@@ -424,3 +425,25 @@ def test_the_owner_publishes_with_one_command_and_everybody_grounds(
     assert json.loads(grounded[0]["out"])["results"] == json.loads(grounded[1]["out"])["results"]
     again = process.run(PUBLISH, arguments=[*arguments, "--license", "apache-2.0"])
     assert "alice/hivg-base-mixup held already" in again["out"]
+
+
+def test_where_the_pictures_are_the_card_has_measured_figures_beside_the_authors(
+    start: Any, drive: Drive, hub: Hub, tmp_path: Path, vocabulary: int
+) -> None:
+    drive.files[FINE_TUNED] = tarred(**{"unc/best_checkpoint.pth": official_file(vocabulary, "unc")})
+    rows = [("COCO_train2014_1.jpg", {"height": 40, "width": 60}, [1, 2, 10, 20], "the star", [[1, 2, 11, 2, 11, 22]])]
+    buffer = io.BytesIO()
+    torch.save(rows, buffer)
+    drive.files[TABLES] = zipped(**{f"unc_{split}.pth": buffer.getvalue() for split in ("val", "testA", "testB")})
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (60, 40), "white").save(tmp_path / "pictures" / "COCO_train2014_1.jpg")
+    arguments = ["--namespace", "alice", "--license", "apache-2.0", "--only", "base-unc"]
+    arguments += ["--out", str(tmp_path / "published"), "--images", str(tmp_path / "pictures")]
+    done = start().run(PUBLISH, arguments=arguments)
+    assert done["status"] == 0
+    card = hub.repositories["alice/hivg-base-unc"].head.files["README.md"].decode()
+    measured = sorted(path.name for path in (tmp_path / "published" / "results" / "base-unc").iterdir())
+    assert measured == ["01-unc val.json", "02-unc testA.json", "03-unc testB.json"]
+    assert "| unc val | 1 |" in card
+    assert "| refcoco val | 87.32 | 87.32 |" in card
+    assert "model-index" in card
