@@ -20,6 +20,7 @@ from hivg_hf.utils.version import __version__
 
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
 VERBS = {
+    "get": ("hivg_hf.cli.get:get", "Download a model, or what the authors of HiVG publish, once."),
     "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
     "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
     "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
@@ -42,6 +43,10 @@ PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
 
+MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."
+TINY_KNOWS = "the model tiny knows rendered shapes only; for photos: {option} official:base-mixup"
+_noted: list[str] = []
+
 
 class LazyGroup(TyperGroup):
     """A group of verbs that imports the one that is called, and turns its errors into one sentence."""
@@ -63,6 +68,8 @@ class LazyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
+            raise
         except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
             raise
         except USER_ERRORS as error:
@@ -108,6 +115,16 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: always; status 0 on success, 2 after an error that the user can mend.
     """
     app(args=None if args is None else list(args), prog_name="hivg")
+
+
+def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = False) -> None:
+    """One line on stderr, once per process, where the model is the one in the package, whatever it is called."""
+    from hivg_hf.hub import is_tiny
+
+    if quiet or _noted or not is_tiny(model):
+        return
+    _noted.append(model)
+    typer.echo(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
 
 
 def run_verb(verb: str) -> None:

@@ -18,16 +18,14 @@ from typing import Annotated, Any
 
 import typer
 
-from . import run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb
 from ._data_options import COLUMN_HELP, reader_options
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option(help="Model folder, Hub id, adapter, official .pth file, or hivg-tiny-refshapes.")
-    ],
+    model: Annotated[str, typer.Option(help=f"{MODEL_NAMES} Also an adapter, or an official .pth file.")],
     data: Annotated[str, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, predictions.parquet, plots and failures.html.")],
     split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
@@ -89,6 +87,7 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the model tiny knows.")] = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
@@ -126,6 +125,8 @@ def evaluate(
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
     data_options = {**reader_options(option, column), **generated}
     overrides = read_options(set_config or [], "--set")
+    if data not in ("refshapes", "mixture"):
+        note_what_tiny_knows(model, quiet=quiet)
     opened, processor, commit = open_model(
         model,
         revision=revision,

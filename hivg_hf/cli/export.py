@@ -5,29 +5,29 @@ from typing import Annotated
 
 import typer
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 
-from . import run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb
 
 FORMATS = ("onnx",)
 
 
 def export(
-    model: Annotated[
-        str, typer.Argument(help="Model folder or Hub id. Default: the checkpoint that is included.")
-    ] = "",
+    model: Annotated[str, typer.Argument(help=MODEL_NAMES)] = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
     format: Annotated[str, typer.Option(help="The format; onnx is the only one.")] = "onnx",
     masks: Annotated[bool, typer.Option("--masks", help="Also give mask logits.")] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Also give the similarity of each patch.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Also write model.int8.onnx, smaller and less exact.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")] = False,
 ) -> None:
     """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
     from hivg_hf.inference import export_onnx, load_pipeline
 
-    pipe = load_pipeline(model or TINY_CHECKPOINT, "cpu", "float32")
+    note_what_tiny_knows(model, option="hivg export", quiet=quiet)
+    pipe = load_pipeline(model, "cpu", "float32")
     report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8)
     for name, difference in report.items():
         what = "boxes move by at most (share of the square)" if name == "int8_box" else "differs from torch by at most"

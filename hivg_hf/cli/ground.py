@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
-from . import EXIT_STATUS_ON_ERROR, run_verb
+from . import EXIT_STATUS_ON_ERROR, MODEL_NAMES, note_what_tiny_knows, run_verb
 
 if TYPE_CHECKING:
     from hivg_hf.inference.files import Question, ResultsFile
@@ -44,7 +44,9 @@ def ground(
             "stand before the expressions, as a shell writes them for an unquoted pattern.",
         ),
     ],
-    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    model: Annotated[
+        str, typer.Option(help=f"{MODEL_NAMES} Default: {DEFAULT_MODEL}, which knows rendered shapes only.")
+    ] = "",
     zero_shot: Annotated[
         str,
         typer.Option(
@@ -91,6 +93,7 @@ def ground(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")] = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
     from hivg_hf.inference import load_pipeline
@@ -115,7 +118,7 @@ def ground(
     if out is not None and not single and out.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
-    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or TINY_CHECKPOINT
+    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or DEFAULT_MODEL
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     if mask and (as_json or keep_results):
@@ -130,6 +133,7 @@ def ground(
         }
         pipe = _load_zero_shot(zero_shot, proposals, device, [f"--{name}" for name, value in given.items() if value])
     else:
+        note_what_tiny_knows(name, quiet=quiet)
         pipe = load_pipeline(name, device, dtype, trust_remote_code)
     writer = None if no_pictures else PictureWriter(pipe, target, single, heatmap, layers)
     options = {

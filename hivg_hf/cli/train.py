@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb
 from ._data_options import COLUMN_HELP, reader_options
 
 
@@ -28,7 +28,7 @@ def train(
     base: Annotated[
         str | None,
         typer.Option(
-            help="What --data trains: folder or Hub id of a HiVG or CLIP model. Default: `tiny`, the shipped one."
+            help=f"What --data trains: {MODEL_NAMES} A plain CLIP gets new bridges and heads. Default: tiny."
         ),
     ] = None,
     val: Annotated[
@@ -47,6 +47,7 @@ def train(
         bool,
         typer.Option("--allow-code", help="Let the recipe name code, package.module:function, and run it."),
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default base knows.")] = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
@@ -54,6 +55,7 @@ def train(
     """
     import logging
 
+    from hivg_hf.hub import DEFAULT_MODEL
     from hivg_hf.recipes import override
     from hivg_hf.training import load_recipe, parse_recipe
     from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
@@ -81,11 +83,22 @@ def train(
         )
     say = announcer()
     say(describe_processes())
+    if base is None and data is not None:
+        note_what_tiny_knows(DEFAULT_MODEL, option="--base", quiet=quiet)
     if recipe is not None:
         plan = load_recipe(recipe, changes, allow_code)
     else:
         own = _plan_own_data(
-            data, images, base or "tiny", val, out, box_format, option, column, epochs, 13 if seed is None else seed
+            data,
+            images,
+            base or DEFAULT_MODEL,
+            val,
+            out,
+            box_format,
+            option,
+            column,
+            epochs,
+            13 if seed is None else seed,
         )
         plan = parse_recipe(override(own, changes), allow_code)
     folder = out or Path("runs") / plan.name
@@ -121,16 +134,13 @@ def _plan_own_data(
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
+    from hivg_hf.hub import resolve_model
     from hivg_hf.training import plan_user_training
 
-    if base == "tiny":
-        from hivg_hf.checkpoints import TINY_CHECKPOINT
-
-        base = TINY_CHECKPOINT
     return plan_user_training(
         data=str(data),
         images=None if images is None else str(images),
-        base=base,
+        base=resolve_model(base),
         out=None if out is None else str(out),
         box_format=box_format,
         val=None if val is None else str(val),

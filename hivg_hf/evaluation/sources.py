@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +10,11 @@ from datasets import concatenate_datasets
 
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.splits import split_names
-from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.inference import DTYPES
 from hivg_hf.modeling import HiVGConfig
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
-INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
 
 
@@ -40,8 +38,8 @@ def open_model(
     """A model and its processor.
 
     Args:
-        name: a folder, a Hub id, an adapter that names its base, an official `.pth` file, or the name of the
-            checkpoint in the package.
+        name: what `hivg_hf.hub.resolve_model` knows (`tiny`, `official:base-mixup`, a folder, a Hub id, an adapter
+            that names its base), or an official `.pth` file.
         revision: branch, tag or commit on the Hub.
         dtype: float32, bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).
@@ -64,15 +62,8 @@ def open_model(
             name, return_processor=True, tokenizer=tokenizer, clip_config=clip_config, **(overrides or {})
         )
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
-    if clip_config is not None or tokenizer is not None:
-        raise ValueError(f"{name} has its CLIP's config and tokenizer with it: give them for official files alone.")
-    if name == INCLUDED_MODEL and not Path(name).exists():
-        from hivg_hf.checkpoints import TINY_CHECKPOINT
-
-        name = TINY_CHECKPOINT
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        raise FileNotFoundError(f"There is no model folder {name}.")
-    folder = download_checked(f"{name}@{revision}" if revision else name)
+from hivg_hf.data.splits import split_names
+    folder = download_checked(resolve_model(f"{name}@{revision}" if revision else name))
     # The Hub's cache keeps each commit in snapshots/<commit>.
     commit = folder.name if folder.parent.name == "snapshots" else None
     model, processor = load_with_stages(str(folder), dtype=DTYPES[dtype], **(overrides or {}))

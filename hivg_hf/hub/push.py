@@ -7,6 +7,7 @@ visible, and reads the commit back.
 
 import hashlib
 import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from hivg_hf.utils.atomic import write_json
+from hivg_hf.utils.atomic import atomic_folder, write_json
 
 from .errors import TOKEN_HELP, hub_errors
 from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, located, read_json
@@ -97,6 +98,36 @@ def push_folder(
     if check:
         check_pushed(report, token=token)
     return report
+
+
+def write_pushed(folder: str | Path, out: str | Path, base: str | None = None) -> tuple[str, ...]:
+    """Write what `push_folder` would upload to a folder, with the same checks; nothing is sent.
+
+    Args:
+        folder: a model or adapter folder.
+        out: the folder to write; it appears whole or not at all.
+        base: as for `push_folder`.
+
+    Returns:
+        The paths that a repository would hold.
+
+    Raises:
+        FileExistsError: `out` is there already.
+        FileNotFoundError, ValueError: as `push_folder`.
+    """
+    folder, out = Path(folder), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another folder, or remove it first.")
+    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder)}
+    with tempfile.TemporaryDirectory() as workplace, atomic_folder(out) as written:
+        if folder_kind(folder) == "adapter":
+            contents |= _name_base(contents, base, Path(workplace))
+        else:
+            load_with_stages(str(folder))
+        for path, source in contents.items():
+            (written / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, written / path)
+    return tuple(contents)
 
 
 def check_pushed(report: PushReport, token: str | None = None) -> None:

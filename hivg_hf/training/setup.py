@@ -16,6 +16,7 @@ from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.loading import refuse_several_targets
 from hivg_hf.hilora import PROGRESSIVE_ADAPTER, is_new_parameter
 from hivg_hf.hilora.folders import add_trained_adapter
+from hivg_hf.hub import resolve_model
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.presets_hivg import preset_fields
@@ -43,13 +44,13 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     """
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        model = load_growing(plain_checkpoint(recipe.checkpoint), fields)
+        model = load_growing(plain_checkpoint(resolve_model(recipe.checkpoint)), fields)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
-        model = _around_clip(recipe.clip, {**shape, **fields})
+        model = _around_clip(_place(recipe.clip), {**shape, **fields})
     else:
         config = HiVGConfig.preset(recipe.preset or "", **fields)
         tokenizer = load_tokenizer(recipe)
@@ -101,7 +102,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any]) -> HiVGForVisualGrounding
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe.checkpoint))
+        return HiVGProcessor.from_pretrained(plain_checkpoint(resolve_model(recipe.checkpoint)))
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 
@@ -114,7 +115,12 @@ def load_tokenizer(recipe: ModelRecipe) -> Any:
     source = recipe.tokenizer or recipe.clip
     if source is None or Path(source).is_file():
         raise ValueError("The file in model.clip holds no tokenizer: name CLIP's folder or Hub id in model.tokenizer.")
-    return AutoTokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(_place(source))
+
+
+def _place(name: str) -> str:
+    """Where a CLIP or a tokenizer lies: a file or folder as it is, else what the name of a model stands for."""
+    return name if Path(name).exists() else resolve_model(name)
 
 
 def row_options(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 from parity.official_cases import made_case
 from PIL import Image
 
-import hivg_hf
 from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf.data.splits import split_names
 from hivg_hf.evaluation import sources
@@ -43,13 +42,13 @@ def test_a_local_model_has_no_commit_and_takes_another_setting(checkpoint):
 
 
 def test_the_included_checkpoint_has_a_name(checkpoint, monkeypatch):
-    assert Path(hivg_hf.TINY_CHECKPOINT).name == sources.INCLUDED_MODEL
-    monkeypatch.setattr("hivg_hf.checkpoints.TINY_CHECKPOINT", str(checkpoint))
+    monkeypatch.setattr("hivg_hf.hub.names.TINY_CHECKPOINT", str(checkpoint))
     assert open_model("hivg-tiny-refshapes").model.config.image_size == 64
+    assert open_model("tiny").model.config.image_size == 64
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(FileNotFoundError, match=r"There is no model folder /no/such\."):
+    with pytest.raises(FileNotFoundError, match=r"There is no model folder '/no/such'\."):
         open_model("/no/such")
 
 
