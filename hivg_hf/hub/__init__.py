@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .dataset import push_dataset
     from .loading import download_checked, load_with_stages, split_revision
     from .push import PushReport, check_pushed, push_folder
 
@@ -13,6 +14,7 @@ __all__ = [
     "check_pushed",
     "download_checked",
     "load_with_stages",
+    "push_dataset",
     "push_folder",
     "split_revision",
 ]
@@ -24,6 +26,7 @@ __getattr__ = lazy_names(
         "check_pushed": "push",
         "download_checked": "loading",
         "load_with_stages": "loading",
+        "push_dataset": "dataset",
         "push_folder": "push",
         "split_revision": "loading",
     },
