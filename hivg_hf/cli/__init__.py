@@ -21,7 +21,10 @@ from hivg_hf.utils.version import __version__
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
 VERBS = {
     "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
-    "ground-dataset": ("hivg_hf.cli.ground_dataset:ground_dataset", "Find what every row of a table names, into Parquet."),
+    "ground-dataset": (
+        "hivg_hf.cli.ground_dataset:ground_dataset",
+        "Find what every row of a table names, into Parquet.",
+    ),
     "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
     "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
     "survey": ("hivg_hf.cli.survey:survey", "Look at a dataset: counts, faults, shared images, contact sheets."),

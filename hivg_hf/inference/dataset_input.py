@@ -1,7 +1,8 @@
 """Any table of pictures and expressions as Arrow tables, read in parts, from the start of any part.
 
-Parquet, JSON Lines, CSV and WebDataset tars, local (a file, a pattern, a folder) or on the Hub (`owner/name`, streamed).
-Nothing is kept in memory beyond a batch, except the lines of a CSV file and where the lines of a JSON Lines file begin.
+Parquet, JSON Lines, CSV and WebDataset tars, local (a file, a pattern, a folder) or on the Hub (`owner/name`, which is
+streamed).
+Nothing is kept in memory beyond a batch, except the lines of a CSV file, and where those of a JSON Lines file begin.
 A row that cannot be read keeps its place, with a sentence that says why.
 """
 
@@ -27,6 +28,7 @@ KINDS = {".parquet": "parquet", ".jsonl": "lines", ".ndjson": "lines", ".csv": "
 METADATA_NAMES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")  # of an image folder, as `datasets` reads it
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what `datasets` stores for an Image
 ROWS_TO_INFER_FROM = 1000
+MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError)
 BUFFER_BYTES = 2**20
 HUB = "hf://"
 
@@ -72,7 +74,7 @@ class DatasetInput:
         self.is_local = _is_local(self.source)
         if self.is_local and (self.split or self.config):
             raise ValueError(f"--split and --config choose inside a Hub dataset, and '{self.source}' is a local one.")
-        self.files = _local_files(self.source) if self.is_local else self._hub_files()
+        self.files = [*map(os.path.abspath, _local_files(self.source))] if self.is_local else self._hub_files()
         kinds = sorted({KINDS.get(os.path.splitext(file)[1].lower(), os.path.basename(file)) for file in self.files})
         if len(kinds) != 1 or kinds[0] not in KINDS.values():
             raise ValueError(
@@ -282,18 +284,24 @@ def _member_value(field_name: str, name: str, file: Any) -> Any:
 
 
 def _infer(rows: Sequence[Any]) -> pa.Schema:
-    """One type per column, from the first rows; columns whose values have no type in common are written as JSON."""
+    """One type per column, from the first rows; where values have no type in common, the first one decides."""
     names = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
     fields = []
     for name in names:
-        values = [row.get(name) for row in rows if isinstance(row, dict)]
-        pictures = any(isinstance(value, dict) and value.keys() == {"bytes", "path"} for value in values)
-        try:
-            kind = PICTURE if pictures else pa.array(values).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            kind = pa.string()
+        values = [row[name] for row in rows if isinstance(row, dict) and row.get(name) is not None]
+        if any(isinstance(value, dict) and value.keys() == {"bytes", "path"} for value in values):
+            kind = PICTURE
+        else:
+            kind = next(filter(None, map(_type_of, (values, values[:1]))), pa.string())
         fields.append((name, pa.string() if pa.types.is_null(kind) else kind))
     return pa.schema(fields)
+
+
+def _type_of(values: list[Any]) -> pa.DataType | None:
+    try:
+        return pa.array(values).type
+    except MISFITS:
+        return None
 
 
 def _as_table(rows: Sequence[dict[str, Any] | str], schema: pa.Schema) -> Chunk:
@@ -305,27 +313,26 @@ def _as_table(rows: Sequence[dict[str, Any] | str], schema: pa.Schema) -> Chunk:
         values = [record.get(column.name) for record in records]
         try:
             columns.append(pa.array(values, column.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        except MISFITS:
             columns.append(pa.array(_fitting(values, column, errors), column.type))
     return pa.Table.from_arrays(columns, schema=schema), errors
 
 
 def _fitting(values: list[Any], column: pa.Field, errors: dict[int, str]) -> list[Any]:
-    """The values that fit the column's type; text columns take anything else as JSON."""
+    """The values that fit the column's type; rows with others get an error."""
     for number, value in enumerate(values):
         try:
             pa.array([value], column.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        except MISFITS:
             values[number] = None
-            if pa.types.is_string(column.type) and not isinstance(value, (str, bytes)):
-                values[number] = json.dumps(value, default=str)
-            else:
-                errors.setdefault(number, f"{column.name} holds {value!r:.80}, expected {column.type} as in other rows.")
+            errors.setdefault(number, f"{column.name} holds {value!r:.80}, expected {column.type} as in other rows.")
     return values
 
 
 def _conform(table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
     """A table of a further file in the schema of the first."""
     if table.schema.names != schema.names:
-        raise ValueError(f"{file} has the columns {', '.join(table.schema.names)}; other files: {', '.join(schema.names)}.")
+        raise ValueError(
+            f"{file} has the columns {', '.join(table.schema.names)}; other files: {', '.join(schema.names)}."
+        )
     return table.replace_schema_metadata(schema.metadata) if table.schema.equals(schema) else table.cast(schema)

@@ -7,6 +7,7 @@ killed, on how many processes worked on it, or on which process did what.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class DatasetRun:
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}.")
         ground.check_columns(source.schema.names)
-        self.source, self.ground, self.folder = source, ground, folder
+        self.source, self.ground, self.folder = source, ground, Path(folder).absolute()
         self.several = _holds_lists(source.schema, ground.text_column)
         ground.several = self.several
         self.schema = self._output_schema()
@@ -123,13 +124,12 @@ class DatasetRun:
 
     def _grounded(self, table: pa.Table, errors: dict[int, str]) -> pa.Table:
         grounded = self.ground(table)
-        if errors:
-            name = self.ground.prefix + "error"
-            sentences = grounded.column(name).to_pylist()
-            for row, sentence in errors.items():
-                sentences[row] = sentence
-            place = grounded.schema.get_field_index(name)
-            grounded = grounded.set_column(place, name, pa.array(sentences, pa.string()))
+        for name, kind in self.ground.added_types(self.several).items() if errors else ():
+            values = grounded.column(self.ground.prefix + name).to_pylist()
+            for row, sentence in errors.items():  # what is left of such a row may look like a question
+                values[row] = sentence if name == "error" else None
+            place = grounded.schema.get_field_index(self.ground.prefix + name)
+            grounded = grounded.set_column(place, self.ground.prefix + name, pa.array(values, kind))
         return grounded.cast(self.schema)
 
     def _output_schema(self) -> pa.Schema:
@@ -154,7 +154,7 @@ class DatasetRun:
     def _check_settings(self, shard_size: int) -> None:
         """Note what the rows depend on, and refuse a folder of other settings."""
         ground = self.ground
-        parts = "\n".join(f"{part.file.split('@')[0]} {part.start} {part.stop}" for part in self.parts)
+        parts = "\n".join(f"{os.path.basename(part.file)} {part.start} {part.stop}" for part in self.parts)
         settings = {
             "source": self.source.source,
             "split": self.source.split,
@@ -202,7 +202,9 @@ def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
 
 def _holds_lists(schema: pa.Schema, name: str) -> bool:
     """Whether the column of expressions holds lists of them."""
-    names: Sequence[str] = [one for one in name.split(";") if one in schema.names or one.partition(".")[0] in schema.names]
+    names: Sequence[str] = [
+        one for one in name.split(";") if one in schema.names or one.partition(".")[0] in schema.names
+    ]
     column, _, inner = names[0].partition(".") if names[0] not in schema.names else (names[0], "", "")
     kind = schema.field(column).type
     for part in inner.split(".") if inner else ():

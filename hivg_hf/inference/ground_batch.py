@@ -72,6 +72,9 @@ class GroundBatch:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        # Workers on the same machine may have another working directory.
+        self.model = str(Path(self.model).absolute()) if Path(self.model).exists() else str(self.model)
+        self.images = None if self.images is None else Path(self.images).absolute()
         if self.mask:
             require_package("pycocotools", extra="data")  # writes run lengths; asked for before the work begins
 
@@ -168,7 +171,10 @@ class GroundBatch:
                 answers[row] = self._empty(str(error))
                 continue
             if not expressions:
-                answers[row] = {**self._empty(None), **{name: [] for name in self.added_types(True) if name != "error"}}
+                answers[row] = {
+                    **self._empty(None),
+                    **{name: [] for name in self.added_types(True) if name != "error"},
+                }
                 continue
             if items and _is_same(source, previous):
                 items[-1]["text"].extend(expressions)
@@ -246,8 +252,8 @@ class GroundBatch:
         if self.allow_paths:
             return Path(self.images or "") / text  # the pipeline says what is wrong with it
         raise ValueError(
-            f"The row names the file {text[:200]!r}, and rows from elsewhere may not open files of this machine: embed "
-            "the pictures, or read a local copy of the table."
+            f"The row names the file {text[:200]!r}, and rows from elsewhere may not open files of this machine: "
+            "embed the pictures, or read a local copy of the table."
         )
 
 

@@ -152,5 +152,5 @@ def test_columns_that_are_missing_or_taken_are_refused(ground: GroundBatch) -> N
         ground({"picture": [], "expression": []})
     with pytest.raises(ValueError, match=r"The column score exists already.*prefix"):
         ground({"image": [], "expression": [], "score": []})
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
         GroundBatch(batch_size=0)
