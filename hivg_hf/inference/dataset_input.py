@@ -240,32 +240,31 @@ def _readable(records: Sequence[dict[str, Any]], start: int, stop: int) -> Itera
 
 
 def _samples(file: str, opened: Any, start: int, read: bool = True) -> Iterator[dict[str, Any] | str]:
-    """Samples of a WebDataset tar: consecutive members of one name before its first dot, by the rest of the name."""
-    with opened, tarfile.open(fileobj=opened, mode="r|" if file.startswith(HUB) else "r:") as tar:
-        key, number, sample = None, -1, {}
-        for member in _members(tar, file):
-            folder, _, base = member.name.rpartition("/")
-            stem, _, field_name = base.partition(".")
-            name = f"{folder}/{stem}" if folder else stem
-            if name != key:
-                if key is not None and number >= start:
-                    yield sample
-                key, number, sample = name, number + 1, {"__key__": name}
-            if read and number >= start and member.size <= MAX_BYTES:
-                sample[field_name.lower()] = _member_value(field_name.lower(), member.name, tar.extractfile(member))
-        if key is not None and number >= start:
-            yield sample
+    """Samples of a WebDataset tar: consecutive members of one name before its first dot, by the rest of the name.
 
-
-def _members(tar: tarfile.TarFile, file: str) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar, none remembered."""
+    Raises:
+        ValueError: If the file is cut or damaged.
+    """
+    key, number, sample = None, -1, {}
     try:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]
-            if member.isfile():
-                yield member
+        with opened, tarfile.open(fileobj=opened, mode="r|" if file.startswith(HUB) else "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would remember every one
+                folder, _, base = member.name.rpartition("/")
+                stem, _, field_name = base.partition(".")
+                name = f"{folder}/{stem}"
+                if not member.isfile():
+                    continue
+                if name != key:
+                    if key is not None and number >= start:
+                        yield sample
+                    key, number, sample = name, number + 1, {"__key__": name.removeprefix("/")}
+                if read and number >= start and member.size <= MAX_BYTES:
+                    sample[field_name.lower()] = _member_value(field_name.lower(), member.name, tar.extractfile(member))
     except tarfile.TarError as error:
-        raise ValueError(f"{file} is not a whole tar file ({error}).") from None
+        raise ValueError(f"{file} is not a whole tar file ({error}); fetch it again.") from None
+    if key is not None and number >= start:
+        yield sample
 
 
 def _member_value(field_name: str, name: str, file: Any) -> Any:
