@@ -21,6 +21,7 @@ from hivg_hf.utils.version import __version__
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
 VERBS = {
     "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
+    "video": ("hivg_hf.cli.video:video", "Find what expressions name in every frame of a video, and draw it."),
     "ground-dataset": (
         "hivg_hf.cli.ground_dataset:ground_dataset",
         "Find what every row of a table names, into Parquet.",

@@ -260,7 +260,9 @@ def _samples(file: str, opened: Any, start: int, read: bool = True) -> Iterator[
                         yield sample
                     key, number, sample = name, number + 1, {"__key__": name.removeprefix("/")}
                 if read and number >= start and member.size <= MAX_BYTES:
-                    sample[field_name.lower()] = _member_value(field_name.lower(), member.name, tar.extractfile(member))
+                    sample[field_name.lower()] = _member_value(
+                        field_name.lower(), member.name, tar.extractfile(member)
+                    )
     except tarfile.TarError as error:
         raise ValueError(f"{file} is not a whole tar file ({error}); fetch it again.") from None
     if key is not None and number >= start:
