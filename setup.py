@@ -35,12 +35,16 @@ EXTRAS = {
     "plots": ["matplotlib>=3.9"],
     "demo": ["gradio>=6.0"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    "ray": ["ray[data]>=2.50"],
+    "video": ["av>=14.0"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["plots"],
     *EXTRAS["demo"],
     *EXTRAS["onnx"],
+    *EXTRAS["ray"],
+    *EXTRAS["video"],
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=2.4",

@@ -22,7 +22,7 @@ from .image_sources_hivg import shown
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,gif,ogg,asf,mpegvideo,h264,hevc,y4m,yuv4mpegpipe"
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 POSITION_GAIN = 0.5
-VELOCITY_GAIN = 0.15
+VELOCITY_GAIN = 0.05
 LEAST_SCORE = 0.5  # of a frame that moves a box
 LEAST_OVERLAP = 0.2  # IoU with where the box was expected; less is a jump
 LONGEST_HOLD = 15  # frames without a believable answer after which the next one is taken as it is

@@ -24,7 +24,15 @@ from hivg_hf.modeling.image_sources_hivg import MAX_BYTES
 
 from .files import IMAGE_SUFFIXES
 
-KINDS = {".parquet": "parquet", ".jsonl": "lines", ".ndjson": "lines", ".csv": "csv", ".tsv": "csv", ".tar": "tar"}
+KINDS = {
+    ".parquet": "parquet",
+    ".json": "lines",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tar": "tar",
+}
 METADATA_NAMES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")  # of an image folder, as `datasets` reads it
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what `datasets` stores for an Image
 ROWS_TO_INFER_FROM = 1000
