@@ -129,23 +129,23 @@ def watch(arguments: list[str], out: Path, kills: int = 0, kill_actor: bool = Fa
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed += 1
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    last_run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
+    reader = threading.Thread(target=lambda: said.extend(last_run.stderr or ()))
     reader.start()
     memory: dict[int, float] = {}
-    while process.poll() is None:
+    while last_run.poll() is None:
         rows = done(out) * SHARD_SIZE
         try:
-            memory[rows] = psutil.Process(process.pid).memory_info().rss / 2**20
+            memory[rows] = psutil.Process(last_run.pid).memory_info().rss / 2**20
             if kill_actor and rows >= 2 * SHARD_SIZE:
-                kill_actor = not kill_one_actor(process.pid)
+                kill_actor = not kill_one_actor(last_run.pid)
         except psutil.Error:
             pass
         time.sleep(0.5)
     reader.join()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {''.join(said[-5:])}")
+    if last_run.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {last_run.returncode}: {''.join(said[-5:])}")
     last = max(memory)
     return {
         "wall_seconds": time.monotonic() - start,
@@ -161,7 +161,7 @@ def kill_one_actor(driver: int) -> bool:
     """SIGKILL one of the actors that hold a model; Ray names its processes after what they run."""
     for process in psutil.Process(driver).children(recursive=True):
         title = " ".join(process.cmdline())
-        if "MapWorker" in title:
+        if "_PartActor" in title or "MapWorker" in title:
             process.kill()
             print("killed", title, flush=True)
             return True

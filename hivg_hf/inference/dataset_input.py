@@ -144,8 +144,10 @@ class DatasetInput:
         from huggingface_hub import HfFileSystem, hf_hub_download
 
         place = HfFileSystem(token=self.token).resolve_path(file)
-        names = {"repo_type": "dataset", "revision": place.revision, "token": self.token}
-        return hf_hub_download(place.repo_id, place.path_in_repo, **names)
+        revision = place.revision
+        return hf_hub_download(
+            place.repo_id, place.path_in_repo, repo_type="dataset", revision=revision, token=self.token
+        )
 
     def _open(self, file: str) -> Any:
         if not file.startswith(HUB):
@@ -178,7 +180,8 @@ class DatasetInput:
         with self._open(file) as opened:
             # Buffered: a row group is decoded as it is read, and not held in memory whole.
             parquet = pq.ParquetFile(opened, buffer_size=BUFFER_BYTES, pre_buffer=False)
-            groups, skipped = [], 0
+            groups: list[int] = []
+            skipped = 0
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
                 if not groups and skipped + rows <= start:
