@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +14,8 @@ from huggingface_hub import DatasetCard
 from helpers.hub_state import Hub
 from helpers.interpreter import Interpreter
 from hivg_hf.data.refshapes import refshapes_dataset
+
+JOB_SCRIPT = Path(__file__).parents[2] / "scripts" / "jobs" / "ground_dataset.py"
 
 RUN = """
 import os
@@ -90,3 +93,29 @@ def test_rows_of_the_hub_open_no_file_of_this_machine(
     assert "no such dataset on the Hub" in done["output"].replace("\n", " ")
     done = home.run(RUN, args=["alice/pairs", str(tmp_path / "o"), "--model", tiny_checkpoint, "--split", "test"])
     assert "has the splits train: choose one with --split" in done["output"].replace("\n", " ")
+
+
+JOB = """
+import os, runpy, sys
+os.environ["HF_TOKEN"] = "hf_alice"
+os.chdir(folder)
+sys.argv = ["ground_dataset.py", *args]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as end:
+    result = end.code
+finally:
+    os.environ.pop("HF_TOKEN")
+"""
+
+
+def test_the_script_for_jobs_runs_from_dataset_to_dataset(
+    pairs: Hub, home: Interpreter, tiny_checkpoint: str, tmp_path: Path
+) -> None:
+    lines = JOB_SCRIPT.read_text(encoding="utf-8").split("# ///\n")[0].splitlines()
+    metadata = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines if not line.startswith("# ///")))
+    assert metadata["dependencies"] == ["hivg-hf"]
+    arguments = ["alice/pairs", "alice/by-job", "--text-column", "expression", "--model", tiny_checkpoint]
+    status = home.run(JOB, script=str(JOB_SCRIPT), folder=str(tmp_path), args=[*arguments, "--batch-size", "2"])
+    assert not status
+    assert "data/train-00000-of-00001.parquet" in pairs.repositories["alice/by-job"].head.files
