@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale render ROWS              small RefShapes pictures in eight Parquet files
     python -m benchmarks.scale measure ROWS OUT.json [MODEL]    every figure below; takes three passes over the rows
+    python -m benchmarks.scale video OUT.json [MODEL]           frames per second and memory over 10,000 frames
 
 - rows per second of the pipeline's own loop and of a `DatasetRun` over the same rows, in alternating rounds;
 - resident memory of the command at 10,000 rows and at the end;
@@ -67,6 +68,36 @@ def measure(folder: Path, out: Path, model: str = TINY_CHECKPOINT) -> None:
         note("killed", {**watch(command(pattern, killed, model), killed, KILLS), **compare(whole, killed)})
         ray = [*command(pattern, on_ray, model), "--engine", "ray", "--concurrency", "2"]
         note("ray", {**watch(ray, on_ray, kill_actor=True), **compare(whole, on_ray)})
+
+
+def measure_video(out: Path, model: str = TINY_CHECKPOINT, frames: int = 10_000) -> None:
+    """A colored square that moves over a gray picture, decoded, grounded and steadied."""
+    import PIL.Image
+
+    from hivg_hf.inference import load_pipeline
+    from hivg_hf.inference.video import VideoWriter
+
+    with tempfile.TemporaryDirectory() as place:
+        writer = VideoWriter(Path(place) / "clip.mp4", 25)
+        for number in range(frames):
+            picture = PIL.Image.new("RGB", (160, 120), "gray")
+            picture.paste("red", (number % 120, 40, number % 120 + 40, 80))
+            writer.write(picture)
+        writer.finish()
+        writer.close()
+        pipe = load_pipeline(model, device="cpu")
+        process, memory, start = psutil.Process(), {}, time.process_time()
+        for number, _ in enumerate(pipe.video(Path(place) / "clip.mp4", "the red square"), start=1):
+            if number % 1000 == 0:
+                memory[number] = round(process.memory_info().rss / 2**20, 1)
+        seconds = time.process_time() - start
+    figures = {
+        "model": Path(model).name,
+        "frames_per_cpu_second": frames / seconds,
+        "resident_mb_after_frames": memory,
+    }
+    print(json.dumps(figures))
+    out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def compare_rates(file: str, model: str) -> dict[str, float]:
@@ -195,5 +226,7 @@ if __name__ == "__main__":
         render(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["measure"]:
         measure(Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:5])
+    elif sys.argv[1:2] == ["video"]:
+        measure_video(Path(sys.argv[2]), *sys.argv[3:4])
     else:
         sys.exit(__doc__)
