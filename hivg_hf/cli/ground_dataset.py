@@ -83,7 +83,7 @@ def ground_dataset(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
     engine: Annotated[str, typer.Option(help="local: this process; ray: actors on a Ray cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster. Default: the running one, or a local one for this run.")
+        str | None, typer.Option(help="Ray cluster. Default: RAY_ADDRESS, or a local one for this run.")
     ] = None,
     concurrency: Annotated[int, typer.Option(help="Ray actors, each with a model of its own.", min=1)] = 1,
     num_gpus: Annotated[float, typer.Option(help="GPUs of each Ray actor; 0.5 lets two share one.", min=0)] = 0,

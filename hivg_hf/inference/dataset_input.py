@@ -12,6 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,12 @@ class DatasetInput:
     def _count(self, file: str) -> int | None:
         if self.kind == "parquet":
             with self._open(file) as opened:
-                return pq.ParquetFile(opened).metadata.num_rows
+                parquet = pq.ParquetFile(opened)
+                _conform(parquet.schema_arrow.empty_table(), self.schema, file)  # refused before the work begins
+                return parquet.metadata.num_rows
         if self.kind == "tar":
             return None if file.startswith(HUB) else sum(1 for _ in _samples(file, self._open(file), 0, read=False))
-        return len(open_records(Path(file)))
+        return len(_records(file))
 
     def _read_schema(self) -> pa.Schema:
         if self.kind == "parquet":
@@ -171,7 +174,7 @@ class DatasetInput:
         if self.kind == "tar":
             samples = _samples(self.files[0], self._open(self.files[0]), 0)
             return _infer([sample for sample, _ in zip(samples, range(100))])
-        records = open_records(Path(self.files[0]))
+        records = _records(self.files[0])
         if self.kind == "csv":
             return pa.schema([(name, pa.string()) for name in header_of(records)])
         return _infer([record for record in _readable(records, 0, ROWS_TO_INFER_FROM) if isinstance(record, dict)])
@@ -196,7 +199,7 @@ class DatasetInput:
                     yield _conform(table, self.schema, file), {}
 
     def _record_chunks(self, file: str, start: int, size: int) -> Iterator[Chunk]:
-        records = open_records(Path(file))
+        records = _records(file)
         for first in range(start, len(records), size):
             yield _as_table(list(_readable(records, first, first + size)), self.schema)
 
@@ -209,6 +212,12 @@ class DatasetInput:
                 chunk = []
         if chunk:
             yield _as_table(chunk, self.schema)
+
+
+@lru_cache(maxsize=1)
+def _records(file: str) -> Sequence[dict[str, Any]]:
+    """The rows of a text table; a CSV file is parsed whole, which once per process is enough."""
+    return open_records(Path(file))
 
 
 def _is_local(source: str) -> bool:

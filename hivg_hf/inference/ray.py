@@ -66,7 +66,7 @@ def run_parts(
         run: The run; its folder and its input have to be reachable from every machine.
         parts: Which parts.
         report: Called in this process as parts are done.
-        address: A Ray cluster. Defaults to the running one, or to a local one that ends with this call.
+        address: A Ray cluster. Defaults to `RAY_ADDRESS`, or to a local one that ends with this call.
         concurrency: Actors, each with a model of its own.
         num_gpus: GPUs of each actor.
     """

@@ -186,6 +186,12 @@ def test_input_that_is_missing_or_mixed_is_refused(folder: Path, tmp_path: Path)
         DatasetInput(str(folder / "photos"))
     with pytest.raises(ValueError, match=r"choose inside a Hub dataset"):
         DatasetInput(str(folder / "rows.csv"), split="train")
+    pq.write_table(pq.read_table(folder / "rows.parquet").slice(0, 2), tmp_path / "a-0.parquet")
+    pq.write_table(pq.read_table(folder / "rows.parquet").drop_columns(["sent_id"]), tmp_path / "a-1.parquet")
+    with pytest.raises(
+        ValueError, match=r"has the columns image, expression; other files: image, expression, sent_id"
+    ):
+        DatasetInput(str(tmp_path / "a-*.parquet")).parts(3)
     (tmp_path / "cut.tar").write_bytes((folder / "rows.tar").read_bytes()[:700])
     with pytest.raises(ValueError, match=r"not a whole tar file"):
         DatasetInput(str(tmp_path / "cut.tar")).parts(3)
