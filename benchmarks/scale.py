@@ -168,7 +168,9 @@ def watch(arguments: list[str], out: Path, kills: int = 0, kill_actor: bool = Fa
     while last_run.poll() is None:
         rows = done(out) * SHARD_SIZE
         try:
-            memory[rows] = psutil.Process(last_run.pid).memory_info().rss / 2**20 or memory.get(rows, 0.0)  # 0: it just ended
+            memory[rows] = psutil.Process(last_run.pid).memory_info().rss / 2**20 or memory.get(
+                rows, 0.0
+            )  # 0: it just ended
             if kill_actor and rows >= 2 * SHARD_SIZE:
                 kill_actor = not kill_one_actor(last_run.pid)
         except psutil.Error:
