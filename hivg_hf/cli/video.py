@@ -16,7 +16,6 @@ from tqdm import tqdm
 from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.inference.video import VideoWriter, frame_rate
-from hivg_hf.visualize import draw_grounding
 
 from . import run_verb
 
@@ -65,7 +64,7 @@ def video(
                 tqdm.write(json.dumps(line, ensure_ascii=False, allow_nan=False), file=sys.stdout)
             if writer is not None:
                 visible = [one for one in result["results"] if one.get("found", True)]
-                writer.write(draw_grounding(result["image"], visible) if visible else result["image"])
+                writer.write(result["image"], visible)
         if writer is not None:
             writer.finish()
     finally:

@@ -1,5 +1,6 @@
 """Videos out: frames with their boxes drawn, encoded by PyAV into a file that appears when it is whole."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ import PIL.Image
 from hivg_hf.modeling.video_hivg import open_video
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.imports import require_package
+from hivg_hf.visualize import draw_grounding
 
 # Tried in order. libx264 is GPL software and H.264 is patented in some countries; VP9 and AV1 are free of royalties.
 CODECS = {
@@ -56,8 +58,9 @@ class VideoWriter:
         self._stream: Any = None
         self._is_whole = False
 
-    def write(self, picture: PIL.Image.Image) -> None:
-        """Append a frame; odd sides lose their last row or column, which most encoders cannot store."""
+    def write(self, picture: PIL.Image.Image, results: Sequence[dict[str, Any]] = ()) -> None:
+        """Append a frame with the boxes of its results drawn; odd sides lose their last row or column, which most encoders cannot store."""
+        picture = draw_grounding(picture, results) if results else picture
         width, height = picture.width // 2 * 2, picture.height // 2 * 2
         if self._stream is None:
             self._stream = self._container.add_stream(self.codec, rate=Fraction(self.rate).limit_denominator(1001))
