@@ -229,6 +229,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["measure"]:
         measure(Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:5])
     elif sys.argv[1:2] == ["video"]:
-        measure_video(Path(sys.argv[2]), *sys.argv[3:4])
+        measure_video(Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else TINY_CHECKPOINT)
     else:
         sys.exit(__doc__)

@@ -59,7 +59,10 @@ class VideoWriter:
         self._is_whole = False
 
     def write(self, picture: PIL.Image.Image, results: Sequence[dict[str, Any]] = ()) -> None:
-        """Append a frame with the boxes of its results drawn; odd sides lose their last row or column, which most encoders cannot store."""
+        """Append a frame with the boxes of its results drawn.
+
+        Odd sides lose their last row or column, which most encoders cannot store.
+        """
         picture = draw_grounding(picture, results) if results else picture
         width, height = picture.width // 2 * 2, picture.height // 2 * 2
         if self._stream is None:
