@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from hivg_hf.inference import GroundBatch, load_pipeline
+from hivg_hf.modeling import pipeline_hivg
+from hivg_hf.modeling.image_loading_hivg import open_image
 
 EXPRESSIONS = ["the red star", "the blue star of the left", "the red star of the left"]
 
@@ -69,9 +71,8 @@ def test_rows_of_one_picture_share_it_and_a_bad_expression_spoils_only_its_own(
     ground: GroundBatch, pictures: list[bytes], expected: list[list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[int] = []
-    preprocess = ground.pipe.preprocess
     monkeypatch.setattr(
-        ground.pipe, "preprocess", lambda inputs, **options: opened.append(1) or preprocess(inputs, **options)
+        pipeline_hivg, "open_image", lambda source, **options: opened.append(1) or open_image(source, **options)
     )
     rows = ground({"image": [pictures[0]] * 3, "expression": [EXPRESSIONS[0], EXPRESSIONS[1], EXPRESSIONS[0]]})
     assert len(opened) == 1
