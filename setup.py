@@ -17,7 +17,6 @@ REQUIRED = [
     "evaluate>=0.4.6",
     "huggingface_hub>=2.4",
     "safetensors>=0.8",
-    "filelock>=3.16",
     "httpx2>=2.0",
     "pyarrow>=24.0",
     "tokenizers>=0.23.1",
@@ -37,7 +36,9 @@ EXTRAS = {
     "demo": ["gradio>=6.29.1"],
     "docs": ["mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"],
     "official": ["gdown>=6.5.1"],
-    "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
+    "ray": ["ray[data]>=2.50"],
+    "video": ["av>=14.0"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["data"],
@@ -46,6 +47,8 @@ EXTRAS["dev"] = [
     *EXTRAS["onnx"],
     *EXTRAS["official"],
     *EXTRAS["docs"],
+    *EXTRAS["ray"],
+    *EXTRAS["video"],
     "build>=1.2",
     "codespell>=2.4",
     "hypothesis>=6.100",

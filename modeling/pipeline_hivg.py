@@ -32,6 +32,7 @@ from .pipeline_streams_hivg import (
     take_batch,
 )
 from .processing_hivg import HiVGProcessor
+from .video_hivg import ground_frames, read_frames
 
 ERROR_CHOICES = ("raise", "return")
 MASK_FORMS = ("array", "pil", "rle")
@@ -165,6 +166,28 @@ class VisualGroundingPipeline(Pipeline):
         if is_sequence:
             return super().__call__(EntryDataset(inputs, text), **kwargs)
         return super().__call__((Entry(row, text) for row in inputs), **kwargs)
+
+    def video(
+        self, path: Any, text: Any, *, smooth: bool = True, batch_size: int = 8, **options: Any
+    ) -> Iterator[Any]:
+        """Ground expressions in every frame of a video file; any length needs the same memory.
+
+        Args:
+            path: a video file (needs the extra `video`).
+            text: an expression or a list of them.
+            smooth: steady the boxes over time; `"raw_box"` is then the frame's own.
+            batch_size: pairs of a frame and an expression per pass.
+            options: as in `__call__`.
+
+        Yields:
+            Per frame `{"frame", "time", "image", "expression", "box", "score"}`: its number, its time in seconds, and
+            the upright picture; for a list of expressions `"results"` in place of the last three.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a video, or damaged.
+        """
+        return ground_frames(self, read_frames(path), text, smooth, batch_size=batch_size, **options)
 
     def get_iterator(
         self,

@@ -22,6 +22,11 @@ from hivg_hf.utils.version import __version__
 VERBS = {
     "get": ("hivg_hf.cli.get:get", "Download a model, or what the authors of HiVG publish, once."),
     "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
+    "video": ("hivg_hf.cli.video:video", "Find what expressions name in every frame of a video, and draw it."),
+    "ground-dataset": (
+        "hivg_hf.cli.ground_dataset:ground_dataset",
+        "Find what every row of a table names, into Parquet.",
+    ),
     "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
     "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
     "survey": ("hivg_hf.cli.survey:survey", "Look at a dataset: counts, faults, shared images, contact sheets."),

@@ -62,7 +62,8 @@ def open_model(
             name, return_processor=True, tokenizer=tokenizer, clip_config=clip_config, **(overrides or {})
         )
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
-from hivg_hf.data.splits import split_names
+    if clip_config is not None or tokenizer is not None:
+        raise ValueError(f"{name} has its CLIP's config and tokenizer with it: give them for official files alone.")
     folder = download_checked(resolve_model(f"{name}@{revision}" if revision else name))
     # The Hub's cache keeps each commit in snapshots/<commit>.
     commit = folder.name if folder.parent.name == "snapshots" else None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .dataset import push_dataset
     from .loading import download_checked, load_with_stages, split_revision
     from .names import DEFAULT_MODEL, is_tiny, resolve_model
     from .official import open_official
@@ -18,6 +19,7 @@ __all__ = [
     "is_tiny",
     "load_with_stages",
     "open_official",
+    "push_dataset",
     "push_folder",
     "resolve_model",
     "split_revision",
@@ -34,6 +36,7 @@ __getattr__ = lazy_names(
         "is_tiny": "names",
         "load_with_stages": "loading",
         "open_official": "official",
+        "push_dataset": "dataset",
         "push_folder": "push",
         "resolve_model": "names",
         "split_revision": "loading",

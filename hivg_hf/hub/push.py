@@ -84,7 +84,7 @@ def push_folder(
     contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder)}
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
-    token = _require_token(token)
+    token = require_token(token)
     if folder_kind(folder) == "model":
         load_with_stages(str(folder))  # a model that is not whole is refused while nobody can see it
     api = HfApi(token=token)
@@ -92,7 +92,7 @@ def push_folder(
         if folder_kind(folder) == "adapter":
             contents |= _name_base(contents, base, Path(workplace))
         with hub_errors(repo_id, uploading=True):
-            repo_id = _create_repository(api, repo_id, private)
+            repo_id = create_repository(api, repo_id, private)
             _create_branch(api, repo_id, branch)
             report = _commit(api, repo_id, branch, contents, message, update)
     if check:
@@ -155,19 +155,19 @@ def check_pushed(report: PushReport, token: str | None = None) -> None:
     logger.info("%s was read back and grounds: %s", name, result)
 
 
-def _require_token(token: str | None) -> str:
+def require_token(token: str | None) -> str:
     token = token or get_token()
     if not token:
         raise ValueError(f"Uploading needs a token of the Hub and none was found; {TOKEN_HELP}.")
     return token
 
 
-def _create_repository(api: HfApi, repo_id: str, private: bool) -> str:
+def create_repository(api: HfApi, repo_id: str, private: bool, repo_type: str = "model") -> str:
     """Make the repository where there is none; returns its full name."""
     user = api.whoami()["name"]  # tells a wrong token from a name space of somebody else
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     try:
-        api.create_repo(repo_id, private=private)
+        api.create_repo(repo_id, private=private, repo_type=repo_type)
     except HfHubHTTPError as error:
         if error.response.status_code != 409:
             raise

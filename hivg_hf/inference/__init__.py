@@ -6,18 +6,21 @@ from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .calibration import calibrate_similarity_score
+    from .dataset_input import DatasetInput
+    from .dataset_run import DatasetRun
+    from .ground_batch import GroundBatch
     from .loading import DTYPES, answer_as_json, load_pipeline
     from .onnx_export import check_onnx, export_onnx
-    from .shards import ShardedRun, ground_shards
 
 __all__ = [
     "DTYPES",
-    "ShardedRun",
+    "DatasetInput",
+    "DatasetRun",
+    "GroundBatch",
     "answer_as_json",
     "calibrate_similarity_score",
     "check_onnx",
     "export_onnx",
-    "ground_shards",
     "load_pipeline",
 ]
 
@@ -25,12 +28,13 @@ __getattr__ = lazy_names(
     __name__,
     {
         "DTYPES": "loading",
-        "ShardedRun": "shards",
+        "DatasetInput": "dataset_input",
+        "DatasetRun": "dataset_run",
+        "GroundBatch": "ground_batch",
         "answer_as_json": "loading",
         "calibrate_similarity_score": "calibration",
         "check_onnx": "onnx_export",
         "export_onnx": "onnx_export",
-        "ground_shards": "shards",
         "load_pipeline": "loading",
     },
 )
