@@ -172,7 +172,7 @@ def test_the_document_is_made_from_the_results_alone(study_file, finished, tmp_p
 
 
 def test_the_repository_s_study_can_be_read():
-    study = load_study(REPOSITORY / "hivg_hf" / "recipes" / "refshapes-study.yaml")
+    study = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-study.yaml")
     assert len(list(study.cells())) == (6 * 3 + 6) * 3
     for cell in study.cells():
         warmup = study.warmup_recipe(cell, "base")
@@ -182,7 +182,7 @@ def test_the_repository_s_study_can_be_read():
 
 
 def test_the_repository_s_document_is_what_its_results_give(tmp_path):
-    study = load_study(REPOSITORY / "hivg_hf" / "recipes" / "refshapes-study.yaml")
+    study = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-study.yaml")
     results = REPOSITORY / "benchmarks" / "results" / study.name
     document = write_report(study, results, tmp_path / f"{study.name}.md")
     assert document.read_text() == (REPOSITORY / "docs" / f"{study.name}.md").read_text()

@@ -93,7 +93,7 @@ def test_a_cut_body_and_other_protocols_are_named(server: str) -> None:
         load_grounding_image(f"{server}/cut")
     with pytest.raises(ConnectionError, match="could not be fetched"):
         load_grounding_image(f"{server}/ftp")
-    for url in ("ftp://127.0.0.1/x.png", "file:///etc/hostname", "s3://bucket/x.png"):
+    for url in ("ftp://127.0.0.1/x.png", "s3://bucket/x.png"):
         with pytest.raises(ValueError, match="neither a path nor an http"):
             load_grounding_image(url)
 

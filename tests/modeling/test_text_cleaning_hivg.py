@@ -165,12 +165,15 @@ def test_another_tokenizers_own_normalizer_is_kept(tiny_tokenizer):
         assert ids_of(other, "\u200bROUGE star") == ids_of(tiny_tokenizer, "red star")
 
 
-def test_the_processor_pads_last_whatever_the_tokenizer_would_do(processor):
-    expected = processor(text=["the star", "the big red star"])
+def test_the_processor_pads_on_the_side_that_the_tokenizer_says(processor):
+    """As CLIP's does; the model rolls such rows back (test_modeling_hivg.py)."""
+    last = processor(text=["the star", "the big red star"])
     processor.tokenizer.padding_side = "left"
-    found = processor(text=["the star", "the big red star"])
-    for name, value in expected.items():
-        assert torch.equal(found[name], value)
+    first = processor(text=["the star", "the big red star"])
+    words = int(last["attention_mask"][0].sum())
+    assert first["attention_mask"][0].tolist() == last["attention_mask"][0].flip(0).tolist()
+    assert torch.equal(first["input_ids"][0, -words:], last["input_ids"][0, :words])
+    assert torch.equal(first["input_ids"][1], last["input_ids"][1])
 
 
 def test_the_file_for_other_runtimes_holds_the_cleaning(processor, tmp_path):
