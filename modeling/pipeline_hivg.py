@@ -1,10 +1,10 @@
 """`pipeline("visual-grounding", model)`: images and expressions in, one box each out, in pixels of the original image.
 
-One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, so that a
-second expression needs a second pass. Pairs are batched whatever image they belong to, those with alike numbers of
+One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, whose
+later layers a second expression runs anew. Pairs are batched whatever image they belong to, those with alike numbers of
 patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and the
-workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its expressions,
-and an expression that repeats within a batch is encoded once.
+workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its expressions;
+within a batch, its layers before the first bridge run once, and an expression that repeats is encoded once.
 """
 
 from collections import deque
@@ -205,8 +205,10 @@ class VisualGroundingPipeline(Pipeline):
         }
 
     def _collate(self, batch: "list[tuple[PendingItem, int]]") -> dict[str, Any]:
-        """Pairs -> model inputs; rows of token ids are unique, `text_index` says which row a pair reads."""
-        features = [pending.features for pending, _ in batch]
+        """Pairs -> model inputs; images and rows of token ids are unique, `image_index` and `text_index` say which of
+        them a pair reads."""
+        images = list(dict.fromkeys(pending for pending, _ in batch))
+        features = [pending.features for pending in images]
         token_ids = [pending.features["token_ids"][place] for pending, place in batch]
         unique = list(dict.fromkeys(token_ids))
         rows = {ids: row for row, ids in enumerate(unique)}
@@ -216,12 +218,15 @@ class VisualGroundingPipeline(Pipeline):
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),  # (U, T)
             "pixel_values": torch.stack([item["pixel_values"] for item in features]),
             "pixel_mask": torch.stack([item["pixel_mask"] for item in features]),
-            "target_sizes": [item["target_size"] for item in features],
+            "target_sizes": [pending.features["target_size"] for pending, _ in batch],
         }
         if "patch_index" in features[0]:
             model_inputs["patch_index"] = _pad_rows([item["patch_index"] for item in features], -1)
         if len(unique) < len(batch):
             model_inputs["text_index"] = torch.tensor([rows[ids] for ids in token_ids])
+        if len(images) < len(batch):
+            places = {pending: place for place, pending in enumerate(images)}
+            model_inputs["image_index"] = torch.tensor([places[pending] for pending, _ in batch])
         return model_inputs
 
     def _forward(self, model_inputs: dict[str, Any], mask: bool = False, heatmap: bool = False) -> dict[str, Any]:

@@ -436,3 +436,18 @@ def test_results_become_supervision_detections(
     assert detections.confidence.tolist() == pytest.approx([result["score"] for result in results])
     assert detections.mask.shape == (2, 30, 60)
     assert detections.data["class_name"].tolist() == ["the star", "red"]
+
+
+def test_an_image_reaches_the_model_once_for_the_expressions_of_a_pass(
+    pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    passed: list[dict[str, Any]] = []
+    hook = pipe.model.register_forward_pre_hook(lambda _, args, kwargs: passed.append(kwargs), with_kwargs=True)
+    images, texts = pictures[:2], [["the star", "the red star"], ["the star"]]
+    together = pipe(images, texts, batch_size=3)
+    hook.remove()
+    assert [inputs["pixel_values"].shape[0] for inputs in passed] == [2]
+    assert sorted(passed[0]["image_index"].tolist()) == [0, 0, 1]
+    for image, text, results in zip(images, texts, together, strict=True):
+        for expression, result in zip(text, results, strict=True):
+            assert_close(result, pipe(image, expression))
