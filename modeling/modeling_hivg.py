@@ -820,6 +820,39 @@ def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: in
     return full.scatter(1, place, values)[:, :patches]
 
 
+def check_inputs(config: HiVGConfig, input_ids, pixel_values, patch_index, text_index, image_index) -> None:
+    """Refuse inputs that do not fit the config or each other, whatever engine computes the answers.
+
+    Raises:
+        ValueError: with what was given and what was expected.
+    """
+    size, length = config.image_size, config.max_text_length
+    if pixel_values is None or input_ids is None:
+        raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
+    texts = len(input_ids if text_index is None else text_index)
+    images = len(pixel_values if image_index is None else image_index)
+    if texts != images and not torch.compiler.is_compiling():
+        raise ValueError(
+            f"Got {texts} expressions for {images} images. Pass one expression per image, or `image_index`, the "
+            "row of `pixel_values` that each expression reads; the processor gives it."
+        )
+    if tuple(pixel_values.shape[-2:]) != (size, size):
+        raise ValueError(
+            f"`pixel_values` must be {size} x {size} pixels for this model. Got {tuple(pixel_values.shape[-2:])}; "
+            "use the processor saved with the model."
+        )
+    if input_ids.shape[1] > length:
+        raise ValueError(
+            f"An expression may have at most {length} tokens with begin and end. Got {input_ids.shape[1]}; use "
+            "the processor saved with the model, which cuts and says what was cut."
+        )
+    if patch_index is not None and not config.skip_padded_patches:
+        raise ValueError(
+            "`patch_index` was given, but this model computes every patch (`skip_padded_patches=False`); use the "
+            "processor saved with the model."
+        )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The model
 # --------------------------------------------------------------------------------------------------------------------
@@ -998,7 +1031,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             output_token_logits or need_scores or weights.get("token_focal") or weights.get("token_dice")
         )
         need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
-        self._check_inputs(input_ids, pixel_values, patch_index, text_index, image_index)
+        check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
 
         # 1. Words.
         ids, mask = self._prepare_text(input_ids, attention_mask)
@@ -1070,35 +1103,6 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             cross_attentions=vision.get("cross_attentions") if output_attentions else None,
             attentions=fused.attentions if output_attentions else None,
         )
-
-    def _check_inputs(
-        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, patch_index, text_index, image_index
-    ) -> None:
-        size, length = self.config.image_size, self.config.max_text_length
-        if pixel_values is None or input_ids is None:
-            raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
-        texts = len(input_ids if text_index is None else text_index)
-        images = len(pixel_values if image_index is None else image_index)
-        if texts != images and not torch.compiler.is_compiling():
-            raise ValueError(
-                f"Got {texts} expressions for {images} images. Pass one expression per image, or `image_index`, the "
-                "row of `pixel_values` that each expression reads; the processor gives it."
-            )
-        if tuple(pixel_values.shape[-2:]) != (size, size):
-            raise ValueError(
-                f"`pixel_values` must be {size} x {size} pixels for this model. Got {tuple(pixel_values.shape[-2:])}; "
-                "use the processor saved with the model."
-            )
-        if input_ids.shape[1] > length:
-            raise ValueError(
-                f"An expression may have at most {length} tokens with begin and end. Got {input_ids.shape[1]}; use "
-                "the processor saved with the model, which cuts and says what was cut."
-            )
-        if patch_index is not None and not self.config.skip_padded_patches:
-            raise ValueError(
-                "`patch_index` was given, but this model computes every patch (`skip_padded_patches=False`); use the "
-                "processor saved with the model."
-            )
 
     def _per_sample(
         self, recorded: tuple[torch.Tensor, ...], image_index: torch.Tensor | None

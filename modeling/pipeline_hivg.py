@@ -1,10 +1,11 @@
 """`pipeline("visual-grounding", model)`: images and expressions in, one box each out, in pixels of the original image.
 
 One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, whose
-later layers a second expression runs anew. Pairs are batched whatever image they belong to, those with alike numbers of
-patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and the
-workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its expressions;
-within a batch, its layers before the first bridge run once, and an expression that repeats is encoded once.
+later layers a second expression runs anew. Pairs are batched whatever image they belong to, those with alike numbers
+of patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and
+the workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its
+expressions; within a batch, its layers before the first bridge run once, and an expression that repeats is encoded
+once.
 """
 
 from collections import deque

@@ -70,7 +70,7 @@ def test_a_new_base_model_does_at_most_this_share_for_a_photograph_and_eight_tok
 
 @pytest.mark.parametrize(("name", "share"), [("large-336-official", 0.78), ("base", 0.985)])
 def test_four_expressions_of_one_image_cost_at_most_this_share_of_four_answers(name, share):
-    """11 of 24 vision layers come before the first bridge of the official ViT-L/14-336; of base, one self-attention."""
+    """11 of 24 vision layers precede the first bridge of the official ViT-L/14-336; of base, one self-attention."""
     model = meta_model(name) if name == "base" else official_large_336()
     four = meta_batch(model.config, 10)
     four = {key: value.expand(4, *value.shape[1:]) for key, value in four.items()}

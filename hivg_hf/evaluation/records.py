@@ -16,6 +16,7 @@ import torch
 
 from hivg_hf.metrics import MetricProtocol, RowScores
 from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.whole_weights import tensors_hash
 
 RESULTS_NAME = "results.json"
 PREDICTIONS_NAME = "predictions.parquet"
@@ -46,12 +47,7 @@ def describe_model(model: torch.nn.Module, name: str, revision: str | None = Non
 
 def weights_hash(model: torch.nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of the state dict: the same weights in any file layout."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash(sorted(model.state_dict().items()))
 
 
 def describe_data(
