@@ -1004,8 +1004,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 Row of `input_ids` for each sample, where an expression repeats. Default: row i for sample i.
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Row of `pixel_values`, `pixel_mask` and `patch_index` for each sample, where an image has several
-                expressions. The layers before the first bridge, and its self-attention, then run once for each image: the same result for less work. Default: row i for
-                sample i.
+                expressions. The layers before the first bridge, and its self-attention, then run once for each image:
+                the same result for less work. Default: row i for sample i.
             image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Equal for equal images: such pairs are no negatives with `config.contrastive_ignore_duplicates`.
                 Default: `image_index`.

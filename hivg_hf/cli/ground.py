@@ -78,6 +78,12 @@ def ground(
         str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, about twice as fast.")
+    ] = "torch",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: the checkpoint's; fp32 in onnx.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
     ] = False,
@@ -85,6 +91,8 @@ def ground(
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
+    if layers and backend != "torch":
+        raise ValueError("--layers draws what the torch backend records: omit it, or omit --backend onnx.")
     images, expressions = split_images_and_expressions(arguments)
     from_lines = images == ["-"]
     found, single = ([], False) if from_lines else find_images(images, recursive)
@@ -99,7 +107,7 @@ def ground(
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     if mask and (as_json or keep_results):
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
-    pipe = load_pipeline(name, device, dtype, trust_remote_code)
+    pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
     writer = None if no_pictures else PictureWriter(pipe, target, single, heatmap, layers)
     options = {
         "mask": mask,

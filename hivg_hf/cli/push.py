@@ -24,6 +24,9 @@ def push(
     update: Annotated[
         bool, typer.Option("--update", help="Commit on top of other files; weights and code there are replaced.")
     ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also ONNX files, fp32 and int8, written first where they are not current.")
+    ] = False,
     check: Annotated[bool, typer.Option(help="Load what was pushed and ground a picture with it.")] = True,
     token: Annotated[
         str | None, typer.Option(help="Access token; by default HF_TOKEN or that of `hf auth login`.")
@@ -35,6 +38,10 @@ def push(
     """
     from hivg_hf.hub import push_folder
 
+    if onnx:
+        from hivg_hf.inference import write_current_onnx
+
+        write_current_onnx(folder)
     report = push_folder(
         folder,
         repo_id,
@@ -45,6 +52,7 @@ def push(
         base=base,
         update=update,
         check=check,
+        onnx=onnx,
     )
     console = Console(soft_wrap=True)
     console.print(f"{report.repo_id} {'now holds' if report.changed else 'held already'} {len(report.files)} files.")

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hivg_hf.inference import OnnxModel
 from hivg_hf.metrics import MetricProtocol, RowScores
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.whole_weights import tensors_hash
 
@@ -35,10 +37,21 @@ _TYPES = {"box": _BOX, "boxes": pa.list_(_BOX), "target_mask": _MASK, "predicted
 
 
 def describe_model(model: torch.nn.Module, name: str, revision: str | None = None) -> dict[str, Any]:
-    """What a results file says of a model: id, revision, number and hash of the weights."""
+    """What a results file says of a model: id, revision, number and hash of the weights, and the engine where it is
+    not torch."""
+    described = {"id": name, "revision": revision or getattr(model.config, "_commit_hash", None)}
+    if isinstance(model, OnnxModel):
+        with torch.device("meta"):
+            parameters = HiVGForVisualGrounding(model.config).num_parameters()
+        return {
+            **described,
+            "weights_sha256": model.identity.hivg_weights_sha256,
+            "parameters": parameters,
+            "dtype": "float32",
+            "engine": f"onnxruntime, {model.path.name}",
+        }
     return {
-        "id": name,
-        "revision": revision or getattr(model.config, "_commit_hash", None),
+        **described,
         "weights_sha256": weights_hash(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),

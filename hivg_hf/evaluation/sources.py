@@ -11,7 +11,7 @@ from datasets import concatenate_datasets
 
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.hub import download_checked, load_with_stages
-from hivg_hf.inference import DTYPES
+from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
 from hivg_hf.utils.strict_mapping import parse_yaml, refuse_unknown
 
@@ -28,7 +28,13 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", overrides: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    backend: str = "torch",
+    precision: str | None = None,
 ) -> OpenedModel:
     """A model and its processor.
 
@@ -36,16 +42,23 @@ def open_model(
         name: a folder, a Hub id, an adapter that names its base, an official `.pth` file, or the name of the
             checkpoint in the package.
         revision: branch, tag or commit on the Hub.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32 (the default), bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).
+        backend, precision: as of `load_pipeline`; fp32 by default.
 
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: it is no HiVG model, or an option does not go with it.
     """
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_engine(backend, precision, dtype=dtype)
+    dtype = dtype or ("bfloat16" if precision == "bf16" else "float32")
     refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")
+    if backend == "onnx" and (overrides or name.endswith(_OFFICIAL_SUFFIXES)):
+        raise ValueError(
+            "The onnx backend measures a model folder as it is: convert an official file, and omit --set."
+        )
     if name.endswith(_OFFICIAL_SUFFIXES):
         if overrides or revision:
             raise ValueError(
@@ -61,9 +74,12 @@ def open_model(
         name = TINY_CHECKPOINT
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise FileNotFoundError(f"There is no model folder {name}.")
-    folder = download_checked(f"{name}@{revision}" if revision else name)
+    name = f"{name}@{revision}" if revision else name
+    folder = download_checked(name)
     # The Hub's cache keeps each commit in snapshots/<commit>.
     commit = folder.name if folder.parent.name == "snapshots" else None
+    if backend == "onnx":
+        return OpenedModel(*open_onnx(name, precision or "fp32"), commit)
     model, processor = load_with_stages(str(folder), dtype=DTYPES[dtype], **(overrides or {}))
     return OpenedModel(model.eval(), processor, commit)
 

@@ -53,6 +53,7 @@ def push_folder(
     base: str | None = None,
     update: bool = False,
     check: bool = True,
+    onnx: bool = False,
 ) -> PushReport:
     """Upload a model or adapter folder in one commit, and load it back.
 
@@ -67,6 +68,7 @@ def push_folder(
             one, the adapter's own config must name a repository.
         update: allow a commit on top of a repository that holds other files. Its weights and code are replaced.
         check: download the commit to a temporary place, compare checksums, load the model and ground one picture.
+        onnx: also the ONNX files in `onnx/` of the folder.
 
     Returns:
         The commit.
@@ -79,7 +81,7 @@ def push_folder(
         ConnectionError: the connection broke, or what was downloaded is damaged; the same call goes on from there.
     """
     folder = Path(folder)
-    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder)}
+    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder, onnx)}
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
     token = _require_token(token)

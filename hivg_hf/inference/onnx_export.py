@@ -16,12 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from hivg_hf.hub import load_with_stages
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder
 from hivg_hf.utils.imports import require_package
 
-from .onnx_model import MODEL_FILES, ONNX_FOLDER, GraphIdentity, check_onnx_paths, open_session, patches_of
+from .onnx_model import (
+    MODEL_FILES,
+    ONNX_FOLDER,
+    PRECISIONS,
+    GraphIdentity,
+    check_onnx_paths,
+    open_session,
+    patches_of,
+    read_graph,
+)
 
 SETTINGS_NAME = "grounding.json"
 OPSET = 18
@@ -110,6 +120,21 @@ def export_onnx(
         return write_onnx_files(model, processor, place, identity, masks, tokens, int8, float16)
 
 
+def write_current_onnx(folder: Path) -> None:
+    """Put fp32 and int8 files with every output into a model folder, unless those there were made from its weights.
+
+    Raises:
+        ValueError: the folder holds no whole model; adapters are exported merged.
+    """
+    expected = GraphIdentity.of_folder(folder)
+    paths = [folder / ONNX_FOLDER / MODEL_FILES[precision] for precision in PRECISIONS]
+    others = [path for path in (folder / ONNX_FOLDER).glob("*.onnx") if path not in paths]
+    if all(path.is_file() and GraphIdentity.of_file(read_graph(path)) == expected for path in [*paths, *others]):
+        return
+    model, processor = load_with_stages(str(folder))
+    export_onnx(model, processor, folder, masks=True, tokens=True, int8=True)
+
+
 def write_onnx_files(
     model: HiVGForVisualGrounding,
     processor: HiVGProcessor,
@@ -170,7 +195,9 @@ def quantize(source: Path, target: Path) -> None:
     quantization = require_package("onnxruntime.quantization", extra="onnx")
     onnx = require_package("onnx", extra="onnx")
     nodes = onnx.load(str(source), load_external_data=False).graph.node
-    excluded = [node.name for node in nodes if any(part in text for part in FULL_PRECISION_PARTS for text in node.input)]
+    excluded = [
+        node.name for node in nodes if any(part in text for part in FULL_PRECISION_PARTS for text in node.input)
+    ]
     with _quiet_logging():
         quantization.quantize_dynamic(
             str(source),
@@ -252,7 +279,7 @@ def _text_lengths(model: HiVGForVisualGrounding) -> tuple[int, int]:
 
 
 def _random_inputs(graph: GroundingGraph, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Expressions of several lengths about letterboxed noise; half of the images lie, half stand, one is asked twice."""
+    """Expressions of several lengths about letterboxed noise; half of the images lie, half stand, one has two."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     config, size = graph.model.config, graph.model.config.image_size
     lengths = torch.randint(3, length + 1, (batch,), generator=generator)

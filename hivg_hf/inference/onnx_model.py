@@ -64,7 +64,11 @@ class GraphIdentity:
     def of_file(cls, file: Any) -> "GraphIdentity | None":
         """What a loaded ONNX file says of itself; None where it says nothing."""
         said = {entry.key: entry.value for entry in file.metadata_props}
-        return cls(**{key: said[key] for key in cls.__annotations__}) if cls.__annotations__.keys() <= said.keys() else None
+        return (
+            cls(**{key: said[key] for key in cls.__annotations__})
+            if cls.__annotations__.keys() <= said.keys()
+            else None
+        )
 
     def as_metadata(self) -> dict[str, str]:
         return asdict(self)
@@ -80,14 +84,16 @@ class OnnxModel(nn.Module):
 
     Raises:
         ImportError: onnx or onnxruntime is not installed.
-        ValueError: the file names data outside its folder.
+        ValueError: the file names data outside its folder, or does not say what it was made from.
     """
 
     def __init__(self, path: str | Path, config: HiVGConfig, num_threads: int | None = None):
         super().__init__()
         self.path, self.config, self.num_threads = Path(path), config, num_threads
         file = read_graph(self.path)
-        self.identity = GraphIdentity.of_file(file)
+        if (identity := GraphIdentity.of_file(file)) is None:
+            raise ValueError(f"{path} does not say which weights it was made from: export the model with hivg export.")
+        self.identity = identity
         self.inputs = [value.name for value in file.graph.input]
         self.outputs = [value.name for value in file.graph.output]
         self._sessions: dict[tuple[str, ...], Any] = {}
@@ -158,7 +164,7 @@ class OnnxModel(nn.Module):
         return {"pixel_mask": pixel_mask.long(), "patch_index": patches_of(pixel_mask, self.config)}
 
     def _session(self, names: tuple[str, ...]) -> Any:
-        """One session for boxes, another where masks or token logits are asked for: what is not asked costs nothing."""
+        """A session for each set of outputs that is asked for: what is not asked for is not computed."""
         if names not in self._sessions:
             self._sessions[names] = open_session(self.path, names, self.num_threads)
         return self._sessions[names]
@@ -298,5 +304,6 @@ def _computation(value: Any) -> Any:
 def _stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, float32 tensor) of all safetensors of a folder, by name."""
     files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
-    for name, file in sorted((name, file) for file in files for name in file.keys()):
-        yield name, file.get_tensor(name).float()
+    owner = {name: file for file in files for name in file.keys()}
+    for name in sorted(owner):
+        yield name, owner[name].get_tensor(name).float()
