@@ -40,6 +40,7 @@ TOLERANCE = 1e-4
 # read whole into memory before it is used.
 LARGEST_SINGLE_FILE = 200_000_000
 CHECKED_BATCHES = (1, 8)
+SMALLEST_HALVED = 1024  # bytes
 # Where a rounding error moves the box itself, and where there is next to nothing to gain.
 FULL_PRECISION_PARTS = ("box_head", "score_head", "patch_embedding")
 
@@ -146,6 +147,22 @@ def write_onnx_files(
     float16: bool = False,
 ) -> dict[str, float]:
     """The graphs and `grounding.json` in an existing folder; see `export_onnx`."""
+    report = write_graphs(model, folder, identity, masks, tokens, int8, float16)
+    settings = json.dumps(_feeding_settings(model, processor, GroundingGraph(model, masks, tokens)), indent=2)
+    (folder / SETTINGS_NAME).write_text(settings + "\n", encoding="utf-8")
+    return report
+
+
+def write_graphs(
+    model: HiVGForVisualGrounding,
+    folder: Path,
+    identity: GraphIdentity,
+    masks: bool,
+    tokens: bool,
+    int8: bool = False,
+    float16: bool = False,
+) -> dict[str, float]:
+    """The graphs alone, checked against the model; see `export_onnx`."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require_package(package, extra="onnx")
     # Eager attention exports to plain matrix products, which every runtime knows and fuses in its own way.
@@ -154,8 +171,6 @@ def write_onnx_files(
     graph, path = GroundingGraph(model, masks, tokens), folder / MODEL_FILES["fp32"]
     _write_graph(graph, path)
     _finish_graph(path, identity)
-    settings = json.dumps(_feeding_settings(model, processor, graph), indent=2)
-    (folder / SETTINGS_NAME).write_text(settings + "\n", encoding="utf-8")
     report = check_onnx(graph, path)
     worst = max(report, key=lambda name: report[name])
     if not report[worst] <= TOLERANCE:
@@ -233,15 +248,26 @@ def _write_graph(graph: GroundingGraph, path: Path) -> None:
 
 
 def _finish_graph(path: Path, identity: GraphIdentity) -> None:
-    """Say what the file was made from, and leave the shapes between input and output to whoever reads it.
+    """Say what the file was made from, and leave out what the exporter notes of it.
 
-    The exporter notes them before it transposes weights, so that some are wrong: onnxruntime does not mind, strict
-    readers (and onnxruntime's own quantizer) do.
+    It notes shapes between input and output before it transposes weights, so that some are wrong: onnxruntime does not
+    mind, strict readers (and onnxruntime's own quantizer) do. And at each node the lines of code it came from, with
+    the folders of this machine.
     """
     onnx = require_package("onnx", extra="onnx")
     file = onnx.load(str(path), load_external_data=False)
-    del file.graph.value_info[:]
+    del file.graph.value_info[:], file.graph.metadata_props[:]
+    for node in file.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
     onnx.helper.set_model_props(file, identity.as_metadata())
+    written = path.with_name(f"{path.name}.data")
+    if written.is_file():
+        written.rename(path.with_name(f"{path.name}_data"))  # the name that Transformers.js looks for
+    for tensor in file.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"{path.name}_data"
     onnx.save(file, str(path))
     check_onnx_paths(file, path)
     onnx.checker.check_model(str(path), full_check=True)
@@ -261,7 +287,7 @@ def _store_halved(source: Path, target: Path) -> None:
     file = onnx.load(str(source))
     casts = []
     for tensor in file.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.ByteSize() < 4096:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.ByteSize() < SMALLEST_HALVED:
             continue
         name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype("float16"), f"{name}.float16"))

@@ -225,7 +225,10 @@ def test_weights_outside_the_folder_of_the_file_are_refused(location: str, tmp_p
     # Also where a tensor hides in an attribute.
     node = onnx.helper.make_node("Constant", [], ["out"], value=tensor)
     out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1])
-    for graph in (onnx.helper.make_graph([node], "g", [], [out]), onnx.helper.make_graph([], "g", [], [out], [tensor])):
+    for graph in (
+        onnx.helper.make_graph([node], "g", [], [out]),
+        onnx.helper.make_graph([], "g", [], [out], [tensor]),
+    ):
         with pytest.raises(ValueError, match="outside its own folder"):
             check_onnx_paths(onnx.helper.make_model(graph), tmp_path / "model.onnx")
 
