@@ -98,7 +98,7 @@ def test_streams_and_errors_are_those_of_torch(engines: Any, pictures: list[Any]
     plain, other = (list(pipe(iter(rows), on_error="return", batch_size=2)) for pipe in engines)
     assert other[0]["box"] == pytest.approx(plain[0]["box"], abs=1e-3)
     assert other[1] == plain[1]
-    with pytest.raises(ValueError, match="blank|empty"):
+    with pytest.raises(ValueError, match=r"blank|empty"):
         engines[1](pictures[0], " ")
 
 
