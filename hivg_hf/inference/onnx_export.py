@@ -210,9 +210,8 @@ def quantize(source: Path, target: Path) -> None:
     quantization = require_package("onnxruntime.quantization", extra="onnx")
     onnx = require_package("onnx", extra="onnx")
     nodes = onnx.load(str(source), load_external_data=False).graph.node
-    excluded = [
-        node.name for node in nodes if any(part in text for part in FULL_PRECISION_PARTS for text in node.input)
-    ]
+    kept = [node.name for node in nodes if any(part in name for part in FULL_PRECISION_PARTS for name in node.input)]
+    kept += [f"{name}_MatMul" for name in kept]  # as the quantizer calls what it makes of a Gemm
     with _quiet_logging():
         quantization.quantize_dynamic(
             str(source),
@@ -220,7 +219,7 @@ def quantize(source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=excluded,
+            nodes_to_exclude=kept,
         )
     _copy_metadata(source, target)
 
