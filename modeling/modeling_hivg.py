@@ -251,8 +251,11 @@ class RecordingHook:
 
 
 def install_recording_hooks(part: PreTrainedModel) -> None:
-    """Install now what transformers would install on first use: dynamo cannot trace the lock that it takes, so the
-    first call of a compiled model would break its graph; and its hooks are local functions, which cannot be pickled."""
+    """Install now what transformers would install on first use.
+
+    Dynamo cannot trace the lock that it takes, so the first call of a compiled model would break its graph; and its
+    hooks are local functions, which cannot be pickled.
+    """
     for key, recorded in part._can_record_outputs.items():
         for module in part.modules():
             if isinstance(module, recorded):
@@ -1353,7 +1356,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         """
         expressions = [text] if isinstance(text, str) else list(text)
         image = open_image(image)
-        inputs = processor(images=[image] * len(expressions), text=expressions, return_tensors="pt").to(self.device)
+        inputs = processor(images=image, text=expressions, return_tensors="pt", padding=True).to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         was_training = self.training
         self.eval()
