@@ -253,6 +253,16 @@ class HiVGConfig(PreTrainedConfig):
         return self.clip_config.text_config
 
     @property
+    def text_config(self) -> PreTrainedConfig:
+        """Config of CLIP's text tower, where code for any image-text model looks for it."""
+        return self.clip_config.text_config
+
+    @property
+    def vision_config(self) -> PreTrainedConfig:
+        """Config of CLIP's vision tower."""
+        return self.clip_config.vision_config
+
+    @property
     def hidden_size(self) -> int:
         """Width of the fusion encoder: CLIP's projection dimension. Official: models/HiVG.py:731"""
         return self.clip_config.projection_dim

@@ -1251,7 +1251,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`.
         """
         ids, mask = self._prepare_text(input_ids, attention_mask)
-        text = self.clip.text_model(ids, **kwargs)
+        text = self.clip.text_model(ids, **self._recording_options(kwargs))
         end_index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(-1)  # (U,)
         end = take_tokens(text.last_hidden_state, end_index[:, None])[:, 0]
         text.pooler_output = self.clip.text_projection(end)  # (U, D) -> (U, H)
@@ -1279,10 +1279,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixel_values,
             patch_index=patch_index,
             patch_mask=patch_mask if self.config.skip_padded_patches else None,
-            **kwargs,
+            **self._recording_options(kwargs),
         )
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)  # (B, V) -> (B, H)
         return vision
+
+    def _recording_options(self, options: dict) -> dict:
+        """`output_hidden_states` and `output_attentions`, where they are not given as the config says."""
+        names = ("output_hidden_states", "output_attentions")
+        return {**{name: getattr(self.config, name) for name in names}, **options}
 
     # -- losses -------------------------------------------------------------------------------------------------------
 

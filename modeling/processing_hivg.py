@@ -82,7 +82,7 @@ class HiVGProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "pixel_mask", "patch_index", "image_index"]
+        return ["input_ids", "attention_mask", "pixel_values", "pixel_mask", "patch_index"]
 
     def __call__(
         self,
@@ -132,6 +132,12 @@ class HiVGProcessor(ProcessorMixin):
             features.update(BatchFeature(rows, tensor_type=image_options.get("return_tensors")))
         batch = BatchFeature(features)
         return batch if device is None else batch.to(device)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As `ProcessorMixin.save_pretrained`; what it notes on the object for the file is not part of the object."""
+        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        vars(self).pop("auto_map", None)
+        return saved
 
     def _refuse_unknown(self, options: dict[str, Any]) -> None:
         text, images = (HiVGProcessorKwargs.__annotations__[kind].__annotations__ for kind in _MODALITIES)
