@@ -11,7 +11,10 @@ API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hub metric
 	inference modeling training visualize)
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test test-slow test-lowest quality style docs build clean
+# transformers' own tests, which its wheel leaves out (tests/helpers/transformers_tests.py reads them here).
+TRANSFORMERS := $(subst ==,-,$(shell grep '^transformers==' constraints.txt))
+
+.PHONY: help demo test common-tests test-slow test-lowest quality style docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -19,8 +22,14 @@ help:  ## list the targets
 demo: .venv/.ready  ## render scenes, ground expressions in them, write pictures to ./demo
 	$(PYTHON) scripts/demo.py $(if $(MODEL),--model $(MODEL))
 
-test: .venv/.ready-dev  ## the tests, in minutes
+test: .venv/.ready-dev common-tests  ## the tests, in minutes
 	$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadgroup
+
+common-tests: .venv/.ready-dev  ## fetch transformers' own common tests, once; without them those tests are skipped
+	@[ -d .cache/$(TRANSFORMERS)/tests ] || { mkdir -p .cache \
+		&& $(PYTHON) -m pip download --quiet --no-deps --no-binary :all: -d .cache $(subst -,==,$(TRANSFORMERS)) \
+		&& tar -xzf .cache/$(TRANSFORMERS).tar.gz -C .cache $(TRANSFORMERS)/tests; } \
+		|| echo "transformers' common tests could not be fetched from the package index: they will be skipped."
 
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
@@ -46,7 +55,7 @@ build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for u
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove caches, builds and generated documents; .venv stays
-	rm -rf build dist docs/api demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist docs/api demo .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
 # The stamps make a second call quick; a changed requirement or pin installs again.

@@ -39,6 +39,7 @@ EXTRAS["dev"] = [
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=2.4",
+    "parameterized>=0.9",
     "pdoc>=15.0",
     "pytest>=8.3",
     "pytest-timeout>=2.3",

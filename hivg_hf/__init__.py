@@ -8,16 +8,23 @@ torch and transformers (PEFT, datasets, plots) is loaded when it is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from transformers.pipelines import PIPELINE_REGISTRY
+
 from .checkpoints import TINY_CHECKPOINT
 from .modeling import (
     HiVGConfig,
     HiVGForVisualGrounding,
     HiVGImageProcessor,
     HiVGOutput,
+    HiVGPreTrainedModel,
     HiVGProcessor,
+    HiVGProcessorKwargs,
     VisualGroundingPipeline,
 )
 from .utils.version import __version__
+
+# `pipeline("visual-grounding")` without a model; the files of modeling/ do not know where this package's folders are.
+PIPELINE_REGISTRY.supported_tasks["visual-grounding"]["default"] = {"model": (TINY_CHECKPOINT, "main")}
 
 if TYPE_CHECKING:
     from .conversion import load_official_checkpoint
@@ -61,7 +68,9 @@ __all__ = [
     "HiVGForVisualGrounding",
     "HiVGImageProcessor",
     "HiVGOutput",
+    "HiVGPreTrainedModel",
     "HiVGProcessor",
+    "HiVGProcessorKwargs",
     "HiVGTrainer",
     "HiVGTrainingArguments",
     "VisualGroundingPipeline",

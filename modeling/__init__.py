@@ -5,19 +5,29 @@ Always imported as `hivg_hf.modeling`. Importing it registers HiVG with transfor
 beside the weights, so that people who have not installed `hivg_hf` can load them with it.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_hivg import HiVGConfig
 from .image_processing_hivg import HiVGImageProcessor
-from .modeling_hivg import HiVGForVisualGrounding, HiVGOutput
+from .modeling_hivg import HiVGForVisualGrounding, HiVGOutput, HiVGPreTrainedModel
 from .pipeline_hivg import VisualGroundingPipeline
-from .processing_hivg import HiVGProcessor
+from .processing_hivg import HiVGProcessor, HiVGProcessorKwargs
 
 
 def _register() -> None:
     AutoConfig.register("hivg", HiVGConfig, exist_ok=True)
     AutoModel.register(HiVGConfig, HiVGForVisualGrounding, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(HiVGConfig, HiVGForVisualGrounding, exist_ok=True)
+    # The pipeline of that task reads this table alone, and calls every model that is not in it unsupported.
+    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES[HiVGConfig.model_type] = HiVGForVisualGrounding.__name__
     AutoImageProcessor.register(HiVGConfig, image_processor_classes={"pil": HiVGImageProcessor}, exist_ok=True)
     AutoProcessor.register(HiVGConfig, HiVGProcessor, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
@@ -36,6 +46,8 @@ __all__ = [
     "HiVGForVisualGrounding",
     "HiVGImageProcessor",
     "HiVGOutput",
+    "HiVGPreTrainedModel",
     "HiVGProcessor",
+    "HiVGProcessorKwargs",
     "VisualGroundingPipeline",
 ]

@@ -18,8 +18,9 @@ from transformers.utils import logging
 from .presets_hivg import OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
 
 if TYPE_CHECKING:
-    # Named in every saved config (PIPELINE_ENTRY), so its file must travel along: transformers copies beside the
-    # weights what relative import lines name, these included.
+    # Named in every saved config (PIPELINE_ENTRY, AUTO_MAP), so their files must travel along: transformers copies
+    # beside the weights what relative import lines name, these included.
+    from .modeling_hivg import HiVGForVisualGrounding  # noqa: F401
     from .pipeline_hivg import VisualGroundingPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
@@ -43,6 +44,13 @@ PIPELINE_ENTRY = {
         "pt": ["AutoModel"],
         "type": "multimodal",
     }
+}
+
+# Where AutoModel and the auto class of the Hub's task find the code; `register_for_auto_class` keeps one of the two.
+AUTO_MAP = {
+    "AutoConfig": "configuration_hivg.HiVGConfig",
+    "AutoModel": "modeling_hivg.HiVGForVisualGrounding",
+    "AutoModelForZeroShotObjectDetection": "modeling_hivg.HiVGForVisualGrounding",
 }
 
 
@@ -162,6 +170,9 @@ class HiVGConfig(PreTrainedConfig):
 
     format_version: int = FORMAT_VERSION
 
+    # The only class there is: what an expression names. Which expression is the `label` of a result.
+    id2label: dict[int, str] | dict[str, str] | None = None
+
     def __post_init__(self, **kwargs):
         if "vision_config" in kwargs and "text_config" in kwargs:
             raise ValueError(
@@ -169,6 +180,8 @@ class HiVGConfig(PreTrainedConfig):
                 "`HiVGForVisualGrounding.from_clip(folder_or_hub_id)`."
             )
         _refuse_unknown(kwargs, type(self))
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label, self.label2id = {0: "target"}, {"target": 0}
         super().__post_init__(**kwargs)
         vision_depth = self.clip_config.vision_config.num_hidden_layers
         if self.image_size is None:
@@ -189,8 +202,15 @@ class HiVGConfig(PreTrainedConfig):
             self.__dict__.pop("custom_pipelines", None)
 
     def to_dict(self) -> dict:
-        """The config as plain values, with the entry that lets `pipeline(...)` find our pipeline on the Hub."""
-        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
+        """The config as plain values, with what finds our code beside the weights: for both auto classes of the model,
+        and for our pipeline."""
+        values = super().to_dict()
+        auto_map = {**AUTO_MAP, **(values.get("auto_map") or {})}
+        # "owner/name--" before a class says where code lies that was not copied; it holds for both
+        known = [auto_map[name] for name in list(AUTO_MAP)[1:] if auto_map[name] != AUTO_MAP[name]]
+        if known:
+            auto_map.update(dict.fromkeys(list(AUTO_MAP)[1:], known[0]))
+        return {**values, "auto_map": auto_map, "custom_pipelines": copy.deepcopy(PIPELINE_ENTRY)}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "HiVGConfig":
@@ -231,6 +251,16 @@ class HiVGConfig(PreTrainedConfig):
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """CLIP's text config, where transformers looks for the vocabulary (`resize_token_embeddings`)."""
         return self.clip_config.text_config
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """Config of CLIP's text tower, where code for any image-text model looks for it."""
+        return self.clip_config.text_config
+
+    @property
+    def vision_config(self) -> PreTrainedConfig:
+        """Config of CLIP's vision tower."""
+        return self.clip_config.vision_config
 
     @property
     def hidden_size(self) -> int:

@@ -48,7 +48,7 @@ class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     pad_align (`str`, *optional*):
         `"patch"` (image starts at a patch border) or `"pixel"` (image exactly centred, as official).
     skip_padded_patches (`bool`, *optional*):
-        Also return `patch_index`, the patches that hold at least one image pixel.
+        Whether `HiVGProcessor` also returns `patch_index`, the patches that hold at least one image pixel.
     """
 
     patch_size: int | None
@@ -82,16 +82,15 @@ def letterbox_geometry(height: int, width: int, size: int, patch_size: int, pad_
 
 
 class HiVGImageProcessor(PilBackend):
-    """Images -> `pixel_values (B, 3, S, S)`, `pixel_mask (B, S, S)` with 1 = image, and `patch_index (B, P)`.
+    """Images -> `pixel_values (B, 3, S, S)` and `pixel_mask (B, S, S)` with 1 = image.
 
-    `patch_index` (only with `skip_padded_patches`) lists, row by row from the top left, the patches that hold at least
-    one image pixel; rows with fewer than P of them end in -1.
+    `HiVGProcessor` and the collator add `patch_index (B, P)` (see `patch_index_for`) with `skip_padded_patches`.
 
     Args:
         size: side S of the square, `{"height": S, "width": S}` or S. A multiple of `patch_size`.
         patch_size: side of the vision tower's patches.
         pad_align: see `letterbox_geometry`.
-        skip_padded_patches: whether to return `patch_index`.
+        skip_padded_patches: whether `HiVGProcessor` returns `patch_index`.
         image_mean, image_std: CLIP's for new models, ImageNet's for the official weights.
     """
 
@@ -156,9 +155,8 @@ class HiVGImageProcessor(PilBackend):
             raise ValueError("The list of images is empty: give at least one.")
         squares = [self._to_square(picture, **kwargs) for picture in pictures]
         masks = [self._image_mask(self.geometry(*image_size(picture))) for picture in pictures]
-        features: dict[str, Any] = {"pixel_values": np.stack(squares), "pixel_mask": np.stack(masks)}
-        if self.skip_padded_patches:
-            features["patch_index"] = self._patch_index(features["pixel_mask"])
+        # No patch_index: transformers' pipelines stack what this returns and would pad rows of it with 0, a patch.
+        features = {"pixel_values": np.stack(squares), "pixel_mask": np.stack(masks)}
         batch = BatchFeature(features, tensor_type=return_tensors)
         is_torch = isinstance(batch["pixel_values"], torch.Tensor)
         return batch.to(kwargs["device"]) if is_torch and kwargs.get("device") is not None else batch
@@ -194,6 +192,62 @@ class HiVGImageProcessor(PilBackend):
         centre, half = boxes[:, :2], boxes[:, 2:] / 2
         scale, offset = self._scale_and_offset(image_sizes)
         return ((torch.cat([centre - half, centre + half], dim=1) - offset) / scale).float()
+
+    def boxes_in_images(
+        self, boxes_cxcywh: torch.Tensor, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None
+    ) -> torch.Tensor:
+        """The model's boxes (B, 4) -> float32 `xyxy` pixels of the originals, clipped to them (B, 4).
+
+        Without `target_sizes`, `xyxy` in 0..1 of the padded square.
+        """
+        if target_sizes is None:
+            centre, half = boxes_cxcywh.detach().cpu().float().reshape(-1, 4).chunk(2, dim=1)
+            return torch.cat([centre - half / 2, centre + half / 2], dim=1).clamp(0, 1)
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        if len(sizes) != len(boxes_cxcywh):
+            raise ValueError(f"Got {len(boxes_cxcywh)} predictions and {len(sizes)} target_sizes.")
+        limits = torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)
+        return self.boxes_to_image(boxes_cxcywh, sizes).clamp(min=torch.zeros(4), max=limits)
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.1,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Model outputs -> per row `{"scores": (K,), "labels": (K,), "boxes": (K, 4)}`, what scores above `threshold`.
+
+        What `pipeline("zero-shot-object-detection")` calls, with one candidate label per row: `labels` are 0.
+
+        Args:
+            outputs: A `HiVGOutput` or dict with `pred_boxes (B, 4)` and `scores (B,)`; where a model answers with
+                several boxes, `query_boxes (B, K, 4)` and `query_scores (B, K)`.
+            threshold: Detections with a higher score are kept.
+            target_sizes: (height, width) of each row's original image; see `boxes_in_images`.
+
+        Raises:
+            ValueError: If there are no scores, or the number of sizes differs.
+        """
+        boxes, scores = (output_value(outputs, name) for name in ("query_boxes", "query_scores"))
+        if boxes is None or scores is None:
+            boxes, scores = output_value(outputs, "pred_boxes"), output_value(outputs, "scores")
+            if scores is None:
+                raise ValueError("These outputs have no scores: call the model without output_scores=False.")
+            boxes, scores = boxes[:, None], scores[:, None]
+        count, queries = scores.shape
+        sizes = None if target_sizes is None else [size for size in target_sizes for _ in range(queries)]
+        if sizes is not None and len(sizes) != count * queries:
+            raise ValueError(f"Got {count} predictions and {len(target_sizes)} target_sizes.")
+        boxes = self.boxes_in_images(boxes.flatten(0, 1), sizes).unflatten(0, (count, queries))  # (B, K, 4)
+        scores = scores.detach().cpu().float()
+        return [
+            {
+                "scores": scores[row][kept],
+                "labels": torch.zeros(int(kept.sum()), dtype=torch.long),
+                "boxes": boxes[row][kept],
+            }
+            for row, kept in enumerate(scores > threshold)
+        ]
 
     def mask_to_square(self, mask: Any) -> torch.Tensor:
         """Mask of the original image (h, w) -> bool (S, S), nearest neighbour, False in the padding."""
@@ -332,6 +386,11 @@ def image_list(images: Any) -> list[Any]:
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
+
+
+def output_value(outputs: Any, name: str) -> Any:
+    """One of the model's outputs, from a `HiVGOutput` or a dict; None where it was not computed."""
+    return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
 
 
 def _resize_map(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

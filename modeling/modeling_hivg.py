@@ -252,8 +252,11 @@ class RecordingHook:
 
 
 def install_recording_hooks(part: PreTrainedModel) -> None:
-    """Install now what transformers would install on first use: dynamo cannot trace the lock that it takes, so the
-    first call of a compiled model would break its graph; and its hooks are local functions, which cannot be pickled."""
+    """Install now what transformers would install on first use.
+
+    Dynamo cannot trace the lock that it takes, so the first call of a compiled model would break its graph; and its
+    hooks are local functions, which cannot be pickled.
+    """
     for key, recorded in part._can_record_outputs.items():
         for module in part.modules():
             if isinstance(module, recorded):
@@ -1274,7 +1277,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`.
         """
         ids, mask = self._prepare_text(input_ids, attention_mask)
-        text = self.clip.text_model(ids, **kwargs)
+        text = self.clip.text_model(ids, **self._recording_options(kwargs))
         end_index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(-1)  # (U,)
         end = take_tokens(text.last_hidden_state, end_index[:, None])[:, 0]
         text.pooler_output = self.clip.text_projection(end)  # (U, D) -> (U, H)
@@ -1302,10 +1305,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixel_values,
             patch_index=patch_index,
             patch_mask=patch_mask if self.config.skip_padded_patches else None,
-            **kwargs,
+            **self._recording_options(kwargs),
         )
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)  # (B, V) -> (B, H)
         return vision
+
+    def _recording_options(self, options: dict) -> dict:
+        """`output_hidden_states` and `output_attentions`, where they are not given as the config says."""
+        names = ("output_hidden_states", "output_attentions")
+        return {**{name: getattr(self.config, name) for name in names}, **options}
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -1379,10 +1387,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         """
         expressions = [text] if isinstance(text, str) else list(text)
         image = open_image(image)
-        inputs = processor(text=expressions, return_tensors="pt")
-        inputs.update(processor(images=[image], return_tensors="pt"))
-        inputs["image_index"] = torch.zeros(len(expressions), dtype=torch.long)
-        inputs = inputs.to(self.device)
+        inputs = processor(images=image, text=expressions, return_tensors="pt", padding=True).to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         was_training = self.training
         self.eval()

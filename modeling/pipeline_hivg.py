@@ -10,13 +10,15 @@ once.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import PIL.Image
 import torch
-from transformers import Pipeline
+from transformers import AutoTokenizer, Pipeline
 
 from .image_loading_hivg import image_size, is_reduced, open_image
+from .image_processing_hivg import HiVGImageProcessor
 from .pipeline_streams_hivg import (
     Entry,
     EntryDataset,
@@ -29,6 +31,7 @@ from .pipeline_streams_hivg import (
     preparing_loader,
     take_batch,
 )
+from .processing_hivg import HiVGProcessor
 
 ERROR_CHOICES = ("raise", "return")
 # Batches' worth of pairs among which those of alike shape are chosen, so that little padding is computed.
@@ -51,12 +54,15 @@ class VisualGroundingPipeline(Pipeline):
     images), and those of `_sanitize_parameters`.
     """
 
-    _load_processor = True
+    _load_processor = None  # where it can be found; `__init__` sees to the rest
     _load_tokenizer = _load_image_processor = _load_feature_extractor = False
     _load_video_processor = False  # None would probe for one, and ask for trust
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, model: Any, tokenizer: Any = None, image_processor: Any = None, processor: Any = None, **kwargs
+    ):
+        processor = _whole_processor(model, processor, tokenizer, image_processor)
+        super().__init__(model=model, processor=processor, **kwargs)
         # `pipeline(..., dtype=...)` hands the dtype to the tokenizer too, which could then not be saved as JSON.
         getattr(self.tokenizer, "init_kwargs", {}).pop("dtype", None)
 
@@ -91,6 +97,11 @@ class VisualGroundingPipeline(Pipeline):
         if reduce_jpeg and not self.model.config.skip_padded_patches:
             raise ValueError(
                 "reduce_jpeg changes pixels a little, and this model computes as the official code does: leave it out."
+            )
+        if "candidate_labels" in unknown:
+            raise TypeError(
+                "The visual-grounding pipeline takes expressions as text=...; candidate_labels is what "
+                'pipeline("zero-shot-object-detection") takes, with the same model.'
             )
         if unknown:
             raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.")
@@ -159,7 +170,8 @@ class VisualGroundingPipeline(Pipeline):
         """What the base class calls for lists, datasets and generators of items."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        loader = preparing_loader(inputs, self.preprocess, preprocess_params, num_workers)
+        # Not `self.preprocess`, with which worker processes would be sent the model, too.
+        loader = preparing_loader(inputs, partial(prepare_item, self.processor), preprocess_params, num_workers)
         results = self._results(loader, batch_size, forward_params, postprocess_params)
         return ResultStream(results, len(inputs) if hasattr(inputs, "__len__") else None)
 
@@ -195,33 +207,9 @@ class VisualGroundingPipeline(Pipeline):
             run(take_batch(pairs, batch_size, 0))
         yield from (pending.answer() for pending in waiting)
 
-    def preprocess(
-        self,
-        inputs: dict[str, Any],
-        timeout: float | None = None,
-        long_text: str = "warn",
-        reduce_jpeg: bool = False,
-    ) -> dict[str, Any]:
-        """One item `{"image", "text"}` -> tensors of one image (3, S, S) and the token ids of its E expressions."""
-        side = self.processor.image_processor.side
-        image = open_image(inputs["image"], timeout=timeout, reduce_to=2 * side if reduce_jpeg else None)
-        several = not isinstance(inputs["text"], str)
-        expressions = list(inputs["text"]) if several else [inputs["text"]]
-        target_size = image_size(image)
-        if is_reduced(image):  # where the whole picture would lie in the square, to the pixel
-            place = self.processor.image_processor.geometry(*target_size)
-            image = image.resize((place.new_width, place.new_height), PIL.Image.Resampling.BILINEAR)
-        opened = self.processor.image_processor([image], input_data_format="channels_last", return_tensors="pt")
-        features = {name: value[0] for name, value in opened.items()}
-        tokens = self.processor(text=expressions, long_text=long_text)
-        lengths = tokens["attention_mask"].sum(-1).tolist()
-        return {
-            **features,
-            "token_ids": [tuple(ids[:length].tolist()) for ids, length in zip(tokens["input_ids"], lengths)],
-            "expressions": expressions,
-            "several": several,
-            "target_size": target_size,
-        }
+    def preprocess(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """See `prepare_item`."""
+        return prepare_item(self.processor, inputs, **options)
 
     def _collate(self, batch: "list[tuple[PendingItem, int]]") -> dict[str, Any]:
         """Pairs -> model inputs; images and rows of token ids are unique, `image_index` and `text_index` say which of
@@ -251,8 +239,7 @@ class VisualGroundingPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], mask: bool = False, heatmap: bool = False) -> dict[str, Any]:
         target_sizes = model_inputs.pop("target_sizes")
         model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.model.dtype)
-        needs_tokens = heatmap or self.model.config.score == "similarity"
-        outputs = self.model(**model_inputs, output_masks=mask, output_token_logits=needs_tokens)
+        outputs = self.model(**model_inputs, output_masks=mask, output_token_logits=heatmap)
         wanted = {
             "pred_boxes": outputs.pred_boxes,
             "scores": outputs.scores,
@@ -267,7 +254,7 @@ class VisualGroundingPipeline(Pipeline):
         """Model outputs of a batch -> one plain dict per pair."""
         sizes = outputs["target_sizes"]
         map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
-        found = self.processor.post_process_grounding(outputs, sizes, map_sizes)
+        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes)
         heatmaps = None
         if "token_logits" in outputs:
             heatmaps = self.processor.post_process_heatmaps(outputs, sizes, map_sizes)
@@ -292,6 +279,57 @@ class VisualGroundingPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
         if not remote:  # the base class set it; on a live config it would make transformers ask for trust
             vars(self.model.config).pop("custom_pipelines", None)
+
+
+def prepare_item(
+    processor: HiVGProcessor,
+    inputs: dict[str, Any],
+    timeout: float | None = None,
+    long_text: str = "warn",
+    reduce_jpeg: bool = False,
+) -> dict[str, Any]:
+    """One item `{"image", "text"}` -> tensors of one image (3, S, S) and the token ids of its E expressions."""
+    reduce_to = 2 * processor.image_processor.side if reduce_jpeg else None
+    image = open_image(inputs["image"], timeout=timeout, reduce_to=reduce_to)
+    target_size = image_size(image)
+    if is_reduced(image):  # where the whole picture would lie in the square, to the pixel
+        place = processor.image_processor.geometry(*target_size)
+        image = image.resize((place.new_width, place.new_height), PIL.Image.Resampling.BILINEAR)
+    several = not isinstance(inputs["text"], str)
+    expressions = list(inputs["text"]) if several else [inputs["text"]]
+    opened = processor.image_processor([image], input_data_format="channels_last", return_tensors="pt")
+    features = {name: value[0] for name, value in opened.items()}
+    if processor.image_processor.skip_padded_patches:
+        index = processor.image_processor.patch_index_for(opened["pixel_mask"])
+        features["patch_index"] = torch.from_numpy(index[0])
+    tokens = processor(text=expressions, long_text=long_text, padding=True, return_tensors="pt")
+    rows = zip(tokens["input_ids"], tokens["attention_mask"].bool())
+    return {
+        **features,
+        "token_ids": [tuple(ids[mask].tolist()) for ids, mask in rows],
+        "expressions": expressions,
+        "several": several,
+        "target_size": target_size,
+    }
+
+
+def _whole_processor(model: Any, processor: Any, tokenizer: Any, image_processor: Any) -> HiVGProcessor:
+    """The processor that was given, with the parts that were given beside it; or the one saved with the model."""
+    if processor is None and (tokenizer is None or image_processor is None):
+        saved = model.config.name_or_path
+        if not saved:
+            raise ValueError(
+                "This model was not loaded from a folder or the Hub, so its processor is not known: pass "
+                "processor=..., or tokenizer=... and image_processor=...."
+            )
+        processor = HiVGProcessor.from_pretrained(saved)
+    if processor is not None and tokenizer is None and image_processor is None:
+        return processor
+    if isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    if isinstance(image_processor, str):
+        image_processor = HiVGImageProcessor.from_pretrained(image_processor)
+    return HiVGProcessor(image_processor or processor.image_processor, tokenizer or processor.tokenizer)
 
 
 def _pad_rows(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:

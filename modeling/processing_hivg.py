@@ -1,18 +1,21 @@
 """HiVGProcessor: images, expressions, boxes and masks in; model outputs back to pixels of the original images."""
 
+import difflib
 import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from .box_ops_hivg import rasterize_boxes
 from .image_loading_hivg import image_size, open_image
-from .image_processing_hivg import HiVGImageProcessor, image_list
+from .image_processing_hivg import HiVGImageProcessor, HiVGImageProcessorKwargs, image_list, output_value
+from .processing_inputs_hivg import box_rows, checked_boxes, expression_rows, mask_rows
 from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
 
 NORMALIZATION_CONSTANTS = {
@@ -20,19 +23,42 @@ NORMALIZATION_CONSTANTS = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
 }
 LONG_TEXT_CHOICES = ("warn", "error")
+# Options of a tokenizer that would make something else of an expression than one row.
+NOT_FOR_EXPRESSIONS = (
+    *("text_pair", "text_target", "text_pair_target", "is_split_into_words"),
+    *("return_overflowing_tokens", "stride"),
+)
 
 
 class ExpressionCutWarning(UserWarning):
     """An expression was longer than the model can read; the message names the words that were cut."""
 
 
+class HiVGProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    r"""
+    long_text (`str`, *optional*):
+        What to do with an expression that the model cannot read to its end: `"warn"` cuts it, keeps the end token and
+        names the words that were cut; `"error"` raises.
+    """
+
+    images_kwargs: HiVGImageProcessorKwargs
+    long_text: str | None
+
+
 class HiVGProcessor(ProcessorMixin):
     """Image processor and CLIP tokenizer as one.
 
     `processor(images, text, boxes=None, masks=None)` returns `pixel_values (B, 3, S, S)`, `pixel_mask (B, S, S)`,
-    `patch_index (B, P)` (see `HiVGImageProcessor`), `input_ids` and `attention_mask (B, T)` with T the longest
-    expression of the call, and, when asked for, `labels (B, 4)` and `mask_labels (B, S, S)`.
+    `patch_index (B, P)`, `input_ids` and `attention_mask (N, T)`, and, when asked for, `labels (N, 4)` and
+    `mask_labels (N, S, S)`. Where images and expressions are not one to one, `image_index (N,)` says which image each
+    expression belongs to. Options are those of CLIP's processor, flat or as `text_kwargs` and `images_kwargs`; by
+    default rows are padded to the longest and cut to what the model reads, and tensors are torch's.
     """
+
+    valid_processor_kwargs = HiVGProcessorKwargs
+    text_kwargs = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
+    long_text = "warn"
 
     def __init__(self, image_processor: HiVGImageProcessor, tokenizer: Any):
         super().__init__(image_processor, cleaning_tokenizer(tokenizer))
@@ -61,75 +87,124 @@ class HiVGProcessor(ProcessorMixin):
     def __call__(
         self,
         images: Any = None,
-        text: str | Sequence[str] | None = None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         boxes: Any = None,
         masks: Any = None,
-        return_tensors: str | None = "pt",
-        long_text: str = "warn",
+        **kwargs: Unpack[HiVGProcessorKwargs],
     ) -> BatchFeature:
-        """Model inputs for one image and one expression, or for lists of equal length.
+        """Model inputs for images, expressions, or both.
 
         Args:
-            images: anything `load_grounding_image` opens, or a list of it. Files, URLs and bytes are turned upright by
+            images: Anything `load_grounding_image` opens, or a list of it. Files, URLs and bytes are turned upright by
                 their EXIF orientation; PIL images and arrays are taken as they are held, so that boxes, masks and
                 `target_sizes=[image.size[::-1]]` mean the object that was passed.
-            text: an expression per image.
-            boxes: per image a box as `xyxy` pixels of the original image, or None where the expression names nothing
-                (its row of `labels` is NaN). For one image the box itself will do.
-            masks: per image a mask of the original image (height, width), or None, for which the box as a mask is
-                taken. When every mask is None there is no `mask_labels`. For one image the mask itself will do.
-            return_tensors: `"pt"` or `"np"`.
-            long_text: what to do with an expression that the text tower cannot read to its end: `"warn"` cuts it,
-                keeps the end token and names the words that were cut; `"error"` raises.
+            text: An expression per image; several expressions of one image; or a list of expressions for each image.
+            boxes: Per expression a box as `xyxy` pixels of the original image, or None where the expression names
+                nothing (its row of `labels` is NaN). Lists, arrays or tensors; for one expression the box itself.
+            masks: Per expression a mask of the original image (height, width), nonzero = target, as PIL image, array
+                or tensor; or None, for which the box as a mask is taken. When every mask is None there is no
+                `mask_labels`. For one expression the mask itself.
+            kwargs: [`HiVGProcessorKwargs`]. With `padding="max_length"` every row of `patch_index` has room for all
+                patches, too, so that rows of different calls can be stacked. `device` moves all tensors.
 
         Raises:
-            ValueError: lengths differ, an expression is blank or too long, a box or mask does not fit its image.
+            TypeError: If an option is unknown, or images and texts are swapped.
+            ValueError: If lengths differ, an expression is blank or too long, a box or mask does not fit its image.
         """
         if images is None and text is None:
             raise ValueError("HiVGProcessor needs images, text, or both.")
         if images is None and (boxes is not None or masks is not None):
             raise ValueError("Boxes and masks can only be given together with their images.")
-        features: dict[str, Any] = {}
+        self._refuse_unknown(kwargs)
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        image_options, text_options = dict(options["images_kwargs"]), dict(options["text_kwargs"])
+        device = image_options.pop("device", None)
+        sources = None if images is None else _unnested(image_list(images))
+        index, features = None, {}
         if text is not None:
-            features.update(self._text_features(text, long_text))
-        if images is not None:
-            pictures = [open_image(image) for image in image_list(images)]
-            boxes, masks = _box_list(boxes), _mask_list(masks)
-            if text is not None and len(pictures) != len(features["input_ids"]):
-                raise ValueError(
-                    f"Got {len(pictures)} images and {len(features['input_ids'])} expressions: "
-                    "give one expression per image, repeating an image that has several."
-                )
-            opened = self.image_processor(pictures, input_data_format="channels_last", return_tensors="pt")
-            features.update(opened)
-            features.update(self._target_features([image_size(picture) for picture in pictures], boxes, masks))
-        if return_tensors == "np":
-            features = {name: value.numpy() for name, value in features.items()}
-        return BatchFeature(features)
+            expressions, index = expression_rows(text, None if sources is None else len(sources))
+            features.update(self._text_features(expressions, options["long_text"], text_options))
+        if sources is not None:
+            channels = image_options.get("input_data_format")
+            pictures = [open_image(image, input_data_format=channels) for image in sources]
+            fixed = getattr(text_options.get("padding"), "value", text_options.get("padding")) == "max_length"
+            rows = self._image_features(pictures, index, boxes, masks, fixed, image_options)
+            features.update(BatchFeature(rows, tensor_type=image_options.get("return_tensors")))
+        batch = BatchFeature(features)
+        return batch if device is None else batch.to(device)
 
-    def _text_features(self, text: str | Sequence[str], long_text: str) -> dict[str, torch.Tensor]:
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As `ProcessorMixin.save_pretrained`; what it notes on the object for the file is not part of the object."""
+        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        vars(self).pop("auto_map", None)
+        return saved
+
+    def _refuse_unknown(self, options: dict[str, Any]) -> None:
+        text, images = (HiVGProcessorKwargs.__annotations__[kind].__annotations__ for kind in _MODALITIES)
+        known = {*HiVGProcessorKwargs.__annotations__, "common_kwargs", *text, *images}
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean {close[0]!r}?" if close else "See HiVGProcessorKwargs."
+                raise TypeError(f"HiVGProcessor has no option {name!r}. {hint}")
+        given = {**options, **(options.get("text_kwargs") or {})}
+        for name in NOT_FOR_EXPRESSIONS:
+            if given.get(name):
+                raise ValueError(f"HiVGProcessor makes one row of each expression: omit {name}.")
+
+    def _text_features(self, text: list[Any], long_text: str, options: dict[str, Any]) -> dict[str, Any]:
         expressions = checked_expressions(text)
         if long_text not in LONG_TEXT_CHOICES:
             raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {long_text!r}.")
-        limit = self.tokenizer.model_max_length
-        full = self.tokenizer(expressions, return_offsets_mapping=True)
-        for expression, ids, offsets in zip(expressions, full["input_ids"], full["offset_mapping"]):
-            if len(ids) > limit:
-                # limit - 1 tokens stay in front of the end token.
-                self._report_long_text(expression, expression[offsets[limit - 1][0] :], len(ids), long_text)
+        if options.get("max_length") is not None and options["max_length"] < 1:
+            raise ValueError(f"max_length must be a positive number of tokens, got {options['max_length']}.")
+        cuts = options.get("truncation") not in (None, False, "do_not_truncate")
+        limit = min(options.get("max_length") or math.inf, self.tokenizer.model_max_length)
+        if cuts:
+            self._report_long_texts(expressions, limit, long_text, options.get("add_special_tokens"))
+        if cuts or options.get("max_length") is None:
+            options = {**options, "max_length": limit}
         # A tokenizer cuts before it adds the end token, which therefore stays last.
-        options = {"padding": "longest", "padding_side": "right", "return_tensors": "pt"}
-        cut = self.tokenizer(expressions, truncation=True, max_length=limit, **options)
-        return {"input_ids": cut["input_ids"], "attention_mask": cut["attention_mask"]}
+        return dict(self.tokenizer(expressions, **options))
 
-    def _report_long_text(self, expression: str, lost: str, length: int, long_text: str) -> None:
-        message = (
-            f"The expression '{_shortened(expression)}' has {length} tokens, and the model reads "
-            f"{self.tokenizer.model_max_length}"
-        )
-        if long_text == "error":
-            raise ValueError(f"{message}: shorten it, or pass long_text='warn' to cut '{_shortened(lost, 400)}'.")
-        warnings.warn(f"{message}: cut '{_shortened(lost, 400)}'.", ExpressionCutWarning, stacklevel=4)
+    def _report_long_texts(self, expressions: list[str], limit: int, long_text: str, special: bool | None) -> None:
+        full = self.tokenizer(expressions, return_offsets_mapping=True, add_special_tokens=special is not False)
+        for expression, ids, offsets in zip(expressions, full["input_ids"], full["offset_mapping"]):
+            if len(ids) <= limit:
+                continue
+            # limit - 1 tokens stay in front of the end token.
+            lost = expression[offsets[limit - 1][0] :]
+            if self.tokenizer.truncation_side == "left":
+                lost = expression[: offsets[len(ids) - limit][1]]
+            message = f"The expression '{_shortened(expression)}' has {len(ids)} tokens, and the model reads {limit}"
+            if long_text == "error":
+                raise ValueError(f"{message}: shorten it, or pass long_text='warn' to cut '{_shortened(lost, 400)}'.")
+            warnings.warn(f"{message}: cut '{_shortened(lost, 400)}'.", ExpressionCutWarning, stacklevel=4)
+
+    def _image_features(
+        self,
+        pictures: list[Any],
+        index: list[int] | None,
+        boxes: Any,
+        masks: Any,
+        fixed: bool,
+        options: dict[str, Any],
+    ) -> dict[str, np.ndarray]:
+        """Arrays of the images, one row each, and of their targets, one row per expression (see `__call__`)."""
+        options = {**options, "return_tensors": None, "input_data_format": "channels_last"}
+        rows = dict(self.image_processor(pictures, **options))
+        if self.image_processor.skip_padded_patches:
+            rows["patch_index"] = self.image_processor.patch_index_for(rows["pixel_mask"])  # (B, P)
+            if fixed:
+                missing = (self.image_processor.side // self.image_processor.patch_size) ** 2
+                missing -= rows["patch_index"].shape[1]
+                rows["patch_index"] = np.pad(rows["patch_index"], ((0, 0), (0, missing)), constant_values=-1)  # (B, N)
+        sizes = [image_size(picture) for picture in pictures]
+        if index is not None:
+            rows["image_index"] = np.array(index, dtype=np.int64)
+            sizes = [sizes[image] for image in index]
+        targets = self._target_features(sizes, box_rows(boxes, len(sizes)), mask_rows(masks, len(sizes)))
+        return {**rows, **{name: value.numpy() for name, value in targets.items()}}
 
     def _target_features(self, sizes: list[tuple[int, int]], boxes: Any, masks: Any) -> dict[str, torch.Tensor]:
         features: dict[str, torch.Tensor] = {}
@@ -167,34 +242,90 @@ class HiVGProcessor(ProcessorMixin):
     def post_process_grounding(
         self,
         outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        threshold: float | None = None,
         map_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Model outputs -> per sample `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
+        """Model outputs -> per row `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
         Args:
-            outputs: a `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
+            outputs: A `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
                 `mask_logits (B, h, w)`.
-            target_sizes: (height, width) of each original image.
+            target_sizes: (height, width) of each row's original image. Without them, boxes are `xyxy` in 0..1 of the
+                padded square, and masks the model's own (h, w).
+            threshold: Add `"found"`, whether the score reaches this value.
             map_sizes: (height, width) of each mask, where it is not that of the image.
 
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
         """
-        sizes = [(int(height), int(width)) for height, width in target_sizes]
-        pred_boxes, scores, mask_logits = (_output(outputs, name) for name in ("pred_boxes", "scores", "mask_logits"))
-        if len(sizes) != len(pred_boxes):
-            raise ValueError(f"Got {len(pred_boxes)} predictions and {len(sizes)} target_sizes.")
-        boxes = self.image_processor.boxes_to_image(pred_boxes, sizes)
+        pred_boxes, scores, mask_logits = (
+            output_value(outputs, name) for name in ("pred_boxes", "scores", "mask_logits")
+        )
+        if threshold is not None and scores is None:
+            raise ValueError("These outputs have no scores, so that no threshold can be applied: omit threshold.")
+        boxes = self.image_processor.boxes_in_images(pred_boxes, target_sizes)
+        sizes = None if target_sizes is None else [(int(height), int(width)) for height, width in target_sizes]
         results = []
-        for row, (height, width) in enumerate(sizes):
-            limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
+        for row, box in enumerate(boxes):
             mask = None
-            if mask_logits is not None:
+            if mask_logits is not None and sizes is None:
+                mask = mask_logits[row].detach().cpu() > 0
+            elif mask_logits is not None:
                 map_size = sizes[row] if map_sizes is None else map_sizes[row]
                 mask = self.image_processor.map_to_image(mask_logits[row], sizes[row], map_size) > 0
             score = None if scores is None else scores[row].detach().cpu().float()
-            results.append({"box": boxes[row].clamp(min=torch.zeros(4), max=limit), "score": score, "mask": mask})
+            results.append({"box": box, "score": score, "mask": mask})
+            if threshold is not None:
+                results[-1]["found"] = bool(score >= threshold)
+        return results
+
+    def post_process_grounded_object_detection(
+        self,
+        outputs: Any,
+        input_ids: torch.Tensor | None = None,
+        threshold: float = 0.0,
+        text_threshold: float | None = None,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Model outputs -> per image its detections, as Grounding DINO's and OWLv2's processors give them.
+
+        Args:
+            outputs: A `HiVGOutput` or dict with `pred_boxes` and `scores`, a row per expression.
+            input_ids: Not read: an expression names what its row finds.
+            threshold: Detections with a higher score are kept.
+            text_threshold: Not read, for the same reason.
+            target_sizes: (height, width) of each image; see `post_process_grounding`.
+            text_labels: The expressions of each image, or of the only image. Without them, every image has the same
+                number of rows.
+
+        Returns:
+            Per image `scores (K,)`, `boxes (K, 4)`, `labels (K,)`, the place of the expression among those of its
+            image, and `text_labels`, the expressions, or None.
+
+        Raises:
+            ValueError: If rows, images and labels do not fit each other, or there are no scores.
+        """
+        rows, images = len(output_value(outputs, "pred_boxes")), None if target_sizes is None else len(target_sizes)
+        groups = _label_groups(text_labels, rows, images)
+        sizes = None
+        if target_sizes is not None:
+            sizes = [tuple(map(int, size)) for size, group in zip(target_sizes, groups) for _ in group]
+        found = self.image_processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+        results, start = [], 0
+        for group in groups:
+            own = found[start : start + len(group)]
+            start += len(group)
+            labels = [place for place, row in enumerate(own) for _ in row["scores"]]
+            results.append(
+                {
+                    "scores": torch.cat([row["scores"] for row in own]),
+                    "boxes": torch.cat([row["boxes"] for row in own]),
+                    "labels": torch.tensor(labels, dtype=torch.long),
+                    "text_labels": None if text_labels is None else [group[place] for place in labels],
+                }
+            )
         return results
 
     def post_process_heatmaps(
@@ -207,7 +338,7 @@ class HiVGProcessor(ProcessorMixin):
 
         Needs `token_logits (B, N)`, which the model returns with `output_token_logits=True`.
         """
-        token_logits = _output(outputs, "token_logits")
+        token_logits = output_value(outputs, "token_logits")
         if token_logits is None:
             raise ValueError("There are no token_logits: call the model with output_token_logits=True.")
         grid = math.isqrt(token_logits.shape[-1])
@@ -217,47 +348,36 @@ class HiVGProcessor(ProcessorMixin):
         return [self.image_processor.map_to_image(values, size, map_size) for values, size, map_size in triples]
 
 
-def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Boxes (or None) per image -> float64 (B, 4), NaN where there is none.
+_MODALITIES = ("text_kwargs", "images_kwargs")
 
-    Raises:
-        ValueError: the number differs, or a box is not finite, has no area, or lies outside its image.
-    """
-    if len(boxes) != len(sizes):
-        raise ValueError(f"Got {len(sizes)} images and {len(boxes)} boxes: give one box (or None) per image.")
-    rows = torch.full((len(sizes), 4), math.nan, dtype=torch.float64)
-    for row, (box, (height, width)) in enumerate(zip(boxes, sizes)):
-        if box is None:
-            continue
-        values = torch.as_tensor(box, dtype=torch.float64)
-        if values.shape != (4,):
-            raise ValueError(f"Box {row} must be four numbers (x1, y1, x2, y2), got shape {tuple(values.shape)}.")
-        if values.isnan().all():
-            continue
-        x1, y1, x2, y2 = values.tolist()
-        if not (math.isfinite(x1 + y1 + x2 + y2) and x1 < x2 and y1 < y2):
+
+def _unnested(images: list[Any]) -> list[Any]:
+    """`[[image], [image]]`, as processors with several images per text take them -> `[image, image]`."""
+    if images and all(isinstance(entry, (list, tuple)) and len(entry) == 1 for entry in images):
+        return [entry[0] for entry in images]
+    return images
+
+
+def _label_groups(text_labels: Any, rows: int, images: int | None) -> list[list[Any]]:
+    """The labels of each image's rows; None for each row where there are no labels."""
+    if text_labels is None:
+        images = rows if images is None else images
+        if not images or rows % images:
             raise ValueError(
-                f"Box {row} must be finite with x1 < x2 and y1 < y2 (xyxy pixels), got {values.tolist()}."
+                f"Got {rows} predictions for {images} images, which is not the same number for each: pass "
+                "text_labels, the list of expressions of each image."
             )
-        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
-        rows[row] = values
-    return rows
-
-
-def _box_list(boxes: Any) -> Any:
-    """A single box, four numbers -> a list of it; a list of boxes as it is."""
-    is_single = boxes is not None and len(boxes) == 4 and all(isinstance(value, (int, float)) for value in boxes)
-    return [boxes] if is_single else boxes
-
-
-def _mask_list(masks: Any) -> Any:
-    """A single mask, an array (height, width) -> a list of it; a list of masks as it is."""
-    return [masks] if getattr(masks, "ndim", 0) == 2 else masks
-
-
-def _output(outputs: Any, name: str) -> Any:
-    return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+        return [[None] * (rows // images)] * images
+    labels = list(text_labels)
+    if all(isinstance(label, str) for label in labels):
+        labels = [[label] for label in labels] if images == rows and rows != 1 else [labels]
+    groups = [[label] if isinstance(label, str) else list(label) for label in labels]
+    if sum(map(len, groups)) != rows or (images is not None and len(groups) != images) or not all(groups):
+        raise ValueError(
+            f"Got {rows} predictions, {images} target_sizes and labels for {[len(group) for group in groups]}: pass "
+            "one size per image, and for each image the expressions that it was asked for."
+        )
+    return groups
 
 
 def _shortened(text: str, limit: int = 80) -> str:

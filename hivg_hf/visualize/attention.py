@@ -52,9 +52,10 @@ def bridge_attention(model: Any, processor: Any, image: Any, expression: str) ->
         attentions = model(**inputs, output_attentions=True).cross_attentions
     finally:
         model.set_attn_implementation(used)
-    length = int(inputs["attention_mask"].sum())
+    ids = inputs["input_ids"][0][inputs["attention_mask"][0] > 0]
+    length = len(ids)
     tokenizer = processor.tokenizer
-    words = [tokenizer.decode([token]).strip() for token in inputs["input_ids"][0, :length].tolist()]
+    words = [tokenizer.decode([token]).strip() for token in ids.tolist()]
     words[0], words[-1] = "[begin]", "[end]"
     # (1, heads, 1 + P, T) -> (P, T): the first query is [CLS]
     weights = [layer[0].float().mean(0)[1:, :length].cpu() for layer in attentions]

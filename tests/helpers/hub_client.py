@@ -34,6 +34,15 @@ pipe = pipeline("visual-grounding", model=repo_id, **options)
 result = [list(found["box"].values()) + [found["score"]] for found in pipe(picture, expressions)]
 """
 
+# The Hub's own task: its auto class, and its pipeline, whose boxes are whole pixels.
+ZERO_SHOT_PIPELINE = """
+from PIL import Image
+from transformers import pipeline
+pipe = pipeline("zero-shot-object-detection", model=repo_id, **options)
+found = {one["label"]: one for one in pipe(Image.open(picture), candidate_labels=expressions, threshold=0.0)}
+result = [list(found[label]["box"].values()) + [found[label]["score"]] for label in expressions]
+"""
+
 AUTO_CLASSES = """
 import torch
 from PIL import Image
@@ -47,6 +56,8 @@ with torch.no_grad():
 found = processor.post_process_grounding(outputs, [(image.height, image.width)] * len(expressions))
 result = [one["box"].tolist() + [float(one["score"])] for one in found]
 """
+
+ZERO_SHOT_CLASSES = AUTO_CLASSES.replace("AutoModel", "AutoModelForZeroShotObjectDetection")
 
 
 def push(home: Interpreter, folder: Path, repo_id: str, *options: str, token: str = "hf_alice") -> dict[str, Any]:

@@ -67,17 +67,19 @@ def test_literal_values_of_a_plain_picture() -> None:
 def test_patch_index_lists_the_patches_that_show_the_image() -> None:
     processor = make_processor(size=32)
     features = processor([PIL.Image.new("RGB", (32, 8)), PIL.Image.new("RGB", (20, 20))], return_tensors="pt")
+    assert set(features) == {"pixel_values", "pixel_mask"}  # all of one shape, as transformers' pipelines need them
+    index = processor.patch_index_for(features["pixel_mask"])
     # 8 rows high: offset 12 is rounded down to 8, so exactly the second row of four patches.
-    assert features["patch_index"][0].tolist() == [4, 5, 6, 7] + [-1] * 12
-    assert features["patch_index"][1].tolist() == list(range(16))
-    assert "patch_index" not in make_processor(skip_padded_patches=False)(PIL.Image.new("RGB", (9, 9)))
+    assert index[0].tolist() == [4, 5, 6, 7] + [-1] * 12
+    assert index[1].tolist() == list(range(16))
 
 
 def test_no_image_pixel_lies_outside_patch_index() -> None:
     for alignment in ("patch", "pixel"):
-        features = make_processor(pad_align=alignment)(PIL.Image.new("RGB", (50, 21)), return_tensors="pt")
+        processor = make_processor(pad_align=alignment)
+        features = processor(PIL.Image.new("RGB", (50, 21)), return_tensors="pt")
         kept = torch.zeros(64, dtype=torch.bool)
-        kept[features["patch_index"][0]] = True
+        kept[processor.patch_index_for(features["pixel_mask"])[0]] = True
         covered = kept.reshape(8, 8).repeat_interleave(8, 0).repeat_interleave(8, 1)
         assert not (features["pixel_mask"][0].bool() & ~covered).any()
 

@@ -1,4 +1,4 @@
-"""What transformers, PEFT and torch do with any model, they do with this one: embeddings, pickles, features, indexes."""
+"""What transformers and torch do with any model, they do with this one: embeddings, pickles, features, indexes."""
 
 import copy
 import pickle
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.interpreter import Interpreter
 from transformers import CLIPModel
 from transformers.utils import logging
 
+from helpers.interpreter import Interpreter
 from hivg_hf import HiVGForVisualGrounding
 
 RECORDED = {"output_hidden_states": True}

@@ -1,0 +1,153 @@
+"""What users pass to the processor beside images, as plain rows: expressions, boxes and masks in their many forms."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor, bytes, bytearray)
+
+
+def expression_rows(text: Any, images: int | None) -> tuple[list[Any], list[int] | None]:
+    """Texts as a flat list, and which image each belongs to.
+
+    Args:
+        text: One expression; a list, one per image or several of the only image; or a list of lists, those of each
+            image.
+        images: How many images there are, or None where there are none to pair with.
+
+    Returns:
+        The expressions, and the image of each, or None where expression i belongs to image i.
+
+    Raises:
+        TypeError: If images and texts are swapped.
+        ValueError: If their numbers do not fit.
+    """
+    texts = [text] if isinstance(text, str) else text
+    if isinstance(texts, np.ndarray) and texts.dtype.kind in "UO":
+        texts = texts.tolist()
+    if isinstance(texts, IMAGE_TYPES) or not hasattr(texts, "__iter__") or hasattr(texts, "keys"):
+        raise TypeError(_swapped(texts) if isinstance(texts, IMAGE_TYPES) else _no_text(texts))
+    texts = list(texts)
+    swapped = next((entry for entry in texts if isinstance(entry, IMAGE_TYPES)), None)
+    if swapped is not None:
+        raise TypeError(_swapped(swapped))
+    if not any(isinstance(entry, (list, tuple)) for entry in texts):
+        if images is None or len(texts) == images:
+            return texts, None
+        if images == 1:
+            return texts, [0] * len(texts)
+        raise ValueError(
+            f"Got {images} images and {len(texts)} expressions. Pass one expression per image, or a list of "
+            "expressions for each image."
+        )
+    groups = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in texts]
+    if images is not None and len(groups) != images:
+        raise ValueError(f"Got {images} images and lists of expressions for {len(groups)}: pass one list per image.")
+    if not all(groups):
+        raise ValueError(f"Image {groups.index([])} has no expression: its list is empty.")
+    index = [image for image, group in enumerate(groups) for _ in group]
+    return [entry for group in groups for entry in group], None if index == list(range(len(groups))) else index
+
+
+def _swapped(value: Any) -> str:
+    return (
+        f"Got an image ({type(value).__name__}) as text: images come first. Call processor(images=..., text=...) "
+        "or pass the two the other way round."
+    )
+
+
+def _no_text(value: Any) -> str:
+    return f"The text must be a string, a list of strings, or a list of strings per image, not {type(value).__name__}."
+
+
+def box_rows(boxes: Any, rows: int) -> Any:
+    """Boxes as a list with one box or None per row: a single box is a list of it, nested lists are joined."""
+    if boxes is None:
+        return None
+    if _is_box(boxes):
+        return [boxes]
+    boxes = list(boxes)
+    if len(boxes) != rows and all(box is not None and not _is_box(box) for box in boxes):
+        return [box for group in boxes for box in group]  # one list per image
+    return boxes
+
+
+def _is_box(value: Any) -> bool:
+    if hasattr(value, "ndim") and hasattr(value, "shape"):
+        return tuple(value.shape) == (4,)
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 4
+        and all(isinstance(number, Real) or getattr(number, "ndim", None) == 0 for number in value)
+    )
+
+
+def mask_rows(masks: Any, rows: int) -> list[np.ndarray | None] | None:
+    """Masks (PIL images, arrays or tensors, nonzero = target) as one array (height, width) or None per row."""
+    if masks is None:
+        return None
+    if isinstance(masks, PIL.Image.Image) or getattr(masks, "ndim", 0) == 2:
+        masks = [masks]
+    masks = list(masks)
+    if len(masks) != rows and all(isinstance(group, (list, tuple)) for group in masks):
+        masks = [mask for group in masks for mask in group]  # one list per image
+    return [None if mask is None else _mask_array(mask) for mask in masks]
+
+
+def _mask_array(mask: Any) -> np.ndarray:
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu()
+    array = np.asarray(mask)
+    return array[0] if array.ndim == 3 and len(array) == 1 else array  # (1, H, W) -> (H, W)
+
+
+def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Boxes (or None) per row -> float64 (B, 4), NaN where there is none.
+
+    Raises:
+        ValueError: If the number differs, or a box is not finite, has no area, or lies outside its image.
+    """
+    if len(boxes) != len(sizes):
+        raise ValueError(
+            f"Got {len(sizes)} images and {len(boxes)} boxes: give one box (or None) per image; where an image has "
+            "several expressions, one per expression."
+        )
+    rows = torch.full((len(sizes), 4), math.nan, dtype=torch.float64)
+    for row, (box, (height, width)) in enumerate(zip(boxes, sizes)):
+        if box is None:
+            continue
+        values = _box_values(row, box)
+        if values.isnan().all():
+            continue
+        x1, y1, x2, y2 = values.tolist()
+        if not (math.isfinite(x1 + y1 + x2 + y2) and x1 < x2 and y1 < y2):
+            raise ValueError(
+                f"Box {row} must be finite with x1 < x2 and y1 < y2 (xyxy pixels), got {values.tolist()}."
+            )
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
+        rows[row] = values
+    return rows
+
+
+def _box_values(row: int, box: Any) -> torch.Tensor:
+    try:
+        if isinstance(box, torch.Tensor):
+            values = box.detach().cpu().double()
+        else:
+            values = torch.from_numpy(np.asarray(box, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"Box {row} must be four numbers (x1, y1, x2, y2), got {str(box)[:80]}.") from None
+    if values.shape == (1, 4):  # an image's list of one box
+        values = values[0]
+    if values.shape != (4,):
+        raise ValueError(f"Box {row} must be four numbers (x1, y1, x2, y2), got shape {tuple(values.shape)}.")
+    return values
+
+
+__all__ = ["box_rows", "checked_boxes", "expression_rows", "mask_rows"]
