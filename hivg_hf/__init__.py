@@ -48,6 +48,14 @@ _HOME_OF = {
 }
 
 
+def _zero_shot(*args: Any, **kwargs: Any) -> Any:
+    """What `pipeline("visual-grounding", clip, mode="zero-shot")` gives; loaded when it is asked for."""
+    return importlib.import_module(".zero_shot", __name__).ZeroShotGrounder.from_pipeline(*args, **kwargs)
+
+
+VisualGroundingPipeline.modes["zero-shot"] = _zero_shot
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

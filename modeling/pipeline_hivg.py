@@ -9,9 +9,9 @@ once.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -52,11 +52,23 @@ class VisualGroundingPipeline(Pipeline):
     See `__call__` for lists and streams. Options, at construction or per call: `batch_size` (pairs of an image and an
     expression per pass; 1 unless told, and for one image up to 16 expressions), `num_workers` (processes that open
     images), and those of `_sanitize_parameters`.
+
+    `mode="zero-shot"` with a plain CLIP gives what `hivg_hf` has put into `modes` under that name, not this class.
     """
+
+    modes: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     _load_processor = None  # where it can be found; `__init__` sees to the rest
     _load_tokenizer = _load_image_processor = _load_feature_extractor = False
     _load_video_processor = False  # None would probe for one, and ask for trust
+
+    def __new__(cls, *args: Any, mode: str | None = None, **kwargs: Any) -> Any:
+        if mode is None:
+            return super().__new__(cls)
+        if mode not in cls.modes:
+            known = ", ".join(map(repr, cls.modes)) or "none: import hivg_hf first"
+            raise ValueError(f"Expected a mode of the visual-grounding pipeline ({known}), got {mode!r}.")
+        return cls.modes[mode](*args, **kwargs)
 
     def __init__(
         self, model: Any, tokenizer: Any = None, image_processor: Any = None, processor: Any = None, **kwargs

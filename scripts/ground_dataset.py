@@ -12,16 +12,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 
 from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.inference import DTYPES, ShardedRun, ground_shards, load_pipeline
 from hivg_hf.utils.imports import require_package
+from hivg_hf.utils.strict_mapping import read_options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.mask:
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     state = PartialState(cpu=not torch.cuda.is_available())
-    source: dict[str, Any] = dict(read_option(text) for text in options.option)
+    source = read_options(options.option, "--option")
     with state.main_process_first():  # one process fills the caches that the others then read
         dataset = load_grounding_dataset(options.data, options.split, **source)
         settings = {"model": options.model, "data": options.data, "split": options.split, "options": source}
@@ -70,13 +69,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="default: that of the checkpoint")
     parser.add_argument("--mask", action="store_true", help="also masks, as COCO run lengths")
     return parser.parse_args(arguments)
-
-
-def read_option(text: str) -> tuple[str, object]:
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise ValueError(f"An option must be KEY=VALUE, got '{text}'.")
-    return key, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ ORDER = (
     "hub",
     "inference",
     "zero_shot",
+    "labeling",
     "evaluation",
     "training",
     "cli",

@@ -167,6 +167,14 @@ def test_peft_is_at_least_what_add_adapter_of_transformers_demands() -> None:
     assert parts >= [int(part) for part in MIN_PEFT_VERSION.split(".")][: len(parts)]
 
 
+def test_the_checkpoint_of_a_checkout_links_to_each_modeling_file() -> None:
+    """So that it opens with trust_remote_code where the package is not imported, without a copy in git."""
+    folder = ROOT / "hivg_hf" / "checkpoints" / "hivg-tiny-refshapes"
+    links = {path.name: path.readlink() for path in folder.glob("*.py")}
+    sources = [path.name for path in (ROOT / "modeling").glob("*_hivg.py")]
+    assert links == {name: Path("../../../modeling") / name for name in sources}
+
+
 def test_nothing_imports_modeling_bare() -> None:
     """`import modeling` from the repository root would make a second class object of every name."""
     guilty = [

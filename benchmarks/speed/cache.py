@@ -28,7 +28,7 @@ from hivg_hf.data.collator import letterbox, open_row_image
 from hivg_hf.data.order import KeyedDataset
 from hivg_hf.data.schema import FEATURES
 from hivg_hf.modeling.image_processing_hivg import HiVGImageProcessor
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import write_json
 
 WIDTH, HEIGHT = 1024, 768
 NEEDED = 5.0
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = measure(Path(folder), options.images, options.rounds)
     print(json.dumps(results, indent=2))
     if options.out:
-        with atomic_path(options.out) as path:
-            path.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(options.out, results)
     return 0 if results["bit_equal"] and results["times_faster"] >= NEEDED else 1
 
 

@@ -24,7 +24,7 @@ import transformers
 import hivg_hf
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.inference import load_pipeline
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import write_json
 
 BATCH_SIZES = (1, 4, 16)
 # The stream repeats these many rendered scenes: memory is what is measured, and rendering would take most of the time.
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["batch_size"] = compare_batch_sizes(options.model, some, options.rounds)
     report["precision"] = compare_precisions(options.model, some, options.rounds, options.compile)
     report["stream"] = measure_stream(options.model, rows, options.images, options.mark)
-    with atomic_path(options.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, report)
     print(json.dumps(report, indent=2))
     print(f"wrote {options.out.resolve()}")
 

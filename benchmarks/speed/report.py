@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path, write_json
 from hivg_hf.utils.imports import require_package
 
 from .groups import BOX, MASK, NATIVE, NATIVE_MASK, STRAIGHTFORWARD
@@ -19,8 +19,7 @@ Results = Mapping[str, Any]
 
 def save_results(results: Results, path: str | Path) -> None:
     """Write results as JSON, whole or not at all."""
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(path, results)
 
 
 def load_results(path: str | Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 VERBS = {
     "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
     "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
+    "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
+    "recipes": ("hivg_hf.cli.recipes:recipes", "List, show and copy the training recipes that ship."),
     "evaluate": ("hivg_hf.cli.evaluate:evaluate", "Measure a checkpoint on a dataset and write a results file."),
     "convert": ("hivg_hf.cli.convert:convert", "Turn an official checkpoint file into a folder of this package."),
     "export": ("hivg_hf.cli.export:export", "Write a model for other runtimes."),

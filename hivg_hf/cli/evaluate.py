@@ -3,6 +3,7 @@
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 --out results/val
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
+hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
 accelerate launch --config_file hivg_hf/recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
 """
@@ -59,6 +60,13 @@ def evaluate(
         str | None,
         typer.Option(help="What the bridges read under --controls with constant text. Default: 'the object'."),
     ] = None,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Also: changed pictures and expressions, 95 passes; resumes if killed."),
+    ] = False,
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial", help="Also: pixels attacked along the gradient (PGD) in five strengths.")
+    ] = False,
     compare: Annotated[
         str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
     ] = None,
@@ -70,15 +78,17 @@ def evaluate(
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.predict import process_state
     from hivg_hf.evaluation.reports import write_evaluation
-    from hivg_hf.evaluation.sources import open_data, open_foils, open_model, read_options
+    from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
+    from hivg_hf.utils.strict_mapping import read_options
 
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
     _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
-    if controls and backend != "torch":
-        raise ValueError("--controls reaches into the torch model: omit it, or omit --backend onnx.")
+    reaching = [name for name, given in {"--controls": controls, "--adversarial": adversarial}.items() if given]
+    if reaching and backend != "torch":
+        raise ValueError(f"{' and '.join(reaching)} reaches into the torch model: omit it, or omit --backend onnx.")
     engine = {"dtype": dtype, "backend": backend, "precision": precision}
     state = process_state()
     if plots:
@@ -102,8 +112,11 @@ def evaluate(
     foils = open_foils(data, split, data_options) if controls else None
     evaluation = evaluate_model(opened, processor, dataset, settings, foils)
     evaluation.describe(opened, model, data, split, data_options, revision=commit or revision, overrides=overrides)
+    pages = []
+    if robustness or adversarial:
+        pages = _robustness(opened, processor, dataset, evaluation, settings, out, robustness, adversarial, plots)
     if state.is_main_process:
-        files = write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)
+        files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
         _print_results(evaluation.results, files)
     if compare:
         _compare(compare, evaluation, dataset, settings, out, gallery, engine)
@@ -119,6 +132,33 @@ def _refuse_what_does_not_apply(given: dict[str, bool], applies: bool, needs: st
     unread = [name for name, is_given in given.items() if is_given]
     if unread and not applies:
         raise ValueError(f"{' and '.join(unread)} would change nothing without {needs}: omit it.")
+
+
+def _robustness(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    evaluation: Any,
+    settings: Any,
+    out: Path,
+    changes: bool,
+    attack: bool,
+    plots: bool,
+) -> list[Path]:
+    """Measure how the model breaks, write the report, and put its summary into the results."""
+    from hivg_hf.evaluation.predict import process_state
+    from hivg_hf.evaluation.robustness import measure_adversarial, measure_robustness, write_report
+
+    out.mkdir(parents=True, exist_ok=True)
+    conditions = None if changes else ()
+    report = measure_robustness(model, processor, dataset, evaluation, settings, out, conditions)
+    evaluation.results["robustness"] = {"summary": report["summary"], "by_objects": report["by_objects"]}
+    if not process_state().is_main_process:
+        return []
+    if attack:
+        report["adversarial"] = measure_adversarial(model, processor, dataset, evaluation, settings)
+        evaluation.results["robustness"]["adversarial"] = report["adversarial"]
+    return write_report(out, report, evaluation.results["model"]["id"], plots)
 
 
 def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, engine: Any) -> None:
@@ -178,6 +218,8 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
         f"N = {counts['rows']:,} rows of {counts['images']:,} images, each once, on {settings['processes']} "
         f"process(es); protocol {results['protocol']}; {results['seconds']:.0f} s"
     )
+    for name, entry in results.get("robustness", {}).get("summary", {}).items():
+        console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")
     for file in files:
         console.print(str(file.resolve()), soft_wrap=True, highlight=False)
 

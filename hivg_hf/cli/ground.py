@@ -51,6 +51,22 @@ def ground(
         ),
     ],
     model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    zero_shot: Annotated[
+        str,
+        typer.Option(
+            metavar="CLIP",
+            help="Folder or Hub id of a plain CLIP that answers without training, in place of --model. Far weaker "
+            "than a trained model: docs/zero-shot.md.",
+        ),
+    ] = "",
+    proposals: Annotated[
+        str,
+        typer.Option(
+            metavar="DETECTOR",
+            help="With --zero-shot: zero-shot detector whose boxes CLIP chooses from, or 'components' for drawings on "
+            "plain ground. Default: the box comes from CLIP's own map.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -102,12 +118,24 @@ def ground(
     if out is not None and not single and out.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
-    name = model or TINY_CHECKPOINT
+    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or TINY_CHECKPOINT
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     if mask and (as_json or keep_results):
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
-    pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
+    if zero_shot or proposals:
+        given = {
+            "model": model,
+            "mask": mask,
+            "layers": layers,
+            "dtype": dtype,
+            "trust-remote-code": trust_remote_code,
+            "backend": backend != "torch",
+            "precision": precision,
+        }
+        pipe = _load_zero_shot(zero_shot, proposals, device, [f"--{name}" for name, value in given.items() if value])
+    else:
+        pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
     writer = None if no_pictures else PictureWriter(pipe, target, single, heatmap, layers)
     options = {
         "mask": mask,
@@ -127,6 +155,20 @@ def ground(
         report.follow(asker, questions)
     if report.failed:
         raise typer.Exit(EXIT_STATUS_ON_ERROR if report.answered + report.skipped == 0 else EXIT_STATUS_SOME_FAILED)
+
+
+def _load_zero_shot(clip: str, proposals: str, device: str | None, refused: list[str]) -> Any:
+    """A plain CLIP that answers like a pipeline; `refused` are options given that mean nothing to it."""
+    from hivg_hf.zero_shot import DetectorProposals, TextDetector, ZeroShotGrounder, component_proposals
+
+    if not clip:
+        raise ValueError("--proposals belongs to --zero-shot: a trained model finds boxes by itself.")
+    if refused:
+        raise ValueError(f"--zero-shot does not go with {', '.join(refused)}: a plain CLIP gives boxes and heat maps.")
+    source: Any = component_proposals if proposals == "components" else None
+    if proposals and source is None:
+        source = DetectorProposals(TextDetector.from_pretrained(proposals, device))
+    return ZeroShotGrounder.from_pretrained(clip, device, proposals=source)
 
 
 class Report:

@@ -12,6 +12,13 @@ def train(
     recipe: Annotated[
         str | None, typer.Argument(help="Recipe: a file, or the name of one that ships, as refcoco-base.")
     ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...",
+            help="Values that take the place of the recipe's, as in seed=3 phases.stage_1.epochs=5.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME by default.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Instead of a recipe: your own CSV, JSONL or Parquet file.")
@@ -41,6 +48,7 @@ def train(
     """
     import logging
 
+    from hivg_hf.recipes import override
     from hivg_hf.training import load_recipe, parse_recipe
     from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
 
@@ -48,6 +56,9 @@ def train(
     logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
     quiet_libraries()
     check_launch()
+    changes = list(change or ())
+    if recipe is not None and data is not None and "=" in recipe:  # with --data, the first word is a change too
+        recipe, changes = None, [recipe, *changes]
     if (recipe is None) == (data is None):
         raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
     own_data = {
@@ -63,21 +74,23 @@ def train(
     say = announcer()
     say(describe_processes())
     if recipe is not None:
-        plan = load_recipe(recipe)
+        plan = load_recipe(recipe, changes)
     else:
-        plan = parse_recipe(
-            _plan_own_data(
-                data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
-            )
+        own = _plan_own_data(
+            data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
         )
+        plan = parse_recipe(override(own, changes))
+    folder = out or Path("runs") / plan.name
     if dry_run:
-        from hivg_hf.training import describe_plan, plan_training
+        from hivg_hf.training import check_before_training, describe_plan, plan_training
 
+        missing = check_before_training(plan, folder, planning=True)
         say(describe_plan(plan_training(plan, count_processes())))
+        if missing:
+            say("\nNot there yet:\n" + "\n".join(f"  {line}" for line in missing))
         return
     from hivg_hf.training import StagedTraining
 
-    folder = out or Path("runs") / plan.name
     say(f"Run: {folder.resolve()}")
     results = StagedTraining(plan, folder).run()
     say(f"Model: {(folder / results['model']).resolve()}")
@@ -98,8 +111,8 @@ def _plan_own_data(
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
-    from hivg_hf.evaluation.sources import read_options
     from hivg_hf.training import plan_user_training
+    from hivg_hf.utils.strict_mapping import read_options
 
     if base == "tiny":
         from hivg_hf.checkpoints import TINY_CHECKPOINT

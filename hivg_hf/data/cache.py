@@ -22,7 +22,7 @@ import pyarrow as pa
 from PIL import Image
 
 from hivg_hf.modeling.image_loading_hivg import read_header
-from hivg_hf.utils.atomic import atomic_folder, check_name
+from hivg_hf.utils.atomic import atomic_folder, check_name, write_json
 
 from .augmentation import resize_mask
 from .collator import letterbox_settings, open_row_image, scale_box
@@ -80,7 +80,7 @@ def write_cache(
         for name, rows in splits.items():
             (temporary / name).mkdir()
             _write_split(rows, temporary / name, image_processor if purpose == "eval" else None)
-        (temporary / "cache.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(temporary / "cache.json", facts)
     return folder
 
 

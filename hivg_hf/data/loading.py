@@ -8,6 +8,7 @@ from typing import Any, get_args
 from .mixture import GroundingMixture
 from .order import column_values
 from .readers import SOURCES
+from .readers.recognition import is_cache
 from .reading import open_source, read_rows, settle, usable_positions
 from .rows import MultiTarget, OnError, VerifyImages
 from .streaming import GroundingStream
@@ -27,8 +28,10 @@ def load_grounding_dataset(
 
     Args:
         source: a name (`refcoco`, `unc`, `flickr30k-entities`, `refshapes`, `jxu124/refcoco`, ...; all of them in
-            `hivg_hf.data.readers.SOURCES`), a file (.jsonl, .csv, .tsv, .parquet, or .json in COCO style), a folder
-            written by `scripts/prepare_data.py`, or `mixture` with `parts=[{"source": ..., "weight": ...}, ...]`.
+            `hivg_hf.data.readers.SOURCES`), a file or a folder in one of `hivg_hf.data.readers.FORMATS` (tables, COCO,
+            ODVG, GRIT, conversations, Label Studio, CVAT, VOC, YOLO, Roboflow, ...), any dataset of the Hub as
+            `owner/name`, a cache of prepared rows, or `mixture` with
+            `parts=[{"source": ..., "weight": ...}, ...]`.
         split: exactly the split that is read. `validation` is understood for `val`; RefCOCO's `test` is its testA.
         streaming: True makes rows when they are asked for and returns a `GroundingStream`, an `IterableDataset`;
             further options are then `seed`, `shuffle` and `batch_size`.
@@ -36,8 +39,8 @@ def load_grounding_dataset(
             `union` makes `box` the one around all, `drop` leaves the rows out. `boxes` has them all.
         on_error: `raise` stops with a list of every row that cannot be used; `skip` leaves them out and logs how many.
         verify_images: `quick` (files are there, whole, of the annotated size), `decode` (and can be decoded), `no`.
-        **options: of the reader, such as `root`, `images`, `masks`, `box_format`; for `refshapes` those of
-            `refshapes_dataset`.
+        **options: of the reader, such as `root`, `images`, `masks`, `box_format`; `format`, a key of `FORMATS`, where
+            a file is not recognized; for `refshapes` those of `refshapes_dataset`.
 
     Returns:
         A `datasets.Dataset`, a `GroundingStream`, or a `GroundingMixture`.
@@ -47,7 +50,7 @@ def load_grounding_dataset(
         FileNotFoundError: an annotation file or a folder is missing.
     """
     source = fspath(source)
-    cached = source not in SOURCES and Path(source).is_dir()
+    cached = source not in SOURCES and is_cache(Path(source))
     if (source == "refshapes" or cached) and (streaming or multi_target != "keep"):
         raise ValueError(
             f"{source} is read as it is: leave streaming and multi_target out"

@@ -3,7 +3,6 @@
 Nothing is repaired and nothing is left out here; the survey says what there is, row by row where it is wrong.
 """
 
-import json
 import logging
 import textwrap
 from collections import Counter
@@ -16,7 +15,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path, write_json
 
 from .augmentation import resize_mask
 from .collator import open_row_image, scale_box
@@ -217,8 +216,7 @@ def write_survey(result: Survey, folder: str | Path, seed: int = 0) -> list[Path
     """Write `survey.json`, `problems.txt` and one contact sheet per split; returns the files."""
     folder = Path(folder)
     files = [folder / "survey.json"]
-    with atomic_path(files[0]) as path:
-        path.write_text(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(files[0], result.to_dict())
     files.append(folder / "problems.txt")
     with atomic_path(files[1]) as path:
         lines = [f"{split.name}: {problem}\n" for split in result.splits for problem in split.report.problems]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import datasets
 import numpy as np
 
-from .readers import find_source
+from .readers import SOURCES, find_source
 from .readers.common import Annotations
 from .rows import BrokenRowsError, MultiTarget, RowBuilder, RowProblem, VerifyImages, count_kinds
 from .schema import FEATURES
@@ -60,7 +60,7 @@ def open_source(
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-    reader = find_source(source).load()
+    reader = find_source(source, options.pop("format", None)).load()
     _check_options(reader, source, options)
     annotations: Annotations = reader(split, source=source, **options)
     if not len(annotations.records):
@@ -160,7 +160,7 @@ class _Counter:
 
 
 def _differences(source: str, split: str, found: Totals) -> list[str]:
-    published_as = find_source(source).published_as
+    published_as = SOURCES[source].published_as if source in SOURCES else ""
     if not published_as:
         return []
     if source.startswith("jxu124/"):  # its own names of RefCOCO's splits

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .image_check import image_facts
-from .readers.common import ROW_ERRORS, SMALLEST_DOUBTFUL_SIDE, Annotations, Draft, whole_side
+from .readers.common import ROW_ERRORS, SMALLEST_DOUBTFUL_SIDE, Annotations, Draft, where_it_may_be, whole_side
 from .schema import checked_run_lengths, shown, shown_text
 
 MultiTarget = Literal["keep", "union", "drop"]
@@ -88,9 +88,10 @@ class RowBuilder:
         try:
             return self._finish(draft)
         except _RowError as error:
-            return RowProblem(_draft_name(draft), error.kind, shown_text(str(error), MESSAGE_CHARACTERS))
+            reason = shown_text(str(error), MESSAGE_CHARACTERS)
+            return RowProblem(_draft_name(draft), error.kind, reason + self._place(record))
         except ROW_ERRORS as error:
-            return RowProblem(_draft_name(draft), "wrong type or field", _reason(error))
+            return RowProblem(_draft_name(draft), "wrong type or field", _reason(error) + self._place(record))
 
     def __iter__(self) -> Iterator[dict[str, Any] | RowProblem | None]:
         return (self.build(position) for position in range(len(self)))
@@ -100,6 +101,9 @@ class RowBuilder:
             return shown_text(self.annotations.name_record(record, position))
         except ROW_ERRORS:
             return f"record {position}"
+
+    def _place(self, record: Any) -> str:
+        return "" if self.annotations.place is None else f" ({self.annotations.place(record)})"
 
     def _finish(self, draft: Draft) -> dict[str, Any] | None:
         expression = _checked_expression(draft.expression)
@@ -145,7 +149,8 @@ class RowBuilder:
             return width, height
         facts = image_facts(draft.image, decode=self.verify_images == "decode")
         if facts.problem is not None or facts.width is None or facts.height is None:
-            raise _RowError(facts.kind or "unreadable image", facts.problem or "its image has no size")
+            hint = where_it_may_be(str(draft.image)) if facts.kind == "missing image" and draft.image else ""
+            raise _RowError(facts.kind or "unreadable image", (facts.problem or "its image has no size") + hint)
         if (width or facts.width, height or facts.height) != (facts.width, facts.height):
             raise _RowError(
                 "image size",

@@ -58,7 +58,21 @@ PUBLISHED: Mapping[str, Mapping[str, Totals]] = {
     "ref-l4": {"all": Totals(45_341)},
 }
 
-COMMON_ALIASES = {"validation": "val", "val": "validation"}
+VALIDATION = ("val", "validation", "valid")  # names of one thing
+
+
+class UnknownSplitError(ValueError):
+    """A source has no split of the name that was asked for.
+
+    Attributes:
+        known: the names that it has.
+    """
+
+    def __init__(self, source: str, split: str, known: Sequence[str]) -> None:
+        self.known = tuple(known)
+        super().__init__(
+            f"{source} has no split {split!r}; it has {', '.join(known)}. No other split is read instead."
+        )
 
 
 def resolve_split(split: str, known: Sequence[str], source: str, aliases: Mapping[str, str] | None = None) -> str:
@@ -71,15 +85,16 @@ def resolve_split(split: str, known: Sequence[str], source: str, aliases: Mappin
         aliases: other names, beside `validation` for `val`; one that is taken is logged.
 
     Raises:
-        ValueError: the source has no such split; nothing else is read in its place.
+        UnknownSplitError: the source has no such split; nothing else is read in its place.
     """
     if split in known:
         return split
-    named = {**COMMON_ALIASES, **(aliases or {})}
-    if named.get(split) in known:
-        logger.info("%s: split %r is %r there.", source, split, named[split])
-        return named[split]
-    raise ValueError(f"{source} has no split {split!r}; it has {', '.join(known)}. No other split is read instead.")
+    meant = [(aliases or {}).get(split), *(VALIDATION if split in VALIDATION else ())]
+    found = [name for name in meant if name in known]
+    if len(found) == 1 and found[0] is not None:
+        logger.info("%s: split %r is %r there.", source, split, found[0])
+        return found[0]
+    raise UnknownSplitError(source, split, known)
 
 
 def distinct_splits(values: Iterable[str | None], source: str) -> list[str]:

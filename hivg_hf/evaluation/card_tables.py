@@ -90,6 +90,31 @@ def score_sentences(results: Mapping[str, Results]) -> str:
     return "\n".join(lines)
 
 
+def robustness_table(results: Mapping[str, Results]) -> str:
+    """Accuracy under changes of picture and expression, for the first set that has it; "" where none was measured."""
+    for label, one in results.items():
+        if robustness := one.get("robustness"):
+            lines = [
+                [_ROBUSTNESS_NAMES.get(name, name), label, _percent(entry["before"]), _percent(entry["after"])]
+                for name, entry in robustness["summary"].items()
+                if name != "corruption"
+            ]
+            attack = robustness.get("adversarial", {"curve": {}})
+            lines += [
+                [f"attacked pixels, {strength} of 255", label, _percent(attack["clean"]), _percent(accuracy)]
+                for strength, accuracy in attack["curve"].items()
+            ]
+            return markdown_table(["change", "data", "before", "after"], lines, words=2) if lines else ""
+    return ""
+
+
+_ROBUSTNESS_NAMES = {
+    "jpeg": "JPEG quality",
+    "wording": "the same said otherwise",
+    "removed": "a part of the expression removed",
+}
+
+
 def protocol_sentences(results: Mapping[str, Results]) -> str:
     """What the protocols of these results count as right."""
     used = dict.fromkeys(one["protocol"] for one in results.values())
@@ -133,6 +158,9 @@ def command_of(one: Results) -> str:
         words += ["--score-threshold", str(settings["score_threshold"])]
     if one["controls"]:
         words.append("--controls")
+    if robustness := one.get("robustness"):
+        words += ["--robustness"] if robustness["summary"] else []
+        words += ["--adversarial"] if "adversarial" in robustness else []
     return shlex.join([*words, "--out", f"results/{data['split']}"])
 
 

@@ -28,6 +28,7 @@ from .records import read_results
 
 TEMPLATE = Path(__file__).parent / "templates" / "hivg_model_card.md"
 CARD_NAME = "README.md"
+ROBUSTNESS_LABEL = "robustness"  # of the results that fill the card's table of changes and no other
 MARKERS = ("<!-- results: begin (written by scripts/make_cards.py) -->", "<!-- results: end -->")
 
 # The Hub knows no task "visual grounding"; this one is nearest, and the tags say the rest.
@@ -105,20 +106,22 @@ def build_card(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Mo
     """
     _check_one_model(facts.name, results)
     first = next(iter(results.values()), None)
+    sets = {label: one for label, one in results.items() if label != ROBUSTNESS_LABEL}
     model = None
     if first:
         model = {**first["model"], "millions": f"{first['model']['parameters'] / 1e6:.1f}"}
     return ModelCard.from_template(
-        _card_data(facts, results),
+        _card_data(facts, sets),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         facts=facts,
         results=results,
         model=model,
         tables={
-            "figures": card_tables.figures_table(results),
-            "shapes": card_tables.shapes_table(results),
-            "controls": card_tables.controls_table(results),
-            "scores": card_tables.score_sentences(results),
+            "figures": card_tables.figures_table(sets),
+            "shapes": card_tables.shapes_table(sets),
+            "controls": card_tables.controls_table(sets),
+            "scores": card_tables.score_sentences(sets),
+            "robustness": card_tables.robustness_table(results),
         },
         protocols=card_tables.protocol_sentences(results) + card_tables.threshold_sentence(results),
         commands=card_tables.commands(results),
@@ -172,6 +175,7 @@ def readme_block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
             f"`{name}`, the checkpoint for the package, has not been measured yet: it is still to be trained. Its "
             f"table appears here once `model_cards/results/{name}` holds results files that `hivg evaluate` wrote."
         )
+    results = {label: one for label, one in results.items() if label != ROBUSTNESS_LABEL}
     parts = [
         f"`{name}`, the checkpoint in the package, in per cent with 95 per cent intervals (bootstrap over images):",
         card_tables.figures_table(results),

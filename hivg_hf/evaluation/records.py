@@ -17,7 +17,7 @@ import torch
 from hivg_hf.inference import OnnxModel
 from hivg_hf.metrics import MetricProtocol, RowScores
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path, write_json
 from hivg_hf.utils.whole_weights import tensors_hash
 
 RESULTS_NAME = "results.json"
@@ -90,9 +90,7 @@ def describe_versions() -> dict[str, str]:
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write a results file; NaN is refused, since it is no JSON and no figure."""
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(path, results)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

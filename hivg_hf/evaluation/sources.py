@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from hivg_hf.data import load_grounding_dataset
 from hivg_hf.hub import download_checked, load_with_stages
 from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
-from hivg_hf.utils.strict_mapping import parse_yaml, refuse_unknown
+from hivg_hf.utils.strict_mapping import refuse_unknown
 
 INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
@@ -112,18 +112,3 @@ def split_names(split: str) -> list[str]:
     if not all(names):
         raise ValueError(f"A split has no name in {split!r}: write one, or several joined by '+', such as val+none.")
     return names
-
-
-def read_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """`["root=/data", "size=5"]` to a dict, values read as YAML.
-
-    Raises:
-        ValueError: a pair has no "=", or its value is not YAML.
-    """
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise ValueError(f"{flag} takes NAME=VALUE, got {pair!r}.")
-        options[name] = parse_yaml(value) if value else ""
-    return options

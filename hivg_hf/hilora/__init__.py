@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .folders import bridge_and_head_hash, load_adapter_state, load_stages, publish_stages, save_adapter_state
+    from .folders import (
+        add_stages,
+        bridge_and_head_hash,
+        load_adapter_state,
+        load_stages,
+        publish_stages,
+        save_adapter_state,
+    )
     from .stages import (
         NEW_MODULES,
         PROGRESSIVE_ADAPTER,
@@ -24,6 +31,7 @@ __all__ = [
     "HiLoraConfig",
     "HiLoraStage",
     "activate_stage",
+    "add_stages",
     "bridge_and_head_hash",
     "is_new_parameter",
     "load_adapter_state",
@@ -45,6 +53,7 @@ __getattr__ = lazy_names(
         "activate_stage": "stages",
         "bridge_and_head_hash": "folders",
         "is_new_parameter": "stages",
+        "add_stages": "folders",
         "load_adapter_state": "folders",
         "load_stages": "folders",
         "merge_stages": "stages",

@@ -15,6 +15,7 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
-from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.whole_weights import check_fit, load_whole
 
 from .options import check_stored_options
@@ -158,22 +159,39 @@ def load_stages(folder: str | Path) -> PeftModel:
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {part}/; it must hold what a HiLoRA training wrote.")
     base = load_whole(HiVGForVisualGrounding, folder / "base", dtype=torch.float32)
-    records = {path.parent: _read_record(path) for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
-    if not records:
+    positions = {path.parent: _read_record(path)["position"] for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
+    if not positions:
         raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
-    digest = bridge_and_head_hash(base)
-    model: HiVGForVisualGrounding | PeftModel = base
-    for path in sorted(records, key=lambda path: records[path]["position"]):
-        if records[path]["bridge_and_head_sha256"] != digest:
+    stages = sorted(positions, key=lambda path: positions[path])
+    return add_stages(base, {check_adapter_name(path.name): path for path in stages}, f"those in {folder / 'base'}")
+
+
+def add_stages(model: HiVGForVisualGrounding, stages: Mapping[str, Path], own: str = "the base has") -> PeftModel:
+    """Add trained adapters to a plain model, all active together; nothing trains.
+
+    Args:
+        model: The base; changed in place.
+        stages: Name in the model -> folder, in the order of training: of low-rank terms alone, or an export, which
+            holds a bridge and head of its own.
+        own: The base's bridge and head, for the message.
+
+    Raises:
+        FileNotFoundError: A folder holds no adapter.
+        ValueError: An adapter was trained with another bridge and head, or does not fit.
+    """
+    digest = bridge_and_head_hash(model)
+    for folder in stages.values():
+        record = folder / RECORD_FILE
+        if record.is_file() and _recorded_hash(record) not in (None, digest):
             raise ValueError(
-                f"The adapter {path} was trained with another bridge and head than those in {folder / 'base'}: take "
-                "base/ and adapters/ of the same run and stage, or a folder of exports/, which holds its own."
+                f"The adapter {folder} was trained with another bridge and head than {own}: take a base and stages of "
+                "the same run and stage, or an exported adapter (exports/), which holds its own."
             )
-        check_adapter_name(path.name)
-        model = add_trained_adapter(model, path, path.name)
-    assert isinstance(model, PeftModel)
-    model.base_model.set_adapter(list(model.peft_config), inference_mode=True)
-    return model
+    adapted: Any = model
+    for name, folder in stages.items():
+        adapted = add_trained_adapter(adapted, folder, name)
+    adapted.base_model.set_adapter(list(adapted.peft_config), inference_mode=True)
+    return adapted
 
 
 def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -> PeftModel:
@@ -301,6 +319,14 @@ def _has_module(model: PeftModel, name: str) -> bool:
     return any(path.split(".")[-1] == name for path, _ in model.get_base_model().named_modules())
 
 
+def _recorded_hash(path: Path) -> str | None:
+    """The hash of the bridge and head that an adapter belongs to; None for an export, which holds its own."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("bridge_and_head_sha256")
+    except (ValueError, AttributeError, RecursionError):
+        raise ValueError(f"{path} is damaged: download or publish the adapter again.") from None
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     """Of a stage's adapter: its position and the hash of the bridge and head it belongs to."""
     try:
@@ -313,4 +339,4 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(folder: Path, **content: Any) -> None:
-    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORD_FILE, content)

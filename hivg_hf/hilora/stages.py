@@ -265,8 +265,11 @@ class HiLoraConfig:
         )
 
 
-def check_adapter_name(name: str) -> None:
+def check_adapter_name(name: str) -> str:
     """Refuse a name that cannot be both a folder and the name of a PEFT adapter.
+
+    Returns:
+        The name.
 
     Raises:
         ValueError: It holds other characters than letters, digits, `_` and `-`, or PEFT or torch would take it for
@@ -280,6 +283,7 @@ def check_adapter_name(name: str) -> None:
             f"Stage name {name!r} stands for something else in the model, in torch or in PEFT: add to it, for example "
             f"'stage_{name}'."
         )
+    return name
 
 
 def target_pattern(vision_layers: int, text_layers: int, targets: Iterable[str] = ATTENTION_TARGETS) -> str:

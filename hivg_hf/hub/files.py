@@ -152,9 +152,12 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _check_inside(folder: Path, path: Path) -> None:
-    """Refuse a file whose content lies elsewhere: a link would send what it points to."""
+    """Refuse a file whose content lies elsewhere: a link would send what it points to.
+
+    The checkpoint of a checkout links to the model's code, which is meant to be sent.
+    """
     target = (folder / path).resolve()
-    if not target.is_relative_to(folder.resolve()):
+    if not target.is_relative_to(folder.resolve()) and target.parent != CODE_FOLDER.resolve():
         raise ValueError(
             f"The file {path} in {folder} leads to {target}, outside the folder, and would be sent; copy into the "
             "folder what belongs to the model (cp -L), and remove what does not."

@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 # Tensors and settings; never a pickle, and code only by transformers' own way of asking for trust.
 DOWNLOADED = ["*.safetensors", "*.json", "merges.txt"]
-HILORA_RECORD_FILE = "hilora.json"
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -129,31 +128,10 @@ def _base_of(folder: Path) -> str:
 
 def _fold_in(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> HiVGForVisualGrounding:
     """All stages active together, then merged into the weights."""
-    from hivg_hf.hilora.folders import (
-        add_trained_adapter,  # adds seconds to an import that most users of this file do not need
-    )
+    from hivg_hf.hilora import add_stages, merge_stages  # seconds, which most users of this file do not need
 
-    _check_hashes(model, stage_folders)
-    adapted: Any = model
-    for position, folder in enumerate(stage_folders, start=1):
-        adapted = add_trained_adapter(adapted, folder, f"stage_{position}")
-    names = list(adapted.peft_config)
-    adapted.base_model.set_adapter(names, inference_mode=True)
-    return adapted.merge_and_unload(adapter_names=names).eval()
-
-
-def _check_hashes(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> None:
-    """Refuse stages that hold low-rank terms alone and were trained with another bridge and head."""
-    from hivg_hf.hilora import bridge_and_head_hash
-
-    digest = bridge_and_head_hash(model)
-    for folder in stage_folders:
-        record = read_json(folder / HILORA_RECORD_FILE) if (folder / HILORA_RECORD_FILE).is_file() else {}
-        if record.get("bridge_and_head_sha256", digest) != digest:
-            raise ValueError(
-                f"The adapter {folder} was trained with another bridge and head than the base has; take a base and "
-                "stages of the same run, or an exported adapter, which holds its own."
-            )
+    stages = {f"stage_{position}": folder for position, folder in enumerate(stage_folders, start=1)}
+    return merge_stages(add_stages(model, stages)).eval()
 
 
 def _verify(repo_id: str, folder: Path, token: str | None, cache_dir: str | Path | None) -> None:

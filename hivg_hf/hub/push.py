@@ -6,7 +6,6 @@ visible, and reads the commit back.
 """
 
 import hashlib
-import json
 import logging
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoFile, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+
+from hivg_hf.utils.atomic import write_json
 
 from .errors import TOKEN_HELP, hub_errors
 from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, located, read_json
@@ -189,7 +190,7 @@ def _name_base(contents: dict[str, Path], base: str | None, workplace: Path) -> 
             "(--base owner/name, or owner/name@revision)."
         )
     changed = {ADAPTER_CONFIG_FILE: workplace / ADAPTER_CONFIG_FILE}
-    changed[ADAPTER_CONFIG_FILE].write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(changed[ADAPTER_CONFIG_FILE], config)
     if CARD_FILE in contents:
         card = ModelCard.load(contents[CARD_FILE], ignore_metadata_errors=True)
         card.data.base_model = base_id

@@ -5,7 +5,6 @@ metadata which weights, config and version of this package it was made from (`Gr
 """
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import nn
 from hivg_hf.hub import load_with_stages
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
-from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.imports import require_package
 
 from .onnx_model import (
@@ -148,8 +147,7 @@ def write_onnx_files(
 ) -> dict[str, float]:
     """The graphs and `grounding.json` in an existing folder; see `export_onnx`."""
     report = write_graphs(model, folder, identity, masks, tokens, int8, float16)
-    settings = json.dumps(_feeding_settings(model, processor, GroundingGraph(model, masks, tokens)), indent=2)
-    (folder / SETTINGS_NAME).write_text(settings + "\n", encoding="utf-8")
+    write_json(folder / SETTINGS_NAME, _feeding_settings(model, processor, GroundingGraph(model, masks, tokens)))
     return report
 
 

@@ -14,7 +14,7 @@ from datasets import Dataset, Image
 from tqdm import tqdm
 
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path, write_json
 
 from .loading import answer_as_json
 
@@ -87,8 +87,7 @@ class ShardedRun:
                     "use the settings in its settings.json."
                 )
         else:
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            write_json(path, self.settings)
 
 
 def ground_shards(

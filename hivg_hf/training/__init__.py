@@ -7,6 +7,7 @@ from hivg_hf.utils.lazy import lazy_names
 if TYPE_CHECKING:
     from .arguments import HiVGTrainingArguments
     from .plan import describe_plan, plan_training
+    from .preflight import check_before_training
     from .recipe import Recipe, load_recipe, parse_recipe
     from .staged import StagedTraining
     from .trainer import HiVGTrainer
@@ -17,6 +18,7 @@ __all__ = [
     "HiVGTrainingArguments",
     "Recipe",
     "StagedTraining",
+    "check_before_training",
     "describe_plan",
     "load_recipe",
     "parse_recipe",
@@ -31,6 +33,7 @@ __getattr__ = lazy_names(
         "HiVGTrainingArguments": "arguments",
         "Recipe": "recipe",
         "StagedTraining": "staged",
+        "check_before_training": "preflight",
         "describe_plan": "plan",
         "load_recipe": "recipe",
         "parse_recipe": "recipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 from .arguments import accumulation_steps
-from .recipe import ModelRecipe, PhaseRecipe, Recipe
-from .setup import RowCache, count_parameters, load_tokenizer, set_trainable, steps_of
+from .phases import Phase
+from .recipe import ModelRecipe, Recipe
+from .run_folder import disk_needed
+from .setup import RowCache, count_parameters, load_tokenizer
 
 # Values that a transformer layer keeps for its backward pass, per token and width, with fused attention and an MLP of
 # four times the width: Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without the attention maps.
@@ -62,20 +65,25 @@ class PhasePlan:
 
 def plan_training(recipe: Recipe, processes: int = 1) -> list[PhasePlan]:
     """The plan of every phase of a recipe on a number of processes."""
-    rows, model, stage = RowCache(), None, 0
-    plans = []
+    rows = RowCache()
+    return [_plan_phase(recipe, phase, model, rows, processes) for phase, model in phase_models(recipe)]
+
+
+def phase_models(recipe: Recipe) -> Iterator[tuple[Phase, nn.Module]]:
+    """Each phase with the model that it finds, without storage, what trains in it chosen; one object that changes."""
+    model: Any = None
+    stage = 0
     for phase in recipe.phases:
         if model is None or phase.config:
             model = empty_model(recipe.model, **phase.config)
-        if phase.train == "lora":
+        if phase.has_adapters:
             hilora = recipe.hilora_config()
             assert hilora is not None
             stage += 1
             model = start_stage(model, hilora, stage)
         else:
-            set_trainable(model, phase.train)
-        plans.append(_plan_phase(recipe, phase, model, rows, processes))
-    return plans
+            phase.choose_parameters(model)
+        yield phase, model
 
 
 def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
@@ -93,30 +101,29 @@ def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
         return HiVGForVisualGrounding(config)
 
 
-def _plan_phase(recipe: Recipe, phase: PhaseRecipe, model: nn.Module, cache: RowCache, processes: int) -> PhasePlan:
+def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache, processes: int) -> PhasePlan:
     rows, published = _count_rows(recipe, phase, cache)
     accumulation = accumulation_steps(phase.batch_size, processes, phase.per_device_batch_size)
     micro = -(-phase.batch_size // (processes * accumulation))
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    weights = {**plain.config.loss_weights, **(phase.loss_weights or {})}
+    weights = phase.loss_weights_on(plain.config.loss_weights)
     gather = plain.config.contrastive_gather if recipe.contrastive_gather is None else recipe.contrastive_gather
     is_contrastive = phase.train != "pretrain" and weights.get("contrastive", 0) > 0
     parameters = count_parameters(model)
     trainable, total = (sum(counts[index] for counts in parameters.values()) for index in (0, 1))
-    saved = trainable if phase.train == "lora" else total
     return PhasePlan(
         name=phase.name,
         train=phase.train,
         rows=rows,
         rows_are_published=published,
-        steps=phase.steps or (None if rows is None else steps_of(phase, range(rows))),
+        steps=phase.steps or (None if rows is None else phase.steps_on(range(rows))),
         batch=f"{phase.batch_size} = {micro} x {accumulation} micro-batch{'es' * (accumulation > 1)} x {processes} "
         f"process{'es' * (processes > 1)}",
         learning_rate=phase.learning_rate,
         parameters=parameters,
         negatives=(micro * (processes if gather else 1) - 1) if is_contrastive else 0,
         memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.train, recipe),
-        disk=3 * 4 * (saved + 2 * trainable) + 3 * 4 * total,
+        disk=disk_needed(model),
     )
 
 
@@ -139,7 +146,7 @@ def activation_bytes(config: HiVGConfig, train: str, recipe: Recipe) -> int:
     return int(kept * size * sum(layers.values()))
 
 
-def _count_rows(recipe: Recipe, phase: PhaseRecipe, cache: RowCache) -> tuple[int | None, bool]:
+def _count_rows(recipe: Recipe, phase: Phase, cache: RowCache) -> tuple[int | None, bool]:
     """Training rows of a phase, and whether that is only the published count."""
     spec = phase.data or recipe.data.train
     if spec["source"] == "refshapes" and "size" in spec:

@@ -20,27 +20,20 @@ phases:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from peft import LoraConfig
 
-from hivg_hf.hilora import HiLoraConfig, HiLoraStage
-from hivg_hf.recipes import find_recipe
+from hivg_hf.hilora import HiLoraConfig
+from hivg_hf.recipes import read_recipe
 from hivg_hf.utils.atomic import check_name
-from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, read_yaml, refuse_unknown
+from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refuse_unknown
 
-from .recipe_checks import (
-    check_augmentation,
-    check_config_fields,
-    check_loss_weights,
-    check_options,
-    check_rows,
-    drop_unread,
-    refuse_unread,
-)
+from .phases import GroundingPhase, LoraPhase, Phase, all_keys, build_phase, keys_of, phase_kind
+from .recipe_checks import check_augmentation, check_config_fields, check_rows
 
 
 @dataclass(frozen=True)
@@ -108,120 +101,6 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
-class PhaseRecipe:
-    """One phase: what trains, for how long, how fast.
-
-    Args:
-        name: Of the phase and its folder.
-        train: `pretrain` (CLIP on RefShapes, per patch), `assisted` (grounding with help for a new model, see
-            `hivg_hf.training.assisted_grounding`), `heads` (bridge and grounding_head; official stage 0), `all`
-            (every parameter), `lora` (a HiLoRA stage: low-rank terms, bridge and grounding_head).
-        epochs: Passes over the training rows; give this or `steps`.
-        steps: Optimizer steps.
-        learning_rate: Peak learning rate.
-        batch_size: Samples per optimizer step over all processes; gradient accumulation makes up what the processes
-            do not hold.
-        per_device_batch_size: Most samples that one process holds at a time.
-        eval_batch_size: The same for evaluation.
-        weight_decay: Of AdamW.
-        decay_all: Decay biases and norms too. Official: one parameter group, hivg_train.py:164-171.
-        betas: Of AdamW.
-        warmup: Steps of linear warm-up; below 1 a share of all steps.
-        max_grad_norm: Clip the gradient's norm to this; 0 never clips.
-        schedule: `cosine` to zero per step, `cosine_by_epoch` (official: constant within an epoch), `linear`,
-            `constant`.
-        evaluate_every: Optimizer steps between evaluations; None evaluates after every epoch.
-        save_every: Optimizer steps between checkpoints; None saves where it evaluates.
-        log_every: Optimizer steps between log entries.
-        early_stop: Stop after so many evaluations without gain; None never stops early.
-        keep: `best` by validation accuracy (never worse than the phase began) or `last`.
-        masks: As in `data`, for this phase alone.
-        data: Training rows of this phase, in place of `data.train`.
-        augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
-        loss_weights: In place of the model's, while this phase trains.
-        config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
-            they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.
-        vision_layers: Of a `lora` phase: the first so many layers are adapted.
-        text_layers: The same for the text tower.
-        rank: Of the low-rank term.
-        alpha: Its scale is alpha / rank.
-        dropout: Before the low-rank term.
-        options: Of a `pretrain` or `assisted` phase.
-    """
-
-    name: str
-    train: Literal["pretrain", "assisted", "heads", "all", "lora"]
-    learning_rate: float
-    batch_size: int
-    epochs: float | None = None
-    steps: int | None = None
-    per_device_batch_size: int = 64
-    eval_batch_size: int = 64
-    weight_decay: float = 1e-4
-    decay_all: bool = False
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    warmup: float = 0
-    max_grad_norm: float = 0
-    schedule: Literal["cosine", "cosine_by_epoch", "linear", "constant"] = "cosine"
-    evaluate_every: int | None = None
-    save_every: int | None = None
-    log_every: int = 50
-    early_stop: int | None = None
-    keep: Literal["best", "last"] = "best"
-    masks: bool | None = None
-    data: dict[str, Any] | None = None
-    augmentation: dict[str, Any] | bool | None = None
-    loss_weights: dict[str, float] | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    vision_layers: int | None = None
-    text_layers: int | None = None
-    rank: int = 32
-    alpha: float = 16
-    dropout: float = 0.1
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "Phase")
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"Phase {self.name!r} needs exactly one of `epochs` and `steps`.")
-        if (self.epochs or self.steps or 0) <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ValueError(f"Phase {self.name!r}: its length, batch_size and learning_rate must be positive.")
-        if self.train == "lora" and (self.vision_layers is None or self.text_layers is None):
-            raise ValueError(f"Phase {self.name!r} trains lora: say how deep with `vision_layers` and `text_layers`.")
-        if self.train == "lora" and self.config:
-            raise ValueError(f"Phase {self.name!r} trains lora: its model cannot change, so `config` must be empty.")
-        if len(self.betas) != 2:
-            raise ValueError(f"Phase {self.name!r}: `betas` must be two numbers. Got {self.betas}.")
-        self._check_what_others_read()
-
-    def _check_what_others_read(self) -> None:
-        where = f"Phase {self.name!r}"
-        refuse_unread(where, self.train, _changed(self))
-        check_config_fields(f"{where}, config", self.config)
-        if self.loss_weights is not None:
-            check_loss_weights(f"{where}, loss_weights", self.loss_weights)
-        if self.options:
-            check_options(f"{where}, options", self.train, self.options)
-        if self.data is not None:
-            check_rows(f"{where}, data", self.data)
-        check_augmentation(f"{where}, augmentation", self.augmentation)
-
-    def stage(self) -> HiLoraStage:
-        """This `lora` phase as a HiLoRA stage."""
-        return HiLoraStage(
-            name=self.name,
-            vision_layers=self.vision_layers or 0,
-            text_layers=self.text_layers or 0,
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            epochs=self.epochs or 0,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-        )
-
-
-@dataclass(frozen=True)
 class HiLoraRecipe:
     """How the `lora` phases share adapters: see `HiLoraConfig`."""
 
@@ -248,7 +127,7 @@ class Recipe:
     name: str
     model: ModelRecipe
     data: DataRecipe
-    phases: list[PhaseRecipe]
+    phases: list[Phase]
     seed: int = 13
     hilora: HiLoraRecipe = field(default_factory=HiLoraRecipe)
     workers: int = 0
@@ -261,19 +140,21 @@ class Recipe:
         names = [phase.name for phase in self.phases]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"phases must be a list of phases with different names. Got {names}.")
-        kinds = [phase.train for phase in self.phases]
-        if "lora" in kinds and set(kinds[kinds.index("lora") :]) != {"lora"}:
+        adapted = [phase.has_adapters for phase in self.phases]
+        if adapted != sorted(adapted):
+            kinds = [phase.train for phase in self.phases]
             raise ValueError(f"`lora` phases come last, since nothing else can train on adapters. Got {kinds}.")
-        if "lora" not in kinds and _changed(self.hilora):
+        if not any(adapted) and _changed(self.hilora):
             raise ValueError(f"No phase trains lora, so `hilora` is not read: omit it. Got {_changed(self.hilora)}.")
-        stopping = [phase.name for phase in self.phases if phase.early_stop is not None]
+        grounding = [phase for phase in self.phases if isinstance(phase, GroundingPhase)]
+        stopping = [phase.name for phase in grounding if phase.early_stop is not None]
         if stopping and self.data.validation is None:
             raise ValueError(f"`early_stop` of phase {stopping[0]!r} needs `data.validation`, which is missing.")
         self.hilora_config()
 
     def hilora_config(self) -> HiLoraConfig | None:
         """The HiLoRA stages of the `lora` phases, or None where there are none."""
-        stages = [phase.stage() for phase in self.phases if phase.train == "lora"]
+        stages = [phase.stage() for phase in self.phases if isinstance(phase, LoraPhase)]
         if not stages:
             return None
         return HiLoraConfig(tuple(stages), self.hilora.mode, tuple(self.hilora.targets), self.hilora.lora_options)
@@ -293,15 +174,18 @@ def _changed(recipe: Any) -> list[str]:
     ]
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe: a file, or the name of one that ships.
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe: a file, or the name of one that ships, with what it extends.
+
+    Args:
+        name: The file or name.
+        overrides: `key.sub=value` pairs that take the place of what it says, as in `phases.stage_1.epochs=5`.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
     """
-    path = find_recipe(path)
-    return parse_recipe({"name": path.stem, **read_yaml(path, "recipe")})
+    return parse_recipe(read_recipe(name, overrides))
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
@@ -312,9 +196,11 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
         raise ValueError("phases must be a list of mappings, one for each phase.")
     content["data"] = _data_with_defaults(content.get("data"))
-    refuse_unknown(defaults, PhaseRecipe.__annotations__, "recipe.defaults")
-    content["phases"] = [_phase_with_defaults(phase, defaults) for phase in phases]
-    return build_strictly(Recipe, expand_variables(content, "recipe"), "recipe")
+    refuse_unknown(defaults, all_keys(), "recipe.defaults")
+    content["phases"] = [_phase_with_defaults(phase, defaults, number) for number, phase in enumerate(phases)]
+    content = expand_variables(content, "recipe")
+    phases = [build_phase(phase, f"recipe.phases[{number}]") for number, phase in enumerate(content["phases"])]
+    return build_strictly(Recipe, {**content, "phases": phases}, "recipe")
 
 
 def _data_with_defaults(data: Any) -> Any:
@@ -330,8 +216,10 @@ def _data_with_defaults(data: Any) -> Any:
     return data
 
 
-def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**drop_unread(defaults, phase.get("train", defaults.get("train"))), **phase}
+def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A phase with the shared keys that its kind reads; the others are meant for other phases."""
+    kind = phase_kind(phase.get("train", defaults.get("train")), f"recipe.phases[{number}]")
+    merged = {**{key: value for key, value in defaults.items() if key in keys_of(kind)}, **phase}
     if "steps" in phase and "epochs" not in phase:
         merged.pop("epochs", None)
     if "epochs" in phase and "steps" not in phase:

@@ -8,34 +8,7 @@ from typing import Any
 
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
-_LORA, _OWN_LOSSES = ("lora",), ("pretrain", "assisted")
-_ON_ROWS = ("assisted", "heads", "all", "lora")
-# Keys of a phase that only some kinds of phases read.
-KINDS_THAT_READ: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("vision_layers", "text_layers", "rank", "alpha", "dropout"), _LORA),
-    **dict.fromkeys(("augmentation", "masks", "loss_weights", "early_stop"), _ON_ROWS),
-    "options": _OWN_LOSSES,
-}
 _ROW_KEYS = ("source", "split")
-
-
-def drop_unread(defaults: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """The shared keys that a phase of a kind reads; the others are meant for other phases."""
-    return {key: value for key, value in defaults.items() if kind in KINDS_THAT_READ.get(key, (kind,))}
-
-
-def refuse_unread(where: str, kind: str, changed: Iterable[str]) -> None:
-    """Refuse keys that were set and that a phase of this kind does not read.
-
-    Raises:
-        ValueError: Naming the key and the kinds that read it.
-    """
-    for key in changed:
-        readers = KINDS_THAT_READ.get(key, (kind,))
-        if kind not in readers:
-            raise ValueError(
-                f"{where} trains {kind}, which does not read `{key}`: omit it, or train {' or '.join(readers)}."
-            )
 
 
 def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
@@ -90,6 +63,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     """A description of rows: source, split, and options that the source's reader takes."""
     from hivg_hf.data import load_grounding_dataset
     from hivg_hf.data.readers import find_source
+    from hivg_hf.data.readers.recognition import is_cache
 
     if not ("source" in spec and "split" in spec):
         raise ValueError(f"{where} needs `source` and `split`. Got the keys {sorted(spec)}.")
@@ -106,10 +80,10 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
         for number, part in enumerate(spec.get("parts") or ()):
             content = {name: value for name, value in part.items() if name != "weight"}
             check_rows(f"{where}.parts[{number}]", {"split": spec["split"], **content})
-    elif Path(source).is_dir():
+    elif is_cache(Path(source)):
         known = _ROW_KEYS
     else:
-        known = {*shared, *_keywords(find_source(source).load())}
+        known = {"format", *shared, *_keywords(find_source(source, spec.get("format")).load())}
         known = known if spec.get("streaming") else known - {"shuffle", "batch_size"}
     refuse_unknown(spec, known, where)
 

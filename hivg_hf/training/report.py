@@ -47,12 +47,6 @@ def describe_log(logs: dict[str, float], step: int, steps: int) -> str:
     return f"{where}: loss {loss:.4g}{f' ({terms})' if terms else ''}, rate {rate:.3g}"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, with every number as it is (no NaN)."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a file that can be made again; empty where it is missing, or damaged, which the log says."""
     if not path.is_file():
@@ -132,7 +126,7 @@ def _series(phases: list[dict[str, Any]], starts: list[int]) -> dict[str, list[t
             series.setdefault("eval_accuracy", []).append((start, phase["accuracy_before"]))
         for entry in phase["log"]:
             for name, value in entry.items():
-                if name.startswith(("loss", "eval_accuracy", "eval_mean_iou")):
+                if name.startswith(("loss", "eval_accuracy", "eval_mean_iou")) and value is not None:
                     series.setdefault(name, []).append((start + entry["step"], value))
         for points in series.values():
             points.append((start + phase["steps"], float("nan")))  # a gap between phases

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from peft import PeftModel
 from torch import nn
 
+from hivg_hf.utils.atomic import write_json
+
 from .recipe import Recipe
-from .report import write_json
 
 RECIPE_FILE = "recipe.json"
 # What may differ between two starts of one run: how fast it goes, not what comes out.
@@ -24,26 +25,22 @@ _FREE_KEYS = {"workers", "name"}
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder. The lock is the kernel's (flock): it goes with its process, however that ends.
+    """Hold a run's folder. The lock is the system's: it goes with its process, however that ends.
 
     Raises:
         RuntimeError: If another process holds it.
     """
     check_writable(folder)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    holder = folder / ".lock-holder"  # beside the lock, which Windows lets nobody else read
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode().strip() or "unknown"
-            raise RuntimeError(
-                f"Another process (id {holder}) is training in {folder}: wait for it or choose another folder."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+        with FileLock(folder / ".lock", timeout=0):
+            holder.write_text(str(os.getpid()), encoding="utf-8")
+            yield
+    except Timeout:
+        number = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise RuntimeError(
+            f"Another process (id {number}) is training in {folder}: wait for it or choose another folder."
+        ) from None
 
 
 def check_writable(folder: Path) -> None:
@@ -96,17 +93,29 @@ def sweep_leftovers(folder: Path) -> None:
 def check_disk(folder: Path, model: nn.Module) -> None:
     """Refuse to start a phase whose checkpoints would not fit.
 
-    Room is asked for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and
-    three copies of the model (result, base, merged).
+    Raises:
+        OSError: If the disk holds less.
+    """
+    check_room(folder, disk_needed(model))
+
+
+def disk_needed(model: nn.Module) -> int:
+    """Bytes for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and three
+    copies of the model (result, base, merged)."""
+    total = 4 * sum(parameter.numel() for parameter in model.parameters())
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = trained if isinstance(model, PeftModel) else total
+    return 3 * (weights + 2 * trained) + 3 * total
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse a disk that holds less than a phase needs; the folder may not be there yet.
 
     Raises:
         OSError: If the disk holds less.
     """
-    total = 4 * sum(parameter.numel() for parameter in model.parameters())
-    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    weights = trained if isinstance(model, PeftModel) else total
-    needed = 3 * (weights + 2 * trained) + 3 * total
-    free = shutil.disk_usage(folder).free
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise OSError(
             f"The disk of {folder} has {free / 2**30:.2f} GiB free, but this phase may need {needed / 2**30:.2f} GiB "

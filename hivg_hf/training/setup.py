@@ -1,10 +1,9 @@
-"""From a recipe to the things that train: model, processor, rows, collators, arguments."""
+"""From a recipe to the things that train: model, processor, rows, arguments."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from hivg_hf.conversion import load_official_clip
-from hivg_hf.data import GroundingAugmentation, GroundingCollator, load_grounding_dataset
+from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.loading import refuse_several_targets
 from hivg_hf.hilora import is_new_parameter
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
@@ -25,7 +24,8 @@ from hivg_hf.utils.whole_weights import load_whole
 
 from .arguments import HiVGTrainingArguments
 from .launch import wants_cpu
-from .recipe import ModelRecipe, PhaseRecipe, Recipe
+from .phases import GroundingPhase, Phase
+from .recipe import ModelRecipe, Recipe
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
@@ -120,31 +120,13 @@ class RowCache:
             self._loaded[key] = rows
         return self._loaded[key]
 
-    def training_rows(self, recipe: Recipe, phase: PhaseRecipe) -> Any:
+    def training_rows(self, recipe: Recipe, phase: Phase) -> Any:
         """Rows that a phase trains on."""
         return self.load(phase.data or recipe.data.train)
 
 
-def build_collator(recipe: Recipe, phase: PhaseRecipe, processor: HiVGProcessor) -> Any:
-    """Rows to a training batch, with the phase's augmentation."""
-    if phase.train == "pretrain":
-        from .pretraining_rows import PretrainingCollator
-
-        return PretrainingCollator(processor, **phase.options)
-    options = recipe.data.augmentation if phase.augmentation is None else phase.augmentation
-    augmentation = None
-    if isinstance(options, dict) or options is True:
-        augmentation = GroundingAugmentation.for_processor(processor, **(options if isinstance(options, dict) else {}))
-    masks = recipe.data.masks if phase.masks is None else phase.masks
-    if phase.train == "assisted":
-        from .assisted_grounding import AssistedCollator
-
-        return AssistedCollator(processor, augmentation=augmentation, seed=recipe.seed, masks=masks)
-    return GroundingCollator(processor, augmentation=augmentation, seed=recipe.seed, masks=masks)
-
-
 def build_arguments(
-    recipe: Recipe, phase: PhaseRecipe, folder: Path, evaluates: bool, rows: int, has_unused: bool = True
+    recipe: Recipe, phase: Phase, folder: Path, evaluates: bool, rows: int, has_unused: bool = True
 ) -> HiVGTrainingArguments:
     """The Trainer's arguments of a phase.
 
@@ -181,7 +163,7 @@ def build_arguments(
         save_strategy="steps",
         save_steps=phase.save_every or eval_steps,
         logging_steps=phase.log_every,
-        early_stop=phase.early_stop if evaluates else None,
+        early_stop=phase.early_stop if evaluates and isinstance(phase, GroundingPhase) else None,
         metric_for_best_model="accuracy" if evaluates else None,
         unique_images=recipe.data.unique_images,
         dataloader_num_workers=recipe.workers,
@@ -197,12 +179,6 @@ def build_arguments(
 
 def _reports() -> list[str]:
     return ["tensorboard"] if is_package_available("tensorboard") or is_package_available("tensorboardX") else []
-
-
-def set_trainable(model: nn.Module, train: str) -> None:
-    """Choose what trains in a phase without adapters: `heads` (bridge and grounding_head) or everything."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(train != "heads" or is_new_parameter(name))
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -223,9 +199,3 @@ def _part(name: str) -> str:
     if is_new_parameter(name):
         return "bridge" if ".bridge." in name else "grounding head"
     return f"CLIP {tower}" if "clip." in name else "pre-training heads"
-
-
-def steps_of(phase: PhaseRecipe, rows: Sized) -> int:
-    """Optimizer steps of a phase."""
-    per_epoch = len(rows) // phase.batch_size
-    return phase.steps or math.ceil((phase.epochs or 0) * per_epoch)

@@ -2,7 +2,7 @@
 
     RUN/
       recipe.json               what runs here; another recipe in the same folder is refused
-      .lock                     held (flock) while a process trains here; the kernel drops it with the process
+      .lock .lock-holder        held while a process trains here, by the one of that id; the system drops it with it
       phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
         result/                 its outcome; the phase is done when this folder exists (it appears whole)
       base/ adapters/ exports/ merged/   what HiLoRA stages publish (hivg_hf/hilora/folders.py)
@@ -17,6 +17,7 @@ one take the same way and end with the same weights.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,22 +43,22 @@ from hivg_hf.hilora import (
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
-from hivg_hf.utils.atomic import atomic_folder
+from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import find_damage, write_manifest
 
-from .recipe import PhaseRecipe, Recipe
-from .report import ReadableLog, read_json, write_curves, write_json
+from .phases import Phase
+from .preflight import check_before_training
+from .recipe import Recipe
+from .report import ReadableLog, read_json, write_curves
 from .results import measure, write_run_card
 from .run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
 from .setup import (
     RowCache,
     build_arguments,
-    build_collator,
     build_model,
     build_processor,
     count_parameters,
     load_growing,
-    set_trainable,
 )
 from .sharding import restore_shapes
 from .trainer import HiVGTrainer
@@ -97,31 +98,33 @@ class StagedTraining:
             if self.state.is_main_process:
                 check_writable(self.folder)
                 claim_folder(self.folder, self.recipe)
+                if not self._is_done(len(self.recipe.phases) - 1):
+                    check_before_training(self.recipe, self.folder)
                 sweep_leftovers(self.folder)
             self.state.wait_for_everyone()
             for number, phase in enumerate(self.recipe.phases):
                 if not self._is_done(number):
                     self._run_phase(number, phase)
                 self._drop_checkpoints(number)
-                if phase.train == "lora":
+                if phase.has_adapters:
                     self._publish(number)
             return self._finish()
 
     # ---- one phase ----
 
-    def _run_phase(self, number: int, phase: PhaseRecipe) -> None:
+    def _run_phase(self, number: int, phase: Phase) -> None:
         logger.info("%s: training %s", phase.name, phase.train)
         folder = self._phase_folder(number)
         if self.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
         self.state.wait_for_everyone()
         model, processor = self._load_start(number)
-        evaluates = self.recipe.data.validation is not None and phase.train != "pretrain"
+        evaluates = self.recipe.data.validation is not None and phase.evaluates
         trainer = self._trainer(phase, folder, model, processor, evaluates)
         before = self._start_accuracy(folder, trainer) if evaluates else None
         if before is not None:
             # a HiLoRA stage has to gain to be kept; other phases only must not lose (both may begin at zero)
-            trainer.initial_accuracy = before if phase.train == "lora" else float(np.nextafter(before, -1))
+            trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
         with training_config(_plain(model).config, self.recipe, phase):
@@ -133,32 +136,23 @@ class StagedTraining:
             state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
             model, processor = self._load_start(number)
             if self.state.is_main_process:
-                prefix = "model." if phase.train in ("pretrain", "assisted") else ""
-                own = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+                inner = phase.inner
+                own = {name[len(inner) :]: tensor for name, tensor in state.items() if name.startswith(inner)}
                 model.load_state_dict(restore_shapes(own, model))
         if self.state.is_main_process:
             self._write_result(number, model, processor, outcome)
         self.state.wait_for_everyone()
 
     def _trainer(
-        self, phase: PhaseRecipe, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
+        self, phase: Phase, folder: Path, model: Any, processor: HiVGProcessor, evaluates: bool
     ) -> HiVGTrainer:
-        recipe, trained = self.recipe, model
+        recipe = self.recipe
         rows = self.rows.training_rows(recipe, phase)
-        weights = {**_plain(model).config.loss_weights, **(phase.loss_weights or {})}
-        has_unused = phase.train in ("all", "assisted", "pretrain") or not all(weights.values())
-        if phase.train == "pretrain":
-            from .pretraining import PretrainingModel
-
-            trained = PretrainingModel(model, **phase.options)
-        elif phase.train == "assisted":
-            from .assisted_grounding import AssistedGrounding
-
-            trained = AssistedGrounding(model, **phase.options)
+        has_unused = phase.may_lack_gradients(phase.loss_weights_on(_plain(model).config.loss_weights))
         trainer = HiVGTrainer(
-            trained,
+            phase.trained_model(model),
             build_arguments(recipe, phase, folder, evaluates, len(rows), has_unused),
-            data_collator=build_collator(recipe, phase, processor),
+            data_collator=phase.collator(recipe, processor),
             train_dataset=rows,
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
             processing_class=processor,
@@ -185,7 +179,8 @@ class StagedTraining:
         with atomic_folder(self._phase_folder(number) / "result") as folder:
             if isinstance(model, PeftModel):
                 save_adapter_state(model, folder)
-            elif outcome["train"] != "lora":  # with the first stage rejected there is no adapter, and nothing changed
+            # with the first stage rejected there is no adapter, and nothing changed
+            elif not self.recipe.phases[number].has_adapters:
                 model.save_pretrained(folder)
                 processor.save_pretrained(folder)
             write_json(folder / OUTCOME_FILE, outcome)
@@ -245,7 +240,7 @@ class StagedTraining:
         # new weights (heads, bridges, adapters) are the same on every process and at every start
         set_seed(self.recipe.seed + 1000 * number)
         changes = self.recipe.phases[number].config if number < len(self.recipe.phases) else {}
-        plain = [index for index in range(number) if self.recipe.phases[index].train != "lora"]
+        plain = [index for index in range(number) if not self.recipe.phases[index].has_adapters]
         if plain:
             source = self._result(plain[-1])
             model: Any = load_growing(source, changes)
@@ -253,14 +248,14 @@ class StagedTraining:
         else:
             model = build_model(self.recipe.model, **changes)
             processor = build_processor(self.recipe.model, model.config)
-        if number and self.recipe.phases[number - 1].train == "lora":
+        if number and self.recipe.phases[number - 1].has_adapters:
             model = self._with_adapters(model, number - 1)
         if number < len(self.recipe.phases):
-            kind = self.recipe.phases[number].train
-            if kind == "lora" and new_stage:
+            phase = self.recipe.phases[number]
+            if not phase.has_adapters:
+                phase.choose_parameters(model)
+            elif new_stage:
                 model = start_stage(model, self._hilora(), self._stage_of(number))
-            elif kind in ("heads", "all"):
-                set_trainable(model, kind)
         return model, processor
 
     def _with_adapters(self, model: Any, number: int) -> Any:
@@ -274,7 +269,7 @@ class StagedTraining:
         return model
 
     def _stage_of(self, number: int) -> int:
-        return 1 + sum(phase.train == "lora" for phase in self.recipe.phases[:number])
+        return 1 + sum(phase.has_adapters for phase in self.recipe.phases[:number])
 
     def _hilora(self) -> HiLoraConfig:
         config = self.recipe.hilora_config()
@@ -312,7 +307,7 @@ class StagedTraining:
         return results
 
 
-def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
+def choose_weights(phase: Phase, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
     """Load the best weights of a finished phase into its model, or say that those it began with are to be kept.
 
     Args:
@@ -340,15 +335,22 @@ def choose_weights(phase: PhaseRecipe, trainer: HiVGTrainer, before: float | Non
         "accuracy_best": state.best_metric if before is not None else None,
         "best_step": state.best_global_step,
         "parameters": {part: list(counts) for part, counts in count_parameters(trainer.model).items()},
-        "log": state.log_history,
+        "log": [_without_infinite(entry) for entry in state.log_history],
+    }
+
+
+def _without_infinite(entry: dict[str, float]) -> dict[str, float | None]:
+    """A log entry as JSON can hold it: the gradient's norm is infinite where fp16 skipped a step."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
     }
 
 
 @contextmanager
-def training_config(config: HiVGConfig, recipe: Recipe, phase: PhaseRecipe) -> Iterator[None]:
+def training_config(config: HiVGConfig, recipe: Recipe, phase: Phase) -> Iterator[None]:
     """The phase's loss weights and the run's way of taking negatives, while the phase trains and no longer."""
     own = (config.loss_weights, config.contrastive_gather)
-    config.loss_weights = {**config.loss_weights, **(phase.loss_weights or {})}
+    config.loss_weights = phase.loss_weights_on(config.loss_weights)
     if recipe.contrastive_gather is not None:
         config.contrastive_gather = recipe.contrastive_gather
     try:

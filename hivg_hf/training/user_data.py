@@ -12,8 +12,8 @@ from typing import Any
 
 from hivg_hf.data.augmentation import DIRECTION_WORDS
 from hivg_hf.data.readers.common import ROW_ERRORS
-from hivg_hf.data.readers.tables import column_of, open_records
 from hivg_hf.data.reading import open_source
+from hivg_hf.data.splits import UnknownSplitError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ SIZES = (
 STEPS_PER_PHASE = 600
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 40
 ROWS_FOR_WORKERS = 1_000
+ANY_SPLIT = "(any)"  # a name that no file has: the refusal lists those that it has
 HOLDOUT_BY_SIZE = -1.0  # stands for the share that the number of rows decides, until they are counted
 
 # Official: 2.5e-4 for the warm-up of bridge and heads, 1e-4 for the first stage, at width 768 (hivg_train.py:22-34).
@@ -149,11 +150,9 @@ def _divide(reading: dict[str, Any], val: str | None) -> dict[str, dict[str, Any
             raise ValueError(f"{val} has the splits {', '.join(sorted(found))}, and none is called val.")
         return {"train": train if splits else {**train, "split": "all"}, "validation": {**other, "split": wanted}}
     if not splits:
-        if Path(reading["source"]).suffix == ".json":
-            raise ValueError(f"{reading['source']} has no splits; give its images a split, or a file for validation.")
         train["holdout"] = HOLDOUT_BY_SIZE
         return {"train": train, "validation": {**train, "split": "val"}}
-    named = {"val" if name == "validation" else name for name in splits}
+    named = {"val" if name in ("validation", "valid") else name for name in splits}
     if not {"train", "val"} <= named:
         raise ValueError(
             f"{reading['source']} has the splits {', '.join(sorted(splits))}; train and val are needed. Name them so, "
@@ -164,20 +163,13 @@ def _divide(reading: dict[str, Any], val: str | None) -> dict[str, dict[str, Any
 
 
 def _splits_of(reading: Mapping[str, Any]) -> set[str]:
-    """The values of a table's split column; empty where it has none."""
-    path = Path(reading["source"])
-    if path.suffix == ".json":
-        from hivg_hf.data.readers.refer import Instances
-
-        content = Instances.load(path)
-        records: Any = [*content.images, *content.annotations]
-    else:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no table {path}.")
-        records = open_records(path)
-    column = dict(reading.get("columns") or {}).get("split", "split")
-    # Records that cannot be read are reported with all others, when the rows are.
-    return set(filter(None, column_of(records, column)))
+    """The splits that the rows of a source name; empty where they name none."""
+    options = {key: value for key, value in reading.items() if key not in ("source", "on_error")}
+    try:
+        open_source(str(reading["source"]), ANY_SPLIT, **{**options, "verify_images": "no"})
+    except UnknownSplitError as error:
+        return set(error.known) - {"all"}
+    return set()
 
 
 def _count(spec: Mapping[str, Any]) -> tuple[int, int]:

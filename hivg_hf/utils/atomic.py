@@ -5,6 +5,7 @@ to the disk, and renamed. A process killed at any moment leaves the old content 
 `.NAME.*.partial` that nobody reads. Names that come from a file or a user pass `check_name` where they are defined.
 """
 
+import json
 import os
 import re
 import shutil
@@ -74,6 +75,17 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         flush(temporary)
         os.replace(temporary, target)
     flush(target.parent)
+
+
+def write_json(target: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON that people can read and every parser takes: indented, UTF-8, a newline at the end.
+
+    Raises:
+        ValueError: The content holds NaN or infinite numbers, which JSON has no words for.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(target) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import json
 import logging
 from pathlib import Path
 
+from .atomic import write_json
+
 MANIFEST_FILE = "manifest.json"
 
 logger = logging.getLogger(__name__)
@@ -23,8 +25,7 @@ def write_manifest(folder: str | Path, resumable: bool = True) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST_FILE
     }
-    content = json.dumps({"resumable": resumable, "files": files}, indent=1)
-    (folder / MANIFEST_FILE).write_text(content + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST_FILE, {"resumable": resumable, "files": files})
 
 
 def find_damage(folder: str | Path) -> str | None:

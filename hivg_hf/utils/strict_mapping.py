@@ -66,6 +66,31 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def read_options(pairs: Iterable[str], flag: str) -> dict[str, Any]:
+    """`["root=/data", "size=5"]` to a dict, values read as YAML; nothing behind the sign is an empty text.
+
+    Args:
+        pairs: What was written.
+        flag: Where, for messages: "--option".
+
+    Raises:
+        ValueError: A pair has no name or no "=", or its value is no YAML; or a name stands twice.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip()
+        if not name or not equals:
+            raise ValueError(f"{flag} takes NAME=VALUE, got {pair!r}.")
+        if name in values:
+            raise ValueError(f"{flag} gives {name} twice: {values[name]!r} and {value!r}.")
+        try:
+            values[name] = parse_yaml(value) if value else ""
+        except ValueError as error:
+            raise ValueError(f"{flag} {pair!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    return values
+
+
 def _written_out(node: yaml.Node, sizes: dict[yaml.Node, int], depth: int) -> int:
     """Number of values in a node, each alias counted in full; `sizes` holds those of the nodes that were visited."""
     if depth > MAX_YAML_DEPTH:
@@ -113,14 +138,21 @@ def refuse_unknown(keys: Iterable[Any], known: Iterable[str], where: str) -> Non
     choices = list(known)
     for key in keys:
         if key not in choices:
-            close = difflib.get_close_matches(str(key), choices, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(sorted(choices))}."
-            raise ValueError(f"Unknown key `{key}` in {where}: {hint}")
+            raise ValueError(f"Unknown key `{key}` in {where}: {nearest(key, choices)}")
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """What to write in place of a name that is not known: the nearest one, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(str(name), choices, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(choices)}."
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
+        if isinstance(value, hint):  # of a type that was chosen before
+            return value
         return build_strictly(hint, value, where)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

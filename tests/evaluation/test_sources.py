@@ -7,7 +7,8 @@ import pytest
 
 import hivg_hf
 from hivg_hf.evaluation import sources
-from hivg_hf.evaluation.sources import open_data, open_foils, open_model, read_options, split_names
+from hivg_hf.evaluation.sources import open_data, open_foils, open_model, split_names
+from hivg_hf.utils.strict_mapping import read_options
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,8 @@ def equal_recipe(checkpoint, kind):
     recipe["data"] = {**recipe["data"], "augmentation": None}
     recipe["data"]["validation"] = {**recipe["data"]["validation"], "size": 11}  # odd: one process has a row less
     recipe["defaults"]["per_device_batch_size"] = 8
-    recipe["phases"] = [{**phase, "epochs": 1, "dropout": 0.0} for phase in recipe["phases"][:2]]
+    recipe["phases"] = [{**phase, "epochs": 1} for phase in recipe["phases"][:2]]
+    recipe["phases"][1]["dropout"] = 0.0
     if kind == "gathered":
         recipe["contrastive_gather"] = True
     else:

@@ -137,7 +137,8 @@ def test_shared_keys_reach_the_phases_that_read_them():
     content = recipe()
     content["defaults"] = {**content["defaults"], "rank": 4, "loss_weights": {"giou": 1.0}}
     heads, lora = parse_recipe(content).phases
-    assert (heads.rank, lora.rank) == (32, 4)
+    assert lora.rank == 4
+    assert not hasattr(heads, "rank")
     assert heads.loss_weights == lora.loss_weights == {"giou": 1.0}
 
 
@@ -200,15 +201,6 @@ def test_every_published_setting_has_its_recipe(name, monkeypatch):
     assert [p.vision_layers for p in parsed.phases if p.train == "lora"] == [5, 8, 12]
     assert parsed.hilora_config().mode == "progressive"
     assert all(p.schedule == "cosine_by_epoch" and p.decay_all and p.weight_decay == 1e-4 for p in parsed.phases)
-
-
-def test_every_setting_of_a_published_recipe_cites_its_source():
-    for name in PUBLISHED:
-        for line in (RECIPES / f"{name}.yaml").read_text().splitlines():
-            key, _, comment = line.partition("#")
-            is_setting = ":" in key and key.split(":", 1)[1].strip() not in ("", "|")
-            if is_setting and not key.lstrip().startswith(("name:", "- name:", "source:", "root:", "images:", "test")):
-                assert comment.strip(), f"{name}: {line}"
 
 
 def test_accelerate_configurations_start_what_they_say():

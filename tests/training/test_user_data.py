@@ -130,7 +130,7 @@ def test_a_table_of_its_own_serves_validation(photos, bases):
     [
         ({"box_format": None}, "say what its boxes mean with box_format="),
         ({"base": "no/such/folder"}, "no/such/folder is no model folder"),
-        ({"data": "gone.csv"}, r"no table gone\.csv"),
+        ({"data": "gone.csv"}, r"the table needs the file gone\.csv"),
         ({"images": "gone"}, "There is no image folder gone"),
     ],
 )

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 from .common import Annotations
+from .recognition import recognize
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,22 @@ SOURCES: Mapping[str, Source] = {
     "lmms-lab/RefCOCOg": Source(_LMMS),
     "moondream/refcoco-m": Source("hub:read_moondream", "moondream/refcoco-m"),
 }
-TABULAR = Source("tabular:read_tabular")
-COCO_JSON = Source("coco_json:read_coco_json")
+
+# Formats of files and folders: named by `format=`, or recognized.
+FORMATS: Mapping[str, Source] = {
+    "table": Source("tabular:read_tabular"),
+    "coco": Source("coco_json:read_coco_json"),
+    "odvg": Source("odvg:read_odvg"),
+    "grit": Source("grit:read_grit"),
+    "chat": Source("chat:read_chat"),
+    "label-studio": Source("label_studio:read_label_studio"),
+    "cvat": Source("xml_files:read_cvat"),
+    "voc": Source("xml_files:read_voc"),
+    "dior-rsvg": Source("xml_files:read_dior_rsvg"),
+    "yolo": Source("yolo:read_yolo"),
+    "roboflow": Source("yolo:read_roboflow"),
+    "hub": Source("tabular:read_hub_table"),
+}
 
 # Names under which several different things are published: asking back is better than choosing.
 AMBIGUOUS = {
@@ -64,22 +78,29 @@ AMBIGUOUS = {
 }
 
 
-def find_source(name: str) -> Source:
-    """The source of a name, or of a file by its suffix.
+def find_source(name: str, file_format: str | None = None) -> Source:
+    """The source of a name, of a file or of a folder.
+
+    Args:
+        name: what `load_grounding_dataset` was given.
+        file_format: a key of `FORMATS` where the user says it; otherwise the content tells.
 
     Raises:
-        ValueError: the name is unknown or means several things.
+        ValueError: the name is unknown or means several things, or the format is unknown.
     """
+    if file_format is not None:
+        if file_format not in FORMATS:
+            raise ValueError(f"Unknown format {file_format!r}; expected one of {', '.join(FORMATS)}.")
+        return FORMATS[file_format]
     if name in SOURCES:
         return SOURCES[name]
     if name in AMBIGUOUS:
         raise ValueError(f"{name!r} means two things; say {AMBIGUOUS[name]}.")
-    suffix = Path(name).suffix
-    if suffix == ".json":
-        return COCO_JSON
-    if suffix in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
-        return TABULAR
+    recognized = recognize(name)
+    if recognized is not None:
+        return FORMATS[recognized]
     raise ValueError(
-        f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, or .json in COCO "
-        f"style), a folder made by prepare_data, or one of {', '.join(SOURCES)}."
+        f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json or .xml), a "
+        f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by prepare_data), a dataset of the Hub as owner/name, or "
+        f"one of {', '.join(SOURCES)}."
     )

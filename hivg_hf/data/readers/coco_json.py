@@ -10,34 +10,57 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..division import choose_rows
 from ..schema import shown
-from ..splits import distinct_splits, resolve_split
-from .common import Annotations, Draft, ImageFinder, cell_text, file_stem, need_file, truth
+from .common import ROW_ERRORS, Annotations, Draft, ImageFinder, cell_text, file_stem, need_file, truth
+from .phrases import Phrase, PhraseFile, Several
 from .refer import Instances, id_key
 
 EXPRESSION_KEYS = ("expression", "caption", "phrase", "sentence", "sentences")
 
 
-def read_coco_json(split: str, *, source: str, images: Any = None, masks: bool = True) -> Annotations:
+def read_coco_json(
+    split: str,
+    *,
+    source: str,
+    images: Any = None,
+    holdout: float | None = None,
+    expressions: Literal["own", "category"] = "own",
+    several: Several = "together",
+    masks: bool = True,
+) -> Annotations:
     """Read one split of a COCO-style file.
 
     Args:
-        split: a value of the images' or annotations' `split`; `all` reads a file that has none.
+        split: a value of the images' or annotations' `split`. A file that has none has the single split `all`, or,
+            with `holdout`, `train` and `val`.
         source: the path of the JSON file.
-        images: folder or folders of the pictures; the file's own folder unless told.
+        images: folder or folders of the pictures; the file's own folder by default.
+        holdout: share of the images (0..1) whose rows are `val`.
+        expressions: `own`, or `category` for files of plain detection, whose class names then are the expressions.
+        several: with `category`, whether boxes of one class in an image are targets of one row (`together`) or rows
+            of their own (`apart`).
         masks: whether to draw segmentations into run-length masks.
     """
+    if expressions not in ("own", "category"):
+        raise ValueError(f"expressions must be own or category, got {expressions!r}.")
     path = need_file(Path(source), "the COCO file")
     instances = Instances.load(path)
+    folders = images if images is not None else path.parent
+    if expressions == "category":
+        return _detections(instances, path, folders, several, masks).annotations(split, holdout)
+    if instances.annotations and not any(map(lambda note: _says_something(note, instances), instances.annotations)):
+        raise ValueError(
+            f"{path}: no annotation has an expression; looked for {', '.join(EXPRESSION_KEYS)}, and for the caption "
+            "of its image. Say expressions='category' to take the names of the categories."
+        )
     splits = [_split_of(annotation, instances) for annotation in instances.annotations]
-    split = resolve_split(split, distinct_splits(splits, str(path)) or ["all"], str(path))
-    find = ImageFinder(images if images is not None else path.parent)
+    find = ImageFinder(folders)
+    chosen, split = choose_rows(splits, lambda: _pictures(instances), split, holdout, str(path), find)
     stems = _shared_stems(instances.images)
     has_splits = any(splits)
-    # What belongs to no split is reported by all of them, so that none loses it in silence.
-    chosen = [position for position, name in enumerate(splits) if not name or name == split]
     records = _expressions_of(instances, chosen)
 
     def read(record: _Expression) -> Draft:
@@ -51,6 +74,51 @@ def read_coco_json(split: str, *, source: str, images: Any = None, masks: bool =
         return draft
 
     return Annotations(path.stem, split, records, read, lambda record, _: record.name)
+
+
+def _detections(instances: Instances, path: Path, folders: Any, several: Several, masks: bool) -> PhraseFile:
+    """The boxes of every image with the names of their categories."""
+    notes: dict[str | None, list[Any]] = {}
+    for annotation in instances.annotations:
+        key = id_key(annotation.get("image_id")) if isinstance(annotation, Mapping) else None
+        notes.setdefault(key, []).append(annotation)
+
+    def parse(image: Mapping[str, Any], _: int) -> list[Phrase]:
+        shared = {key: image.get(key) for key in ("width", "height", "split")}
+        phrases = []
+        for note in notes.get(id_key(image.get("id")), ()):
+            name = instances.category_name(note)
+            segmentation = [note["segmentation"]] if masks and note.get("segmentation") else []
+            phrases.append(
+                Phrase(image["file_name"], name, [note["bbox"]], category=name, segmentations=segmentation, **shared)
+            )
+        return phrases
+
+    def place(position: int) -> str:
+        return f"image {shown(instances.images[position].get('file_name'))} of {path.name}"
+
+    return PhraseFile(path.stem, str(path), instances.images, parse, place, "xywh", folders, several)
+
+
+def _says_something(annotation: Any, instances: Instances) -> bool:
+    """Whether an annotation, or its image, has an expression, or cannot be read at all."""
+    if not isinstance(annotation, Mapping) or any(key in annotation for key in EXPRESSION_KEYS):
+        return True
+    try:
+        return "caption" in instances.image(annotation.get("image_id"))
+    except ValueError:
+        return True
+
+
+def _pictures(instances: Instances) -> list[Any]:
+    """The picture of every annotation, None where there is no such image."""
+    pictures: list[Any] = []
+    for annotation in instances.annotations:
+        try:
+            pictures.append(instances.image(annotation["image_id"])["file_name"])
+        except ROW_ERRORS:
+            pictures.append(None)
+    return pictures
 
 
 @dataclass

@@ -4,7 +4,9 @@ A reader is a function `read(split, root=..., ...) -> Annotations`. It does not 
 the split and a function from one record to one draft, so that the same reader serves a dataset in memory and a stream.
 """
 
+import functools
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,9 @@ MOST_OUTLINE_PIXELS = 2_000_000
 
 # Coordinates that all lie in 0..1 of a larger picture than this are shares of it, not pixels.
 SMALLEST_DOUBTFUL_SIDE = 8
+
+# A missing picture is looked for among this many files below its folder.
+MOST_FILES_LISTED = 100_000
 
 # Where published layouts keep their pictures, below the folder that the user names.
 IMAGE_FOLDERS = (
@@ -80,6 +85,7 @@ class Annotations:
         name_record: how a record that cannot even be read is named, (record, position) to text.
         notes: what the reader left out by the format's own rules, for the log.
         counts_objects: whether `ref_id` tells objects apart, so that they can be counted.
+        place: where a record stands in its file, for messages about what it says; None where ids are enough.
     """
 
     source: str
@@ -89,6 +95,7 @@ class Annotations:
     name_record: Callable[[Any, int], str] = lambda record, position: f"record {position}"
     notes: list[str] = field(default_factory=list)
     counts_objects: bool = True
+    place: Callable[[Any], str] | None = None
 
 
 class ImageFinder:
@@ -119,12 +126,15 @@ class ImageFinder:
         file_name = clean_file_name(file_name)
         if os.path.isabs(file_name):
             return file_name
+        # One name has two spellings in Unicode: macOS stores accents apart, everybody else types them as one letter.
+        spellings = [file_name] if file_name.isascii() else [*_spellings(file_name)]
         for position, place in enumerate(self._places):
-            path = os.path.join(place, file_name)
-            if os.path.isfile(path):
-                if position:  # pictures of one dataset lie together: look there first next time
-                    self._places.insert(0, self._places.pop(position))
-                return path
+            for spelling in spellings:
+                path = os.path.join(place, spelling)
+                if os.path.isfile(path):
+                    if position:  # pictures of one dataset lie together: look there first next time
+                        self._places.insert(0, self._places.pop(position))
+                    return path
         return str(self.folders[0] / file_name)
 
     def picture_name(self, file_name: str) -> str:
@@ -140,6 +150,57 @@ class ImageFinder:
             if os.path.commonpath([folder, path]) == folder:
                 return Path(os.path.relpath(path, folder)).as_posix()
         return path
+
+
+def _spellings(file_name: str) -> dict[str, None]:
+    """The spellings of a name in Unicode, its own first."""
+    return dict.fromkeys([file_name, *(unicodedata.normalize(form, file_name) for form in ("NFC", "NFD"))])
+
+
+def where_it_may_be(path: str) -> str:
+    """A clause that says where a missing picture may lie, "" where nothing like it is near.
+
+    Args:
+        path: where it was looked for.
+    """
+    missing = Path(path)
+    folder = next((parent for parent in missing.parents if parent.is_dir()), None)
+    if folder is None or folder == folder.parent:
+        return ""
+    if missing.parent != folder:
+        outer = f"; there is no folder {missing.parent.name} in {folder}"
+    else:
+        outer = ""
+    near = _names_below(str(folder)).get(_folded(missing.name), ())
+    near = near or _names_below(str(folder)).get(_folded(missing.stem), ())
+    if not near:
+        return outer
+    found = near[0]
+    more = f" (and {len(near) - 1} more of that name)" if len(near) > 1 else ""
+    if os.path.dirname(found) and os.path.basename(found) == missing.name:
+        below = os.path.join(folder, os.path.dirname(found))
+        return f"; it is in {below}{more}: say images={below!r}, or put the folder into the name"
+    return f"; there is {os.path.join(folder, found)}{more}: names must agree in case and suffix"
+
+
+@functools.lru_cache(maxsize=8)
+def _names_below(folder: str) -> dict[str, list[str]]:
+    """Files below a folder by their name and by their stem, both folded."""
+    names: dict[str, list[str]] = {}
+    count = 0
+    for place, _, files in os.walk(folder):
+        for name in sorted(files):
+            relative = os.path.relpath(os.path.join(place, name), folder)
+            for key in {_folded(name), _folded(Path(name).stem)}:
+                names.setdefault(key, []).append(relative)
+        count += len(files)
+        if count > MOST_FILES_LISTED:
+            break
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def clean_file_name(file_name: str) -> str:
@@ -165,7 +226,7 @@ def whole_side(value: Any, name: str) -> int | None:
     Raises:
         ValueError: it is not a whole number of pixels that a picture can have.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_blank_number(value):  # NaN too: so says a table of numbers
         return None
     try:
         number = float("nan") if isinstance(value, (bool, np.bool_)) else float(value)
@@ -178,7 +239,12 @@ def whole_side(value: Any, name: str) -> int | None:
 
 def cell_text(value: Any) -> str:
     """A cell as text; "" where it is empty, also as tables of numbers say so (NaN)."""
-    return "" if value is None or value != value else str(value).strip()
+    return "" if value is None or (isinstance(value, float) and value != value) else str(value).strip()
+
+
+def is_blank_number(value: Any) -> bool:
+    """Whether a cell for a number is empty, in any of the ways in which tables and pandas write that."""
+    return cell_text(value).lower() in ("", "nan", "none", "null", "n/a", "na", "<na>")
 
 
 def truth(value: Any, name: str) -> bool:
@@ -187,10 +253,10 @@ def truth(value: Any, name: str) -> bool:
     Raises:
         ValueError: it says neither.
     """
-    lowered = cell_text(int(value) if isinstance(value, float) and value in (0, 1) else value).lower()
-    if lowered not in ("", "0", "1", "true", "false", "yes", "no"):
+    lowered = "" if is_blank_number(value) else cell_text(value).lower()
+    if lowered not in ("", "0", "1", "0.0", "-0.0", "1.0", "true", "false", "yes", "no"):
         raise ValueError(f"{name} is {shown(value)}, expected true or false")
-    return lowered in ("1", "true", "yes")
+    return lowered in ("1", "1.0", "true", "yes")
 
 
 def four_numbers(box: Any, spelled: Any = None) -> list[float]:

@@ -102,7 +102,7 @@ class Instances:
             ValueError: it is no JSON, or lacks images or annotations.
         """
         try:
-            return cls(json.loads(path.read_text(encoding="utf-8-sig")))
+            return cls(json.loads(path.read_bytes()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not a COCO file with images and annotations ({reason}).") from error
@@ -122,6 +122,14 @@ class Instances:
             ValueError: no annotation has it, or several that differ.
         """
         return self._annotations[annotation_id]
+
+    def category_name(self, annotation: Mapping[str, Any]) -> str:
+        """The name of an annotation's category.
+
+        Raises:
+            ValueError: the file names none.
+        """
+        return self._categories[annotation.get("category_id")]["name"]
 
     def draft(
         self,

@@ -1,12 +1,15 @@
-"""Tables as sequences of objects: JSONL, CSV and Parquet files.
+"""Tables as sequences of objects: JSONL, JSON arrays, CSV and Parquet files.
 
 A line of JSONL is read when it is asked for; only where the lines begin is kept in memory. CSV is held as plain cells,
 since a quoted cell may run over lines.
 """
 
+import codecs
 import csv
+import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -15,20 +18,67 @@ import numpy as np
 
 from .common import cell_text
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+DELIMITERS = (",", ";", "\t", "|")
 
 
-def open_records(path: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a table by position; JSONL and Parquet stay on the disk."""
-    if path.suffix in (".jsonl", ".ndjson"):
-        return JsonLines(path)
-    if path.suffix in (".csv", ".tsv"):
-        return CsvRows(path)
-    if path.suffix == ".parquet":
+def open_records(path: Path, encoding: str | None = None) -> Sequence[dict[str, Any]]:
+    """The rows of a table by position; JSONL and Parquet stay on the disk.
+
+    Args:
+        path: the file.
+        encoding: of a text file, as Python names it (`cp1252`, `utf-16`). Defaults to UTF-8, or UTF-16 where the file
+            begins with its byte-order mark.
+
+    Raises:
+        ValueError: the suffix or the encoding is unknown, or the file is not text in it.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path, encoding)
+    if suffix in (".csv", ".tsv"):
+        return CsvRows(path, encoding)
+    if suffix == ".parquet":
         import datasets
 
-        return datasets.Dataset.from_parquet(str(path))
+        from ..order import without_image_decoding
+
+        return without_image_decoding(datasets.Dataset.from_parquet(str(path)))
+    if suffix == ".json":
+        return load_json_array(path)
     raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from error
+
+
+def load_json_array(path: Path) -> list[Any]:
+    """The elements of a JSON file that is one array.
+
+    Raises:
+        ValueError: it is not.
+    """
+    content = load_json(path)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} is a {type(content).__name__}, expected an array of rows [...].")
+    return content
+
+
+def place_of(records: Sequence[Any], position: int, path: Path) -> str:
+    """Where a row stands, as an editor counts: `line 12 of rows.csv`, or its number where a file has no lines."""
+    lines = getattr(records, "lines", None)
+    if lines is None:
+        return f"row {position} of {path.name}"
+    return f"line {int(lines[position])} of {path.name}"
 
 
 def header_of(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -58,11 +108,23 @@ class JsonLines(Sequence[dict[str, Any]]):
 
     Args:
         path: the file, one JSON object a line.
+        encoding: as Python names it; UTF-8 or a UTF-16 that says so itself by default.
+
+    Attributes:
+        lines: (N,) int64, the number of each object's line in the file, from 1.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], encoding: str | None = None) -> None:
         self.path = Path(path)
-        self._offsets = _line_offsets(self.path)
+        encoding = encoding or _marked_encoding(self.path)
+        self._decoded: list[str] | None = None
+        if encoding is not None:  # line ends are bytes of other characters there: such files are held in memory
+            decoded = _decode(self.path, encoding, "strict").splitlines()
+            self.lines = np.array([number for number, line in enumerate(decoded, 1) if line.strip()], dtype=np.int64)
+            self._decoded = [decoded[number - 1] for number in self.lines]
+            self._offsets = self.lines
+        else:
+            self._offsets, self.lines = _line_offsets(self.path)
         self._file: Any = None
         self._process = 0
 
@@ -82,27 +144,33 @@ class JsonLines(Sequence[dict[str, Any]]):
         """
         if isinstance(position, slice):
             return [self[index] for index in range(*position.indices(len(self)))]
+        if self._decoded is not None:
+            return _json_object(self._decoded[position])
         # Worker processes must not share a file handle: its position would be shared too.
         if self._file is None or self._process != os.getpid():
             self._file, self._process = self.path.open("rb"), os.getpid()
         self._file.seek(int(self._offsets[position]))
-        line = self._file.readline()
-        try:
-            content = json.loads(line)
-        except RecursionError as error:
-            raise ValueError("line is nested too deeply") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"line is not UTF-8 text ({error.reason}, byte {error.start}); save the file as UTF-8"
-            ) from error
-        except ValueError as error:  # also a whole number of more digits than Python reads
-            raise ValueError(f"line is not JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"line is a {type(content).__name__}, expected an object {{...}}")
-        return content
+        return _json_object(self._file.readline())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+
+def _json_object(line: str | bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("line is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"line is not UTF-8 text ({error.reason}, byte {error.start}); save the file as UTF-8, or say "
+            "encoding='cp1252' (or whatever it is)"
+        ) from error
+    except ValueError as error:  # also a whole number of more digits than Python reads
+        raise ValueError(f"line is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"line is a {type(content).__name__}, expected an object {{...}}")
+    return content
 
 
 class CsvRows(Sequence[dict[str, Any]]):
@@ -112,29 +180,34 @@ class CsvRows(Sequence[dict[str, Any]]):
     that nobody closes would otherwise swallow the rows up to the next one.
 
     Args:
-        path: the file; `.tsv` is divided by tabs, anything else by commas.
+        path: the file; divided by what divides its header: `,`, `;`, tabs or `|`.
+        encoding: as Python names it; UTF-8 or a UTF-16 that says so itself by default.
+
+    Attributes:
+        lines: (N,) the number of each row's first line in the file, from 1.
 
     Raises:
         ValueError: the header cannot be read, or names a column twice.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], encoding: str | None = None) -> None:
         path = Path(path)
-        _refuse_utf_16(path)
-        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name. Bytes of another encoding
-        # become lone surrogates, so that only their rows are refused.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = file.readlines()
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        rows = _csv_rows(lines, delimiter)
-        header = next(rows, ())
+        encoding = encoding or _marked_encoding(path)
+        # Bytes that are not UTF-8 become lone surrogates, so that only their rows are refused.
+        text = _decode(path, encoding or "utf-8", "strict" if encoding else "surrogateescape")
+        # Spreadsheets put a byte-order mark before the first column's name.
+        lines = io.StringIO(text.removeprefix("\ufeff"), newline="").readlines()
+        rows = _csv_rows(lines, _delimiter_of(lines[0] if lines else "", path))
+        header = next(rows, (1, ()))[1]
         if isinstance(header, str):
             raise ValueError(f"{path}: its header cannot be read: {header}.")
         self._header = [name.strip() for name in header]
         twice = sorted({name for name in self._header if self._header.count(name) > 1})
         if twice:
             raise ValueError(f"{path} has the column {', '.join(map(repr, twice))} twice; rename or remove one.")
-        self._rows = list(rows)
+        numbered = list(rows)
+        self.lines = [number for number, _ in numbered]
+        self._rows = [row for _, row in numbered]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -160,16 +233,49 @@ class CsvRows(Sequence[dict[str, Any]]):
         return dict(zip(self._header, cells, strict=True))
 
 
-def _refuse_utf_16(path: Path) -> None:
-    """Refuse what spreadsheets call "Unicode text"; in UTF-8, no text holds a zero byte."""
+def _marked_encoding(path: Path) -> str | None:
+    """`utf-16` or `utf-32` where a file begins with that mark, as spreadsheets save "Unicode text"; None without one.
+
+    Raises:
+        ValueError: it is such text and lacks the mark, which would say in which order the bytes are.
+    """
     with path.open("rb") as file:
         start = file.read(4)
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
-        raise ValueError(f"{path} is UTF-16 or UTF-32 text, expected UTF-8; save it as CSV UTF-8.")
+    if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "utf-32"
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if b"\0" in start:  # in UTF-8, no text holds a zero byte
+        kind = "utf-32" if start.count(b"\0") > 2 else "utf-16"
+        likely = f"{kind}-{'be' if start[0] == 0 else 'le'}"
+        raise ValueError(
+            f"{path} is UTF-16 or UTF-32 text without a byte-order mark, expected UTF-8; save it as UTF-8, or say "
+            f"encoding={likely!r}."
+        )
+    return None
 
 
-def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[str, ...] | str]:
-    """The rows of a file as their cells, the header first; what is wrong with a row, as a sentence, in its place."""
+def _decode(path: Path, encoding: str, errors: str) -> str:
+    try:
+        return path.read_bytes().decode(encoding, errors)
+    except LookupError as error:
+        raise ValueError(f"{path}: unknown encoding {encoding!r}; expected one such as utf-8 or cp1252.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not {encoding} text ({error.reason}, byte {error.start}).") from error
+
+
+def _delimiter_of(header: str, path: Path) -> str:
+    """What divides the header's cells; quoted cells do not count."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    counts = {delimiter: bare.count(delimiter) for delimiter in DELIMITERS}
+    most = max(counts, key=lambda delimiter: counts[delimiter])
+    return most if counts[most] else "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, tuple[str, ...] | str]]:
+    """The rows of a file by line, as their cells, the header first; what is wrong with a row, as a sentence, in its
+    place.
+    """
     columns, line = 0, 0
     reader, start = _csv_reader(lines, line, delimiter), line
     closing: set[int] = set()  # lines that only a quote of another row makes the end of a cell
@@ -184,14 +290,14 @@ def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[str, ...] | st
         except csv.Error as error:
             cells, fault = [], f"it is not CSV ({error}); is a quote open, or not doubled?"
         if fault is not None:
-            yield f"{fault} (line {line + 1} of the file)"
+            yield line + 1, f"{fault} (line {line + 1} of the file)"
             line += 1
             reader, start = _csv_reader(lines, line, delimiter), line
             continue
-        line = end
         columns = columns or len(cells)
         if cells:
-            yield tuple(cells)
+            yield line + 1, tuple(cells)
+        line = end
 
 
 def _csv_reader(lines: list[str], start: int, delimiter: str) -> Any:
@@ -202,7 +308,7 @@ def _csv_reader(lines: list[str], start: int, delimiter: str) -> Any:
 def _encoding_fault(cells: list[str]) -> str | None:
     for cell in cells:
         if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):
-            return "it is not UTF-8 text; save the file as CSV UTF-8"
+            return "it is not UTF-8 text; save the file as CSV UTF-8, or say encoding='cp1252' (or whatever it is)"
     return None
 
 
@@ -222,12 +328,17 @@ def _spans_rows(cells: list[str], columns: int, delimiter: str) -> bool:
     return len(cells) != columns
 
 
-def _line_offsets(path: Path) -> np.ndarray:
-    """Byte offsets of the lines that are not blank (lines,) int64."""
-    offsets, position = [], 0
+def _line_offsets(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Byte offsets of the lines that are not blank (lines,) int64, and their numbers from 1 (lines,) int64."""
+    offsets, numbers, position = [], [], 0
     with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                offsets.append(position)
+        for number, line in enumerate(file, 1):
+            start = position
             position += len(line)
-    return np.asarray(offsets, dtype=np.int64)
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                start += len(codecs.BOM_UTF8)
+                line = line[len(codecs.BOM_UTF8) :]
+            if line.strip():
+                offsets.append(start)
+                numbers.append(number)
+    return np.asarray(offsets, dtype=np.int64), np.asarray(numbers, dtype=np.int64)

@@ -1,48 +1,51 @@
-"""Anybody's own rows: JSONL, CSV or Parquet with one expression a row, and a box format that is said, never guessed.
+"""Anybody's own rows: JSONL, JSON, CSV or Parquet with one expression a row, and a box format that is said.
 
-Columns, each renamed by `columns={"image": "file", ...}` where a file calls it otherwise:
+Columns, each renamed by `columns={"image": "file", ...}` where a file calls it otherwise (`columns.py` has the names
+that are understood without that):
 
-- `image`: file name below `images`, or an absolute path;
+- `image`: file name below `images`, or an absolute path; in Parquet and on the Hub, the picture itself too;
 - `expression`;
-- `box`: four numbers ([..] in JSON, "10 20 30 40" or "10,20,30,40" in CSV), or four columns of its own (below);
-- `boxes`: several boxes, in place of `box` (JSON only);
+- `box`: four numbers ([..] in JSON, "10 20 30 40" or "10,20,30,40" in CSV), or four columns of its own;
+- `boxes`: several boxes, in place of `box` (in CSV as JSON text);
 - optional: `no_target` (true where the expression names nothing), `split`, `width`, `height`, `category`,
   `image_id`, `ref_id`, `sent_id`, and `mask` (COCO run lengths or polygons, JSON only).
 """
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ..division import choose_rows, embedded_name
 from ..schema import checked_run_lengths, shown
-from ..splits import distinct_splits, held_out_images, resolve_split
+from ..splits import resolve_split
+from .boxes import (
+    BOX_FORMATS,
+    FEWEST_BOXES,
+    MOST_BOXES,
+    Look,
+    layout_and_full,
+    may_be_shares,
+    numbers_of,
+    possible_formats,
+    refuse_contradicted,
+    to_pixels,
+)
+from .columns import CLASS_NAMES, DETECTION_CSV, resolve_columns
 from .common import (
-    SMALLEST_DOUBTFUL_SIDE,
+    ROW_ERRORS,
     Annotations,
     Draft,
     ImageFinder,
-    as_xyxy,
     cell_text,
-    cxcywh_to_xyxy,
-    four_numbers,
+    is_blank_number,
     need_file,
     segmentation_to_mask,
     truth,
     whole_side,
-    xywh_to_xyxy,
 )
-from .tables import column_of, header_of, open_records
-
-CONVERTERS = {"xyxy": as_xyxy, "xywh": xywh_to_xyxy, "cxcywh": cxcywh_to_xyxy}
-BOX_FORMATS = (*CONVERTERS, *(f"{name}_normalized" for name in CONVERTERS))
-# Four columns that hold a box, by the format they spell. Which one a file means is still said by box_format.
-BOX_COLUMNS = {
-    "xyxy": (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax")),
-    "xywh": (("x", "y", "w", "h"), ("left", "top", "w", "h"), ("x", "y", "box_width", "box_height")),
-    "cxcywh": (("cx", "cy", "w", "h"),),
-}
+from .phrases import Several
+from .tables import column_of, header_of, open_records, place_of
 
 
 def read_tabular(
@@ -53,133 +56,255 @@ def read_tabular(
     images: Any = None,
     columns: Mapping[str, str] | None = None,
     holdout: float | None = None,
+    encoding: str | None = None,
+    several: Several | None = None,
+    check_format: bool = True,
     masks: bool = True,
 ) -> Annotations:
-    """Read one split of a JSONL, CSV, TSV or Parquet file.
+    """Read one split of a JSONL, JSON, CSV, TSV or Parquet file.
 
     Args:
         split: a value of the file's `split` column. A file without one has the single split `all`, or, with
             `holdout`, `train` and `val`.
         source: the path of the file.
-        box_format: one of `BOX_FORMATS`; pixels of the original image, or 0..1 of it for `..._normalized`.
-        images: folder or folders of the pictures; the file's own folder unless told.
+        box_format: one of `BOX_FORMATS`: pixels of the original image, or shares of it in 0..1 (`..._normalized`),
+            0..100 (`..._100`) or 0..1000 (`..._1000`).
+        images: folder or folders of the pictures; the file's own folder by default.
         columns: our name to the file's name, where they differ.
-        holdout: share of the images (0..1) whose rows are `val`, chosen by a hash of the image's name; the same image
-            is never in both.
+        holdout: share of the images (0..1) whose rows are `val`, chosen by a hash of the image's name; the same image,
+            or a near-identical copy, is never in both.
+        encoding: of a text file that is not UTF-8, as Python names it.
+        several: `apart`, every row is a row; `together`, rows of one image with the same expression are one row with
+            several targets. Defaults to `together` where the expressions are class names.
+        check_format: whether to refuse a box format that the numbers of the file contradict.
         masks: whether to keep masks.
 
     Raises:
-        ValueError: `box_format` is missing or unknown, a column is missing, or there is no such split.
+        ValueError: `box_format` is missing, unknown or contradicted, a column is missing, or there is no such split.
     """
     path = need_file(Path(source), "the table")
-    if box_format not in BOX_FORMATS:
-        raise ValueError(
-            f"{path}: say what its boxes mean with box_format=, one of {', '.join(BOX_FORMATS)}"
-            + (f"; got {box_format!r}." if box_format is not None else ".")
-        )
-    records = open_records(path)
-    header = header_of(records)
-    names = _resolve_columns(header, columns or {}, box_format, path)
-    find = ImageFinder(images if images is not None else path.parent)
-    splits = column_of(records, names["split"]) if names["split"] in header else []
-    positions, split = _select_split(records, splits, names, split, holdout, path, find)
-    has_splits = any(splits)
-
-    def read(position: int) -> Draft:
-        record = records[position]
-        if has_splits and not cell_text(record.get(names["split"])):
-            raise ValueError(f"its {names['split']} is blank, while other rows name one")
-        return _draft(record, position, names, box_format, find, masks)
-
-    return Annotations(path.stem, split, positions, read, lambda record, _: f"row {record}")
+    records = open_records(path, encoding)
+    table = Table(records, path, columns or {}, box_format, images if images is not None else path.parent, masks)
+    return table.annotations(split, path.stem, holdout, check_format, several)
 
 
-def _resolve_columns(header: list[str], renamed: Mapping[str, str], box_format: str, path: Path) -> dict[str, Any]:
-    """Our column names to the file's; `box` may be four of them."""
-    missing = [f"{theirs!r} for {ours}" for ours, theirs in renamed.items() if theirs not in header]
-    if header and missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
-    names: dict[str, Any] = {
-        ours: renamed.get(ours, ours) for ours in (*_OPTIONAL, "image", "expression", "box", "boxes")
-    }
-    lost = [ours for ours in ("image", "expression") if header and names[ours] not in header]
-    four = next((four for four in _box_columns(box_format) if set(four) <= set(header)), None)
-    if header and names["box"] not in header and names["boxes"] not in header:
-        names["box"] = four
-        lost += [] if four else [f"box (or {', '.join(_box_columns(box_format)[0])})"]
-    if lost:
-        raise ValueError(
-            f"{path} lacks the column {' and '.join(lost)}; it has {', '.join(header)}. "
-            "Rename with columns={'expression': 'their name'}."
-        )
-    return names
-
-
-_OPTIONAL = ("no_target", "split", "width", "height", "category", "image_id", "ref_id", "sent_id", "mask")
-
-
-def _box_columns(box_format: str) -> Sequence[tuple[str, ...]]:
-    return BOX_COLUMNS[box_format.removesuffix("_normalized")]
-
-
-def _select_split(
-    records: Sequence[dict[str, Any]],
-    splits: Sequence[str | None],
-    names: Mapping[str, Any],
+def read_hub_table(
     split: str,
-    holdout: float | None,
-    path: Path,
-    find: ImageFinder,
-) -> tuple[Sequence[int], str]:
-    """Positions of the split's rows, and its name in the file."""
-    if any(splits):
-        split = resolve_split(split, distinct_splits(splits, str(path)), str(path))
-        # A record without a split, or one that cannot be read, belongs nowhere: every split reports it, so that none
-        # loses it in silence.
-        return [position for position, value in enumerate(splits) if not value or value == split], split
-    if holdout is None:
-        return range(len(records)), resolve_split(split, ["all"], f"{path} (no column {names['split']!r})")
-    split = resolve_split(split, ["train", "val"], str(path))
-    pictures = [_picture_name(find, image) for image in column_of(records, names["image"])]
-    held_out = held_out_images([picture for picture in pictures if picture is not None], holdout)
-    return [
-        position
-        for position, picture in enumerate(pictures)
-        if picture is None or (picture in held_out) == (split == "val")
-    ], split
+    *,
+    source: str,
+    box_format: str | None = None,
+    images: Any = None,
+    columns: Mapping[str, str] | None = None,
+    several: Several | None = None,
+    check_format: bool = True,
+    masks: bool = True,
+    config: str | None = None,
+    revision: str | None = None,
+) -> Annotations:
+    """Read one split of any dataset on the Hub (or of a folder of it) that has an image, an expression and a box a row.
+
+    Args:
+        split: as the Hub has it.
+        source: `owner/name`, or a local folder of such a repository.
+        box_format: what its boxes mean, as for a file.
+        images: folder or folders of the pictures where the dataset does not hold them.
+        columns: our name to the dataset's name, where they differ.
+        several: whether rows of one image with the same expression are one row, as for a file.
+        check_format: whether to refuse a box format that the numbers contradict.
+        masks: whether to keep masks.
+        config: which of several configurations.
+        revision: branch, tag or commit.
+    """
+    import datasets
+
+    from ..order import without_image_decoding
+
+    split = resolve_split(split, datasets.get_dataset_split_names(source, config, revision=revision), source)
+    records = without_image_decoding(datasets.load_dataset(source, config, split=split, revision=revision))
+    table = Table(records, Path(source), columns or {}, box_format, images if images is not None else ".", masks)
+    table.names["split"] = "(the Hub's)"  # a column of that name would be another division
+    annotations = table.annotations("all", source, None, check_format, several)
+    annotations.split = split
+    return annotations
 
 
-def _picture_name(find: ImageFinder, file_name: str | None) -> str | None:
-    """The one name of a row's picture, None where it has none (then both sides report the row)."""
-    try:
-        return None if file_name is None else find.picture_name(file_name)
-    except ValueError:
-        return None
+class Table:
+    """Records with the columns that were found in them.
+
+    Args:
+        records: rows by position.
+        path: the file, for messages.
+        columns: our name to the file's name.
+        box_format: what its boxes mean.
+        images: folder or folders of the pictures.
+        masks: whether to keep masks.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        path: Path,
+        columns: Mapping[str, str],
+        box_format: str | None,
+        images: Any,
+        masks: bool,
+    ) -> None:
+        self.records, self.path, self.masks = records, path, masks
+        self.find = ImageFinder(images)
+        header = header_of(records)
+        if box_format is None and set(header) >= DETECTION_CSV:
+            box_format = "xyxy"
+        if box_format not in BOX_FORMATS:
+            raise ValueError(
+                f"{path}: say what its boxes mean with box_format=, one of {', '.join(BOX_FORMATS)}"
+                + (f"; got {box_format!r}." if box_format is not None else self._hint(header, columns))
+            )
+        self.box_format: str = box_format
+        self.header = header
+        self.names = resolve_columns(header, columns, box_format, str(path))
+
+    def annotations(
+        self, split: str, source: str, holdout: float | None, check: bool, several: Several | None
+    ) -> Annotations:
+        """The rows of one split; a record is the positions of the rows that make one."""
+        column = self.names["split"]
+        if several not in (None, *get_args(Several)):
+            raise ValueError(f"several must be one of {', '.join(get_args(Several))}, got {several!r}.")
+        splits = column_of(self.records, column) if column in self.header else [""] * len(self.records)
+        positions, split = choose_rows(
+            splits, self._pictures, split, holdout, str(self.path), self.find, f"no column {column!r}"
+        )
+        has_splits = any(splits)
+        if check:
+            refuse_contradicted(self._looks(self.names, positions), self.box_format, str(self.path))
+        together = several == "together" or (several is None and self.names["expression"].lower() in CLASS_NAMES)
+        groups = self._groups(positions) if together else None
+
+        def read(number: int) -> Draft:
+            members = [positions[number]] if groups is None else groups[number]
+            drafts = []
+            for position in members:
+                record = self.records[position]
+                if has_splits and not cell_text(record.get(column)):
+                    raise ValueError(f"its {column} is blank, while other rows name one")
+                drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+            if len(drafts) > 1:
+                drafts[0].boxes = [box for draft in drafts for box in draft.boxes]
+                drafts[0].mask = None  # masks of several rows are not one mask
+            return drafts[0]
+
+        def position_of(number: int) -> int:
+            return positions[number] if groups is None else groups[number][0]
+
+        return Annotations(
+            source,
+            split,
+            range(len(positions if groups is None else groups)),
+            read,
+            lambda number, _: f"row {position_of(number)}",
+            place=lambda number: place_of(self.records, position_of(number), self.path),
+        )
+
+    def _groups(self, positions: Sequence[int]) -> list[list[int]]:
+        """Positions of rows by their image and expression, in the order of the first."""
+        groups: dict[Any, list[int]] = {}
+        for position in positions:
+            try:
+                record = self.records[position]
+                picture = _picture(record, self.names)
+                key = (self.find.picture_name(picture), record.get(self.names["expression"]))
+                hash(key)
+            except ROW_ERRORS:
+                key = (position, None)
+            groups.setdefault(key, []).append(position)
+        return list(groups.values())
+
+    def _pictures(self) -> list[Any]:
+        """The picture of every row; None where it has none."""
+        pictures: list[Any] = []
+        for position in range(len(self.records)):
+            try:
+                pictures.append(_picture(self.records[position], self.names))
+            except ROW_ERRORS:
+                pictures.append(None)
+        return pictures
+
+    def _looks(self, names: Mapping[str, Any], positions: Sequence[int]) -> Iterator[Look]:
+        """Boxes all over some rows with the sizes of their images; rows that cannot be read are left out."""
+        for position in positions[:: max(1, len(positions) // MOST_BOXES)]:
+            try:
+                record = self.records[position]
+                boxes = [numbers_of(box) for box in _raw_boxes(record, names)]
+                size = _size_of(record, names, self.find) if boxes else (None, None)
+            except ROW_ERRORS:
+                continue
+            if None not in size:
+                yield from ((box, *size) for box in boxes)  # type: ignore[misc]
+
+    def _hint(self, header: Sequence[str], columns: Mapping[str, str]) -> str:
+        """What the numbers of a file could mean, as the end of a sentence."""
+        try:
+            names = resolve_columns(header, columns, "xyxy", str(self.path))
+        except ValueError:
+            return "."
+        looks = list(self._looks(names, range(len(self.records))))
+        formats = possible_formats(looks) if len(looks) >= FEWEST_BOXES else []
+        return f"; the {len(looks)} boxes looked at can be {' or '.join(formats)}." if formats else "."
+
+
+def _picture(record: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
+    """The picture of a record: a file name, or a picture that the table holds.
+
+    Raises:
+        ValueError: it names none.
+    """
+    picture = record.get(names["image"])
+    if isinstance(picture, Mapping):
+        if picture.get("bytes") is not None:
+            return {"path": picture.get("path"), "bytes": picture["bytes"]}
+        if "bytes" not in picture:  # not a picture as `datasets` stores it
+            raise ValueError(f"its image is {shown(dict(picture))}, expected a file name")
+        picture = picture["path"]
+    if not cell_text(picture):
+        raise ValueError("it names no image")
+    return picture.strip() if isinstance(picture, str) else picture
+
+
+def _size_of(record: Mapping[str, Any], names: Mapping[str, Any], find: ImageFinder) -> tuple[int | None, int | None]:
+    """The size of a record's image, as it says it or as the picture has it."""
+    width, height = (whole_side(record.get(names[side]), side) for side in ("width", "height"))
+    if width is not None and height is not None:
+        return width, height
+    picture = _picture(record, names)
+    return _image_size(picture if isinstance(picture, dict) else find(picture))
 
 
 def _draft(
     record: Mapping[str, Any], position: int, names: Mapping[str, Any], box_format: str, find: ImageFinder, masks: bool
 ) -> Draft:
-    file_name = record.get(names["image"])
-    if not cell_text(file_name):
-        raise ValueError("it names no image")
-    file_name = file_name.strip() if isinstance(file_name, str) else file_name
+    picture = _picture(record, names)
     width, height = (whole_side(record.get(names[side]), side) for side in ("width", "height"))
-    path = find(file_name)
-    if box_format.endswith("_normalized") and (width is None or height is None):
-        width, height = _image_size(path)
+    path = picture if isinstance(picture, dict) else find(picture)
+    image_id = embedded_name(picture) if isinstance(picture, dict) else find.picture_name(picture)
+    boxes = [numbers_of(box) for box in _raw_boxes(record, names)]
+    known = (width, height)
+    if (width is None or height is None) and boxes:
+        shares = layout_and_full(box_format)[1] is not None
+        if shares or any(map(may_be_shares, boxes)):
+            known = _image_size(path)
+        width, height = known if shares else (width, height)
     row_id = cell_text(record.get(names["sent_id"])) or str(position)
     mask = record.get(names["mask"]) if masks else None
     return Draft(
         image=path,
         expression=record.get(names["expression"]),
-        boxes=[_convert_box(box, box_format, width, height, path) for box in _raw_boxes(record, names)],
+        boxes=[to_pixels(box, box_format, *known) for box in boxes],
         no_target=truth(record.get(names["no_target"]), "no_target"),
         mask=_mask(mask, height, width),
         width=width,
         height=height,
         category=cell_text(record.get(names["category"])) or None,
-        image_id=cell_text(record.get(names["image_id"])) or find.picture_name(file_name),
+        image_id=cell_text(record.get(names["image_id"])) or image_id,
         ref_id=cell_text(record.get(names["ref_id"])) or row_id,
         sent_id=row_id,
     )
@@ -189,41 +314,16 @@ def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]
     """The boxes of a record as four values each; [] where its cells are empty."""
     if isinstance(names["box"], tuple):
         box = [record.get(column) for column in names["box"]]
-        return [] if all(value in (None, "") for value in box) else [box]
-    if record.get(names["boxes"]):
-        return list(record[names["boxes"]])
+        return [] if all(map(is_blank_number, box)) else [box]
+    several = record.get(names["boxes"])
+    if isinstance(several, str) and several.strip():
+        several = json.loads(several)
+    if several is not None and not isinstance(several, (str, float)) and len(several):
+        return list(several)
     whole: Any = record.get(names["box"])
-    return [] if whole is None or (isinstance(whole, str) and not whole.strip()) else [whole]
-
-
-def _convert_box(box: Any, box_format: str, width: int | None, height: int | None, path: str) -> list[float]:
-    raw = four_numbers(re.split(r"[\s,;]+", box.strip(" \t[]()")) if isinstance(box, str) else box, box)
-    xyxy = CONVERTERS[box_format.removesuffix("_normalized")](raw)
-    if not box_format.endswith("_normalized"):
-        if min(raw) >= 0 and max(raw) <= 1:
-            _refuse_shares(raw, box_format, path)
-        return xyxy
-    if width is None or height is None or max(abs(value) for value in xyxy) > 2:
-        raise ValueError(f"box {shown(box)} is not within 0..1, as box_format={box_format!r} says")
-    return [xyxy[0] * width, xyxy[1] * height, xyxy[2] * width, xyxy[3] * height]
-
-
-def _refuse_shares(raw: list[float], box_format: str, path: str) -> None:
-    """Refuse a box in pixels whose four numbers lie in 0..1, unless the picture is that small.
-
-    Raises:
-        ValueError: the numbers are shares of the image; the message names the format they can have.
-    """
-    width, height = _image_size(path)
-    if width is None or height is None or min(width, height) <= SMALLEST_DOUBTFUL_SIDE:
-        return
-    likely = [f"{box_format}_normalized"]
-    if box_format == "xyxy" and (raw[2] <= raw[0] or raw[3] <= raw[1]):
-        likely = ["xywh_normalized", "cxcywh_normalized"]
-    raise ValueError(
-        f"box {raw} lies within the first pixel of its image of {width} x {height}, read as {box_format} in pixels; "
-        f"is it box_format={' or '.join(map(repr, likely))}?"
-    )
+    if isinstance(whole, (str, float)) or whole is None:
+        return [] if is_blank_number(whole) else [whole]
+    return [whole]
 
 
 def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | None:
@@ -239,7 +339,7 @@ def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | 
     return segmentation_to_mask([mask], height, width)
 
 
-def _image_size(path: str) -> tuple[int | None, int | None]:
+def _image_size(path: Any) -> tuple[int | None, int | None]:
     from ..image_check import image_facts
 
     facts = image_facts(path)

@@ -15,8 +15,8 @@ HEAD = "image,expression,x1,y1,x2,y2\n"
 @pytest.fixture
 def read(tmp_path, make_image):
     """Expressions of a table with this content; pictures a.png and b.png lie beside it."""
-    for name in ("a.png", "b.png"):
-        make_image(tmp_path / name, 64, 48)
+    for seed, name in enumerate(("a.png", "b.png")):
+        make_image(tmp_path / name, 64, 48, seed)
 
     def load(content, split="all", name="rows.csv", **options):
         content = content.encode() if isinstance(content, str) else content
@@ -91,10 +91,37 @@ def test_bytes_of_another_encoding_are_refused_row_by_row(read, encoding):
     assert read(rows, on_error="skip") == ["red"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_unicode_text_of_spreadsheets_is_named(read, encoding):
-    with pytest.raises(ValueError, match=r"rows\.csv is UTF-16 or UTF-32 text, expected UTF-8"):
-        read((HEAD + "a.png,red,1,2,30,40\n").encode(encoding), on_error="skip")
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_unicode_text_with_a_mark_is_read(read, suffix, encoding):
+    line = HEAD + "a.png,caf\xe9,1,2,30,40\n" if suffix == "csv" else _lines(_row(expression="caf\xe9"))
+    assert read(line.encode(encoding), name=f"rows.{suffix}") == ["caf\xe9"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_unicode_text_without_a_mark_is_named_with_the_option_that_reads_it(read, encoding):
+    rows = (HEAD + "a.png,red,1,2,30,40\n").encode(encoding)
+    with pytest.raises(ValueError, match=rf"rows\.csv is UTF-16 or UTF-32 text without .* say encoding='{encoding}'"):
+        read(rows, on_error="skip")
+    assert read(rows, encoding=encoding) == ["red"]
+
+
+def test_another_encoding_is_read_when_it_is_said(read):
+    rows = (HEAD + "a.png,red,1,2,30,40\na.png,caf\xe9 sign,1,2,30,40\n").encode("cp1252")
+    with pytest.raises(BrokenRowsError, match=r"(?s)rows all: .* say encoding='cp1252' .*line 3 of the file"):
+        read(rows)
+    assert read(rows, encoding="cp1252") == ["red", "caf\xe9 sign"]
+    with pytest.raises(ValueError, match="unknown encoding 'cp99999'"):
+        read(rows, encoding="cp99999")
+    with pytest.raises(ValueError, match=r"rows\.csv is not ascii text"):
+        read(rows, encoding="ascii")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "ROWS.CSV"])
+def test_the_delimiter_is_what_divides_the_header(read, delimiter, name):
+    rows = (HEAD + "a.png,red star,1,2,30,40\n").replace(",", delimiter)
+    assert read(rows, name=name) == ["red star"]
 
 
 def test_a_column_that_occurs_twice_is_refused(tmp_path):

@@ -13,8 +13,8 @@ from hivg_hf.data.splits import held_out_images
 
 @pytest.fixture
 def photos(tmp_path, make_image):
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
-        make_image(tmp_path / "photos" / name, 64, 48)
+    for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg")):
+        make_image(tmp_path / "photos" / name, 64, 48, seed)
     return tmp_path / "photos"
 
 

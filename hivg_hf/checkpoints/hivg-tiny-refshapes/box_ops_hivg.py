@@ -1,0 +1,1 @@
+../../../modeling/box_ops_hivg.py

@@ -1,0 +1,1 @@
+../../../modeling/image_loading_hivg.py

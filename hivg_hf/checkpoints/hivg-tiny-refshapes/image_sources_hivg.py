@@ -1,0 +1,1 @@
+../../../modeling/image_sources_hivg.py

@@ -1,0 +1,1 @@
+../../../modeling/pipeline_streams_hivg.py

@@ -1,0 +1,1 @@
+../../../modeling/presets_hivg.py

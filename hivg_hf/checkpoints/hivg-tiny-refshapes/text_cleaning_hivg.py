@@ -1,0 +1,1 @@
+../../../modeling/text_cleaning_hivg.py

@@ -1,0 +1,60 @@
+"""`hivg recipes`: which training recipes ship, what one says, and a copy to change."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import run_verb
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe (or accelerate configuration) to show.")] = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With everything written out that the recipe extends.")
+    ] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Write it to the current folder, to be changed.")] = False,
+) -> None:
+    """List the training recipes that ship, show one, or copy one to the current folder."""
+    from hivg_hf.recipes import accelerate_names, describe_recipe, recipe_names
+
+    if name is None:
+        if copy or resolved:
+            raise ValueError(f"{'--copy' if copy else '--resolved'} needs the name of a recipe: see `hivg recipes`.")
+        width = max(map(len, recipe_names()))
+        for known in recipe_names():
+            typer.echo(f"{known:<{width}}  {describe_recipe(known)}")
+        typer.echo(f"\nConfigurations of accelerate: {', '.join(accelerate_names())}")
+        return
+    text, file = _content(name, resolved)
+    if not copy:
+        typer.echo(text, nl=False)
+        return
+    target = Path(file)
+    if target.exists():
+        raise FileExistsError(f"{target} exists: rename or remove it, or copy to another folder.")
+    from hivg_hf.utils.atomic import atomic_path
+
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    typer.echo(str(target.resolve()))
+
+
+def _content(name: str, resolved: bool) -> tuple[str, str]:
+    """The text of a recipe or an accelerate configuration, and the name of its file."""
+    import yaml
+
+    from hivg_hf.recipes import accelerate_names, find_accelerate, find_recipe, read_recipe
+
+    if name in accelerate_names():
+        path = find_accelerate(name)
+    else:
+        path = find_recipe(name)
+        if resolved:
+            return yaml.safe_dump(read_recipe(name), sort_keys=False, allow_unicode=True), path.name
+    return path.read_text(encoding="utf-8"), path.name
+
+
+def main() -> None:
+    """Run the verb with the process's own arguments."""
+    run_verb("recipes")

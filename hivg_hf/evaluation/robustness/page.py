@@ -1,0 +1,154 @@
+"""A robustness report as a picture and as one page of HTML that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hivg_hf.utils.atomic import atomic_path
+
+from ..plots import new_figure, save_figure
+
+PLOT_NAME, PAGE_NAME = "robustness.png", "robustness.html"
+_FAMILY_COLORS = {"noise": "#d73027", "blur": "#4575b4", "weather": "#1a9850", "digital": "#984ea3"}
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8884; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; }}
+h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; }}
+img {{ max-width: 100%; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{introduction}</p>
+{picture}
+{tables}
+</body>
+</html>
+"""
+_TITLES = {
+    "corruption": "Corrupted pictures",
+    "resolution": "Smaller pictures",
+    "jpeg": "JPEG quality",
+    "wording": "The same said otherwise",
+    "removed": "A part of the expression removed",
+}
+
+
+def write_report(out: str | Path, report: Mapping[str, Any], name: str, plot: bool = True) -> list[Path]:
+    """Write the plot and the page of a report into a folder.
+
+    Args:
+        out: The folder.
+        report: What `measure_robustness` gave, with `adversarial` where that was measured.
+        name: Of the model.
+        plot: Whether to draw the plot (needs matplotlib).
+
+    Returns:
+        The files.
+    """
+    files = []
+    if plot:
+        files.append(Path(out) / PLOT_NAME)
+        plot_report(files[0], report)
+    picture = base64.b64encode(files[0].read_bytes()).decode() if plot else ""
+    page = _PAGE.format(
+        title=html.escape(f"How {name} breaks"),
+        introduction=html.escape(
+            "Acc@0.5 in percent on the unchanged rows and under each change, the paired difference with its 95 "
+            "percent interval (bootstrap over images), the mean score before and after, and the AUC of the score "
+            "under the change. Rows to which a change of wording does not apply are left out on both sides."
+        ),
+        picture=f'<img alt="Accuracy by strength" src="data:image/png;base64,{picture}">' if plot else "",
+        tables="\n".join(_tables(report)),
+    )
+    files.append(Path(out) / PAGE_NAME)
+    with atomic_path(files[-1]) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return files
+
+
+def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
+    """Mean accuracy by strength, one line per family of corruptions, with resolution, JPEG quality and the attack."""
+    from .corruptions import FAMILIES
+
+    figure, axes = new_figure(7.0, 4.4)
+    entries = [entry for entry in report["conditions"].values() if entry["n"]]
+    lines = {
+        **{family: ([e for e in entries if e["name"] in names], "-") for family, names in FAMILIES.items()},
+        "resolution": ([e for e in entries if e["kind"] == "resolution"], "--"),
+        "JPEG quality": ([e for e in entries if e["kind"] == "jpeg"], ":"),
+    }
+    for label, (chosen, style) in lines.items():
+        strengths = sorted({entry["strength"] for entry in chosen})
+        means = [_mean([e["after"] for e in chosen if e["strength"] == strength]) for strength in strengths]
+        if chosen:
+            before = _mean([entry["before"] for entry in chosen])
+            color = _FAMILY_COLORS.get(label, "#444444")
+            axes.plot(
+                [0, *strengths], [100 * v for v in (before, *means)], style, color=color, marker="o", label=label
+            )
+    axes.set_xlabel("strength (0: unchanged)")
+    axes.set_ylabel("Acc@0.5 (%)")
+    axes.set_xticks(range(6))
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False, fontsize="small")
+    save_figure(figure, path)
+
+
+def _tables(report: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for kind, title in _TITLES.items():
+        entries = [entry for entry in report["conditions"].values() if entry["kind"] == kind and entry["n"]]
+        if entries:
+            parts.append(f"<h2>{title}</h2>" + _table(_HEADER, [_cells(entry) for entry in entries]))
+    if report.get("by_objects"):
+        rows = [[count, f"{e['n']:,}", f"{100 * e['accuracy']:.1f}"] for count, e in report["by_objects"].items()]
+        parts.append("<h2>By the number of objects</h2>" + _table(["objects", "rows", "Acc@0.5"], rows))
+    if attack := report.get("adversarial"):
+        rows = [["0", f"{100 * attack['clean']:.1f}"]]
+        rows += [[strength, f"{100 * accuracy:.1f}"] for strength, accuracy in attack["curve"].items()]
+        title = f"<h2>Attacked pixels (PGD, {attack['steps']} steps)</h2>"
+        parts.append(title + _table(["largest change, of 255", "Acc@0.5"], rows))
+    return parts
+
+
+_HEADER = ["change", "rows", "before", "after", "difference", "95 % interval", "score", "score after", "score AUC"]
+
+
+def _cells(entry: Mapping[str, Any]) -> list[str]:
+    value = "" if entry["value"] is None else f" ({entry['value']:g})"
+    strength = "" if entry["strength"] is None else f", {entry['strength']}"
+    low, high = entry["interval"]
+    scores = [f"{entry[key]:.2f}" if key in entry else "" for key in ("score_before", "score_after", "score_auc")]
+    return [
+        entry["name"].replace("_", " ") + strength + value,
+        f"{entry['n']:,}",
+        *(f"{100 * entry[key]:.1f}" for key in ("before", "after")),
+        f"{100 * entry['difference']:+.1f}",
+        f"{100 * low:+.1f} to {100 * high:+.1f}",
+        *scores,
+    ]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

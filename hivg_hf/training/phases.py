@@ -1,0 +1,341 @@
+"""Phases of a recipe: one type for each kind, with what it reads, what trains in it and on which batches.
+
+A kind from outside is a subclass of `Phase` or `GroundingPhase` under the entry point group `hivg_hf.phases`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hivg_hf.hilora import HiLoraStage, is_new_parameter
+from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.plugins import find_plugin, plugin_names
+from hivg_hf.utils.strict_mapping import build_strictly, nearest
+
+from .recipe_checks import check_augmentation, check_config_fields, check_loss_weights, check_options, check_rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hivg_hf.modeling.processing_hivg import HiVGProcessor
+
+    from .recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What every phase says: for how long it trains, how fast, and on what.
+
+    Args:
+        name: Of the phase and its folder.
+        train: Its kind.
+        epochs: Passes over the training rows; give this or `steps`.
+        steps: Optimizer steps.
+        learning_rate: Peak learning rate.
+        batch_size: Samples per optimizer step over all processes; gradient accumulation makes up what the processes
+            do not hold.
+        per_device_batch_size: Most samples that one process holds at a time.
+        eval_batch_size: The same for evaluation.
+        weight_decay: Of AdamW.
+        decay_all: Decay biases and norms too. Official: one parameter group, hivg_train.py:164-171.
+        betas: Of AdamW.
+        warmup: Steps of linear warm-up; below 1 a share of all steps.
+        max_grad_norm: Clip the gradient's norm to this; 0 never clips.
+        schedule: `cosine` to zero per step, `cosine_by_epoch` (official: constant within an epoch), `linear`,
+            `constant`.
+        evaluate_every: Optimizer steps between evaluations; None evaluates after every epoch.
+        save_every: Optimizer steps between checkpoints; None saves where it evaluates.
+        log_every: Optimizer steps between log entries.
+        keep: `best` by validation accuracy (never worse than the phase began) or `last`.
+        data: Training rows of this phase, in place of `data.train`.
+        config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
+            they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.
+    """
+
+    evaluates: ClassVar[bool] = True  # on the validation rows, while it trains
+    has_adapters: ClassVar[bool] = False
+    inner: ClassVar[str] = ""  # what the names of the model's weights begin with inside what is trained
+
+    name: str
+    train: str
+    learning_rate: float
+    batch_size: int
+    epochs: float | None = None
+    steps: int | None = None
+    per_device_batch_size: int = 64
+    eval_batch_size: int = 64
+    weight_decay: float = 1e-4
+    decay_all: bool = False
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup: float = 0
+    max_grad_norm: float = 0
+    schedule: Literal["cosine", "cosine_by_epoch", "linear", "constant"] = "cosine"
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    log_every: int = 50
+    keep: Literal["best", "last"] = "best"
+    data: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Phase")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"{self} needs exactly one of `epochs` and `steps`.")
+        if (self.epochs or self.steps or 0) <= 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError(f"{self}: its length, batch_size and learning_rate must be positive.")
+        for name in ("per_device_batch_size", "eval_batch_size", "evaluate_every", "save_every", "log_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{self}: `{name}` must be at least 1. Got {value}.")
+        if len(self.betas) != 2:
+            raise ValueError(f"{self}: `betas` must be two numbers. Got {self.betas}.")
+        check_config_fields(f"{self}, config", self.config)
+        if self.data is not None:
+            check_rows(f"{self}, data", self.data)
+
+    def __str__(self) -> str:
+        return f"Phase {self.name!r}"
+
+    def steps_on(self, rows: Sized) -> int:
+        """Optimizer steps."""
+        return self.steps or math.ceil((self.epochs or 0) * (len(rows) // self.batch_size))
+
+    def choose_parameters(self, model: nn.Module) -> None:
+        """Let train what trains in this phase; here everything."""
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+
+    def trained_model(self, model: nn.Module) -> nn.Module:
+        """What the trainer trains: the model, or something around it that gives another loss."""
+        return model
+
+    def loss_weights_on(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """The model's loss weights while this phase trains."""
+        return dict(weights)
+
+    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
+        """Whether parameters that train may get no gradient, which DDP has to look for in every step."""
+        return True
+
+    def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
+        """Rows to a training batch."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingPhase(Phase):
+    """A phase on pictures, expressions and boxes.
+
+    Args:
+        masks: As in `data`, for this phase alone.
+        augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
+        loss_weights: In place of the model's, while this phase trains.
+        early_stop: Stop after so many evaluations without gain; None never stops early.
+    """
+
+    masks: bool | None = None
+    augmentation: dict[str, Any] | bool | None = None
+    loss_weights: dict[str, float] | None = None
+    early_stop: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_weights is not None:
+            check_loss_weights(f"{self}, loss_weights", self.loss_weights)
+        check_augmentation(f"{self}, augmentation", self.augmentation)
+
+    def loss_weights_on(self, weights: Mapping[str, float]) -> dict[str, float]:
+        return {**weights, **(self.loss_weights or {})}
+
+    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
+        return not all(weights.values())
+
+    def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
+        from hivg_hf.data import GroundingCollator
+
+        return GroundingCollator(processor, **self._collating(recipe, processor))
+
+    def _collating(self, recipe: Recipe, processor: HiVGProcessor) -> dict[str, Any]:
+        from hivg_hf.data import GroundingAugmentation
+
+        options = recipe.data.augmentation if self.augmentation is None else self.augmentation
+        options = {} if options is True else options
+        made = GroundingAugmentation.for_processor(processor, **options) if isinstance(options, dict) else None
+        masks = recipe.data.masks if self.masks is None else self.masks
+        return {"augmentation": made, "seed": recipe.seed, "masks": masks}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainPhase(Phase):
+    """`pretrain`: CLIP's towers on RefShapes, per patch, for a model that has no CLIP to start from.
+
+    Args:
+        options: Of `hivg_hf.training.pretraining.PretrainingModel`.
+    """
+
+    evaluates: ClassVar[bool] = False
+    inner: ClassVar[str] = "model."
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(f"{self}, options", self.train, self.options)
+
+    def trained_model(self, model: Any) -> nn.Module:
+        from .pretraining import PretrainingModel
+
+        return PretrainingModel(model, **self.options)
+
+    def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
+        from .pretraining_rows import PretrainingCollator
+
+        return PretrainingCollator(processor, **self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssistedPhase(GroundingPhase):
+    """`assisted`: everything learns, and the layers are shown where to look.
+
+    Args:
+        options: Of `hivg_hf.training.assisted_grounding.AssistedGrounding`.
+    """
+
+    inner: ClassVar[str] = "model."
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(f"{self}, options", self.train, self.options)
+
+    def trained_model(self, model: Any) -> nn.Module:
+        from .assisted_grounding import AssistedGrounding
+
+        return AssistedGrounding(model, **self.options)
+
+    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
+        return True
+
+    def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
+        from .assisted_grounding import AssistedCollator
+
+        return AssistedCollator(processor, **self._collating(recipe, processor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsPhase(GroundingPhase):
+    """`heads`: bridge and grounding_head; official stage 0."""
+
+    def choose_parameters(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_new_parameter(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllPhase(GroundingPhase):
+    """`all`: every parameter."""
+
+    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPhase(GroundingPhase):
+    """`lora`: a HiLoRA stage, that is low-rank terms, bridge and grounding_head.
+
+    Args:
+        vision_layers: The first so many layers are adapted.
+        text_layers: The same for the text tower.
+        rank: Of the low-rank term.
+        alpha: Its scale is alpha / rank.
+        dropout: Before the low-rank term.
+    """
+
+    has_adapters: ClassVar[bool] = True
+
+    vision_layers: int = None  # type: ignore[assignment]  # both are needed; what to do says more than what is missing
+    text_layers: int = None  # type: ignore[assignment]
+    rank: int = 32
+    alpha: float = 16
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vision_layers is None or self.text_layers is None:
+            raise ValueError(f"{self} trains lora: say how deep with `vision_layers` and `text_layers`.")
+        if self.config:
+            raise ValueError(f"{self} trains lora: its model cannot change, so `config` must be empty.")
+
+    def choose_parameters(self, model: nn.Module) -> None:
+        raise TypeError("What trains in a HiLoRA stage is chosen by hivg_hf.hilora.start_stage.")
+
+    def stage(self) -> HiLoraStage:
+        """As HiLoRA describes it."""
+        return HiLoraStage(
+            name=self.name,
+            vision_layers=self.vision_layers,
+            text_layers=self.text_layers,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            epochs=self.epochs or 0,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+        )
+
+
+PHASE_KINDS: Mapping[str, type[Phase]] = {
+    "pretrain": PretrainPhase,
+    "assisted": AssistedPhase,
+    "heads": HeadsPhase,
+    "all": AllPhase,
+    "lora": LoraPhase,
+}
+PLUGINS = "hivg_hf.phases"
+
+
+def phase_kind(train: Any, where: str) -> type[Phase]:
+    """The type of a kind of phase, one of an installed package included.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    if isinstance(train, str) and (kind := PHASE_KINDS.get(train) or find_plugin(PLUGINS, train)):
+        return kind
+    known = ", ".join(map(repr, [*PHASE_KINDS, *plugin_names(PLUGINS)]))
+    raise ValueError(f"{where}.train must be one of {known}. Got {train!r}.")
+
+
+def keys_of(kind: type[Phase]) -> set[str]:
+    """Keys that a phase of this type reads."""
+    return {option.name for option in fields(kind)}
+
+
+def all_keys() -> set[str]:
+    """Keys that some kind of phase reads."""
+    return set().union(*(keys_of(phase_kind(name, "")) for name in [*PHASE_KINDS, *plugin_names(PLUGINS)]))
+
+
+def build_phase(content: Mapping[str, Any], where: str) -> Phase:
+    """A phase of the type that its `train` names.
+
+    Raises:
+        ValueError: A key is unknown, is read by other kinds only, or has a value that cannot be.
+    """
+    if "train" not in content:
+        raise ValueError(f"{where} needs the key `train`.")
+    kind = phase_kind(content["train"], where)
+    for key in content:
+        if key in keys_of(kind):
+            continue
+        others = [name for name, other in PHASE_KINDS.items() if key in keys_of(other)]
+        if others:
+            raise ValueError(
+                f"Phase {content.get('name')!r} trains {content['train']}, which does not read `{key}`: omit it, or "
+                f"train {' or '.join(others)}."
+            )
+        raise ValueError(f"Unknown key `{key}` in {where}: {nearest(key, keys_of(kind))}")
+    return build_strictly(kind, content, where)

@@ -1,0 +1,129 @@
+"""The report: conditions paired with the unchanged rows, resumed after a kill, drawn, and told on the card."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from hivg_hf.data import GroundingCollator
+from hivg_hf.evaluation import EvaluationSettings, evaluate_model
+from hivg_hf.evaluation.card_tables import robustness_table
+from hivg_hf.evaluation.robustness import (
+    ChangedRows,
+    Condition,
+    all_conditions,
+    measure_adversarial,
+    measure_robustness,
+    write_report,
+)
+from hivg_hf.evaluation.robustness import report as report_module
+from hivg_hf.evaluation.robustness.adversarial import attack_pictures
+
+SETTINGS = EvaluationSettings(batch_size=6, resamples=50, progress=False)
+FEW = [
+    Condition("corruption", "fog", 3),
+    Condition("resolution", "resolution", 2, 0.5),
+    Condition("jpeg", "quality", 1, 75),
+    Condition("wording", "upper_case"),
+    Condition("removed", "color"),
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_model, tiny_processor, scenes):
+    evaluation = evaluate_model(tiny_model, tiny_processor, scenes, SETTINGS)
+    return evaluation.describe(tiny_model, "tiny", "refshapes", "val", {"seed": 5, "size": 11})
+
+
+def test_over_a_hundred_conditions_have_names_of_their_own():
+    keys = [condition.key for condition in all_conditions()]
+    assert len(keys) == len(set(keys)) == 15 * 5 + 5 + 5 + 5 + 5
+    assert "corruption/fog/3" in keys
+
+
+def test_changed_rows_keep_box_and_size_and_leave_out_what_does_not_apply(scenes):
+    fog, removed = ChangedRows(scenes, FEW[0], 0), ChangedRows(scenes, FEW[4], 0)
+    assert fog[2]["image"].size == (scenes[2]["width"], scenes[2]["height"])
+    assert fog[2]["image"].tobytes() == ChangedRows(scenes, FEW[0], 0)[2]["image"].tobytes()
+    assert fog[2]["image"].tobytes() != ChangedRows(scenes, FEW[0], 1)[2]["image"].tobytes()
+    assert fog[2]["box"] == scenes[2]["box"]
+    assert 0 < len(removed) < len(scenes)
+    assert all(removed[place]["expression"] != scenes[row]["expression"] for place, row in enumerate(removed.kept))
+
+
+def test_every_condition_stands_beside_the_unchanged_rows(measured, tiny_model, tiny_processor, scenes, tmp_path):
+    report = measure_robustness(tiny_model, tiny_processor, scenes, measured, SETTINGS, tmp_path, FEW)
+    entry = report["conditions"]["corruption/fog/3"]
+    assert entry["n"] == int(measured.rows.has_box.sum())
+    assert entry["before"] == measured.results["figures"]["acc@0.5"]
+    assert entry["difference"] == pytest.approx(entry["after"] - entry["before"])
+    assert {"score_before", "score_after"} <= set(entry)
+    # A tokenizer that ignores case must not care for capitals.
+    assert report["conditions"]["wording/upper_case"]["difference"] == 0
+    assert set(report["summary"]) == {"corruption", "weather", "resolution", "jpeg", "wording", "removed"}
+    assert json.loads((tmp_path / "robustness.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_a_killed_report_resumes_and_another_model_starts_anew(
+    measured, tiny_model, tiny_processor, scenes, tmp_path, monkeypatch
+):
+    whole = measure_robustness(tiny_model, tiny_processor, scenes, measured, SETTINGS, tmp_path / "whole", FEW)
+    calls, predict = [], report_module.predict
+
+    def failing(*args, description, **options):
+        calls.append(description)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(*args, description=description, **options)
+
+    monkeypatch.setattr(report_module, "predict", failing)
+    arguments = (tiny_model, tiny_processor, scenes, measured, SETTINGS, tmp_path / "killed", FEW)
+    with pytest.raises(KeyboardInterrupt):
+        measure_robustness(*arguments)
+    assert measure_robustness(*arguments) == whole
+    assert calls == [FEW[0].key, FEW[1].key, FEW[2].key, FEW[2].key, FEW[3].key, FEW[4].key]
+
+    other = copy.deepcopy(measured)
+    other.results["model"]["weights_sha256"] = "0" * 64
+    measure_robustness(*arguments[:3], other, *arguments[4:])
+    assert len(calls) == 6 + len(FEW)
+
+
+def test_an_attack_raises_the_box_loss_stays_within_its_strength_and_leaves_padding(
+    tiny_model, tiny_processor, scenes
+):
+    names = (*tiny_processor.model_input_names, "labels")
+    collated = GroundingCollator(tiny_processor, masks=False)([{**scenes[row], "mask": None} for row in range(6)])
+    batch = {name: tensor for name, tensor in collated.items() if name in names}
+    images = tiny_processor.image_processor
+    attacked = attack_pictures(tiny_model, batch, 8, images.image_std, images.image_mean)
+    change = (attacked - batch["pixel_values"]) * torch.tensor(images.image_std)[:, None, None] * 255
+    assert 4 < change.abs().max() <= 8.001
+    outside = batch["pixel_mask"][:, None].expand_as(change) == 0
+    assert outside.any()
+    assert change[outside].abs().max() == 0
+    labels = batch.pop("labels")
+
+    def distance(pixels):
+        with torch.inference_mode():
+            return (tiny_model(**{**batch, "pixel_values": pixels}).pred_boxes - labels).abs().sum()
+
+    assert distance(attacked) > distance(batch["pixel_values"])
+
+
+def test_the_page_and_the_card_tell_what_was_measured(measured, tiny_model, tiny_processor, scenes, tmp_path):
+    report = measure_robustness(tiny_model, tiny_processor, scenes, measured, SETTINGS, tmp_path, FEW)
+    report["adversarial"] = measure_adversarial(tiny_model, tiny_processor, scenes, measured, SETTINGS, (2.0,), 2)
+    files = write_report(tmp_path, report, "<b>tiny</b>")
+    assert [file.name for file in files] == ["robustness.png", "robustness.html"]
+    page = files[1].read_text(encoding="utf-8")
+    assert "&lt;b&gt;tiny" in page
+    assert "<b>tiny" not in page
+    assert "<td>fog, 3</td>" in page
+    assert "Attacked pixels (PGD, 2 steps)" in page
+    results = {"val": {"robustness": {"summary": report["summary"], "adversarial": report["adversarial"]}}}
+    table = robustness_table(results)
+    assert "| weather | val |" in table
+    assert "| attacked pixels, 2 of 255 | val |" in table
+    assert robustness_table({"val": {}}) == ""
