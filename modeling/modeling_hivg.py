@@ -368,7 +368,7 @@ class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
         embeddings = patches + self.patch_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
         if patch_index is not None:
             embeddings = take_tokens(embeddings, patch_index.clamp(min=0))  # (B, P, V)
-        cls = (self.class_embedding + cls_position).expand(len(embeddings), 1, -1)
+        cls = (self.class_embedding + cls_position).expand(embeddings.shape[0], 1, -1)
         return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
 
     def patch_positions(self, table: torch.Tensor, grid: int) -> torch.Tensor:
@@ -832,8 +832,9 @@ def check_inputs(config: HiVGConfig, input_ids, pixel_values, patch_index, text_
     size, length = config.image_size, config.max_text_length
     if pixel_values is None or input_ids is None:
         raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
-    texts = len(input_ids if text_index is None else text_index)
-    images = len(pixel_values if image_index is None else image_index)
+    # `len` of a tensor would fix the size in an exported graph.
+    texts = (input_ids if text_index is None else text_index).shape[0]
+    images = (pixel_values if image_index is None else image_index).shape[0]
     if texts != images and not torch.compiler.is_compiling():
         raise ValueError(
             f"Got {texts} expressions for {images} images. Pass one expression per image, or `image_index`, the "

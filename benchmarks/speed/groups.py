@@ -4,6 +4,7 @@ import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -155,7 +156,7 @@ def engines_group(name: str, config: HiVGConfig) -> Group:
             boxes = other(**batch).pred_boxes  # the session is open before the folder goes
             differences[f"boxes, {title}"] = largest_difference(boxes, model(**batch).pred_boxes.detach())
             parameters = cases[0].parameters
-            cases.append(Case(title, lambda other=other: other(**batch), 1, (), parameters, timed_only=True))
+            cases.append(Case(title, partial(other, **batch), 1, (), parameters, timed_only=True))
     comparisons = [
         Comparison(TORCH, HALF),
         Comparison(TORCH, ONNX, at_least=2.2),
@@ -171,8 +172,8 @@ def expressions_group(name: str, config: HiVGConfig, count: int) -> Group:
     """
     model = HiVGForVisualGrounding(config).eval()
     batch = random_batch(config, count)
-    images = {key: batch[key][:1] for key in ("pixel_values", "pixel_mask", "patch_index") if key in batch}
-    words = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    images: Batch = {key: batch[key][:1] for key in ("pixel_values", "pixel_mask", "patch_index") if key in batch}
+    words: Batch = {key: batch[key] for key in ("input_ids", "attention_mask")}
     shared = {**words, **images, "image_index": torch.zeros(count, dtype=torch.long)}
     repeated = {**words, **{key: value.expand(count, *value.shape[1:]) for key, value in images.items()}}
     single = [{**images, **{key: value[i : i + 1] for key, value in words.items()}} for i in range(count)]

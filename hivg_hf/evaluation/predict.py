@@ -113,7 +113,9 @@ def share_images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if len(rows) == len(index):
         return batch
     first = torch.tensor([index.index(row) for row in range(len(rows))])
-    images = {name: batch[name][first] for name in ("pixel_values", "pixel_mask", "patch_index") if name in batch}
+    images: dict[str, torch.Tensor] = {
+        name: batch[name][first] for name in ("pixel_values", "pixel_mask", "patch_index") if name in batch
+    }
     return {**batch, **images, "image_index": torch.tensor(index)}
 
 

@@ -120,8 +120,8 @@ class OnnxModel(nn.Module):
         Raises:
             ValueError: shapes do not fit the config, or something is asked for that only torch computes.
         """
-        if asked := [name for name, value in other.items() if value is not None and value is not False]:
-            raise ValueError(f"The onnx backend has no {', '.join(asked)}: load the model with backend='torch'.")
+        if strange := [name for name, value in other.items() if value is not None and value is not False]:
+            raise ValueError(f"The onnx backend has no {', '.join(strange)}: load the model with backend='torch'.")
         if attention_mask is None:
             raise ValueError("The onnx backend needs `attention_mask`: pass the one that the processor gives.")
         check_inputs(self.config, input_ids, pixel_values, patch_index, text_index, image_index)
