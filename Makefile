@@ -2,19 +2,17 @@
 SHELL := bash
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
+SEED ?= 0
 BIN := .venv/bin
 PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-# What the API reference documents; everything else is internal.
-API := hivg_hf $(addprefix hivg_hf.,conversion data evaluation hilora hub metrics \
-	inference modeling training visualize)
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
 # transformers' own tests, which its wheel leaves out (tests/helpers/transformers_tests.py reads them here).
 TRANSFORMERS := $(subst ==,-,$(shell grep '^transformers==' constraints.txt))
 
-.PHONY: help demo test common-tests test-slow test-lowest quality style docs build clean
+.PHONY: help demo test common-tests test-slow test-security test-lowest quality style docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,20 +32,27 @@ common-tests: .venv/.ready-dev  ## fetch transformers' own common tests, once; w
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
 
+test-security: .venv/.ready-dev  ## the fuzzers, about ten minutes; SEED=N repeats or changes what they try
+	$(TEST_ENV) HIVG_FUZZ_SEED=$(SEED) HIVG_FUZZ_ROWS=5000 HIVG_FUZZ_CASES=3000 HIVG_FUZZ_FOLDERS=400 \
+		HIVG_FUZZ_RECIPES=5000 $(PYTHON) -m pytest -q -n $(WORKERS) --timeout 1800 tests/data/test_row_fuzz.py \
+		tests/utils/test_safe_pickle.py tests/hub/test_folder_fuzz.py tests/training/test_recipe_fuzz.py \
+		tests/modeling/test_image_loading_hivg.py tests/inference/test_web_page.py tests/inference/test_web_guard.py
+
 test-lowest: .venv-lowest/.ready  ## the tests with the lower bounds of setup.py, torch excepted
 	$(TEST_ENV) .venv-lowest/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
-quality: .venv/.ready-dev  ## lint, format and types, changing nothing
+quality: .venv/.ready-dev  ## lint, format, types and spelling, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 style: .venv/.ready-dev  ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/.ready-dev  ## the API reference, from docstrings, to docs/api
-	HF_HUB_OFFLINE=1 $(BIN)/pdoc --docformat google --output-directory docs/api $(API)
+docs: .venv/.ready-dev  ## the documentation site, to site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for upload
 	rm -rf dist
@@ -55,7 +60,7 @@ build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for u
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove caches, builds and generated documents; .venv stays
-	rm -rf build dist docs/api demo .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist site demo .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
 # The stamps make a second call quick; a changed requirement or pin installs again.

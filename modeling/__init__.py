@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_hivg import HiVGConfig
@@ -26,8 +25,6 @@ def _register() -> None:
     AutoConfig.register("hivg", HiVGConfig, exist_ok=True)
     AutoModel.register(HiVGConfig, HiVGForVisualGrounding, exist_ok=True)
     AutoModelForZeroShotObjectDetection.register(HiVGConfig, HiVGForVisualGrounding, exist_ok=True)
-    # The pipeline of that task reads this table alone, and calls every model that is not in it unsupported.
-    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES[HiVGConfig.model_type] = HiVGForVisualGrounding.__name__
     AutoImageProcessor.register(HiVGConfig, image_processor_classes={"pil": HiVGImageProcessor}, exist_ok=True)
     AutoProcessor.register(HiVGConfig, HiVGProcessor, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(

@@ -9,13 +9,14 @@ import copy
 import difflib
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .presets_hivg import OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
+from .loss_hivg import EXTRA_LOSSES
+from .presets_hivg import LOSS_NAMES, OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
 
 if TYPE_CHECKING:
     # Named in every saved config (PIPELINE_ENTRY, AUTO_MAP), so their files must travel along: transformers copies
@@ -35,8 +36,22 @@ UNDECLARED_NAMES = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
 )
 
-# The official terms, and the score of ours: official weights hold none.
-LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
+# Far above the largest CLIP, far below what would keep a machine busy for hours.
+MOST = {
+    "num_hidden_layers": 200,
+    "fusion_layers": 200,
+    "num_attention_heads": 1024,
+    "fusion_heads": 1024,
+    "hidden_size": 16384,
+    "projection_dim": 16384,
+    "token_head_dim": 65536,
+    "fusion_ffn_dim": 65536,
+    "intermediate_size": 65536,
+    "image_size": 4096,
+    "patch_size": 1024,
+    "max_position_embeddings": 16384,
+    "vocab_size": 2_000_000,
+}
 
 PIPELINE_ENTRY = {
     "visual-grounding": {
@@ -63,7 +78,8 @@ class HiVGConfig(PreTrainedConfig):
             The CLIP that HiVG is built around. Its `projection_dim` is the width of the fusion encoder.
         image_size (`int`, *optional*):
             Side of the padded square the model sees, in pixels; a multiple of CLIP's patch size. Default: CLIP's own.
-            Another size interpolates CLIP's position embedding.
+            Another size interpolates CLIP's position embedding; another than a checkpoint was trained at, given to
+            `from_pretrained`, the positions of the fusion encoder too.
         bridge_layers (`list[int]`, *optional*):
             Vision layers, counted from 0, that carry a bridge; `[]` for a model without bridges. Default: the first
             layer and the last of each third (0, 3, 7, 11 of 12, as official base).
@@ -73,12 +89,19 @@ class HiVGConfig(PreTrainedConfig):
             Text hidden states that feed the bridges, 0 = embedding. Default: the last.
         bridge_adaptive_weights (`bool`): learn one weight per text position and channel, `f + w * f`.
         adaptive_weight_init (`float`): standard deviation of those weights at the start; official 1.0.
+        initialization (`str`): how new weights start: `"xavier"`, Xavier-uniform heads with biases of 0, and bridges
+            as CLIP's own layers; or `"official"`, as the authors' constructor leaves them (torch's defaults outside
+            the fusion encoder, a multi-level projection copied from CLIP's).
         bridge_text_norm (`bool`): LayerNorm on each text state before they are mixed. Official: False, with which
             several text layers collapse training once samples no longer mix.
         bridge_mask_padding (`bool`): the bridge ignores text padding. Official: False; the model then restores the
             official input (all positions, `text_pad_id` in the padding) whatever the caller padded.
         bridge_mixes_batch (`bool`): reproduce the official batched figures, in which each sample attends to other
             samples' words. Never right for a new model.
+        bridge_lora (`bool`): train a low-rank term (rank 32, scale 0.5, dropout 0.1) beside each projection of the
+            bridges' attention, as the authors' code does in every stage. It changes how a bridge trains, never what
+            it can compute: `model.fold_bridge_lora()` adds it to the weights, and all that training publishes is
+            folded.
         visual_feature_layers (`list[int]`, *optional*):
             Vision hidden states, 0 = embedding, that are joined for the fusion encoder. Default: those after a bridge.
         text_pad_id (`int`): token id that the official tokenizer pads with; read only without `bridge_mask_padding`.
@@ -97,8 +120,9 @@ class HiVGConfig(PreTrainedConfig):
             the box, for weights that hold no score head.
         score_similarity_scale, score_similarity_bias (`float`): calibrated constants of the similarity score.
         loss_weights (`dict[str, float]`, *optional*):
-            Weight of each loss term; 0 turns a term and what only it needs off. Default: official, and 1 for a score
-            head.
+            Weight of each loss term; 0 turns a term and what only it needs off. Terms that are not named keep their
+            weight: the official one, and 1 for a score head. Terms of your own: `register_loss`; a saved config
+            leaves them out, since who opens it may not have them.
         contrastive_ignore_duplicates (`bool`): pairs of a batch that share the image or the expression are not
             negatives of each other. Official: False.
         contrastive_gather (`bool`): negatives from every process, gathered with gradient. Official: False.
@@ -129,6 +153,7 @@ class HiVGConfig(PreTrainedConfig):
 
     clip_config: dict | PreTrainedConfig | None = None
     image_size: int | None = None
+    initialization: str = "xavier"
 
     # Bridge
     bridge_layers: list[int] | None = None
@@ -139,6 +164,7 @@ class HiVGConfig(PreTrainedConfig):
     bridge_text_norm: bool = True
     bridge_mask_padding: bool = True
     bridge_mixes_batch: bool = False
+    bridge_lora: bool = False
     text_pad_id: int = 0
 
     # Fusion encoder. Official: models/vl_transformer.py:18-147, hivg_train.py:64-73
@@ -194,8 +220,8 @@ class HiVGConfig(PreTrainedConfig):
             self.visual_feature_layers = [
                 layer + 1 for layer in self.bridge_layers or default_bridge_layers(vision_depth)
             ]
-        if self.loss_weights is None:
-            self.loss_weights = {**OFFICIAL_LOSS_WEIGHTS, **({"score": 1.0} if self.score == "head" else {})}
+        score = {"score": 1.0} if self.score == "head" else {}
+        self.loss_weights = {**OFFICIAL_LOSS_WEIGHTS, **score, **(self.loss_weights or {})}
         if not type(self).__module__.startswith("transformers_modules"):
             # With `custom_pipelines` on the instance, transformers asks for trust even where this package is
             # installed and its own classes win; `to_dict` still writes it for those who have not installed it.
@@ -205,6 +231,8 @@ class HiVGConfig(PreTrainedConfig):
         """The config as plain values, with what finds our code beside the weights: for both auto classes of the model,
         and for our pipeline."""
         values = super().to_dict()
+        if weights := values.get("loss_weights"):  # terms that are registered elsewhere do not travel
+            values["loss_weights"] = {name: weights[name] for name in weights if name in LOSS_NAMES}
         auto_map = {**AUTO_MAP, **(values.get("auto_map") or {})}
         # "owner/name--" before a class says where code lies that was not copied; it holds for both
         known = [auto_map[name] for name in list(AUTO_MAP)[1:] if auto_map[name] != AUTO_MAP[name]]
@@ -243,6 +271,8 @@ class HiVGConfig(PreTrainedConfig):
                 f"hivg_hf, which leaves out {sorted(set(config_dict) - set(known))}. Install a newer hivg_hf."
             )
             config_dict = {**known, "format_version": FORMAT_VERSION}
+        if kwargs.get("loss_weights") is not None:  # merged, as everywhere
+            kwargs["loss_weights"] = {**(config_dict.get("loss_weights") or {}), **kwargs["loss_weights"]}
         if not kwargs.get("return_unused_kwargs"):  # with it, the caller asks which names are not the config's
             # Auto classes and `pipeline` call this with options of the model too, such as `low_cpu_mem_usage`
             _refuse_unknown({name for name in kwargs if _nearest(name, cls, 0.8)}, cls)
@@ -314,6 +344,9 @@ class HiVGConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict` validation: runs on construction and again before saving."""
         vision, text = self.clip_config.vision_config, self.clip_config.text_config
+        _check_sizes({"": self, "clip_config.": self.clip_config})
+        _check_sizes({"clip_config.vision_config.": vision, "clip_config.text_config.": text})
+        _check_choice("initialization", self.initialization, ("xavier", "official"))
         _check_choice("bridge_text_source", self.bridge_text_source, ("hidden_states", "projection"))
         _check_choice("fusion_positions", self.fusion_positions, ("queries_keys", "tokens"))
         _check_choice("token_target", self.token_target, ("coverage", "nearest"))
@@ -344,9 +377,10 @@ class HiVGConfig(PreTrainedConfig):
         self._validate_loss_weights()
 
     def _validate_loss_weights(self) -> None:
-        unknown = sorted(set(self.loss_weights) - set(LOSS_NAMES))
+        known = [*LOSS_NAMES, *EXTRA_LOSSES]
+        unknown = sorted(set(self.loss_weights) - set(known))
         if unknown:
-            raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {list(LOSS_NAMES)}.")
+            raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {known}.")
         bad = {k: w for k, w in self.loss_weights.items() if not math.isfinite(w) or w < 0}
         if bad:
             raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")
@@ -375,6 +409,16 @@ def _refuse_unknown(names, config_class: type) -> None:
             close = _nearest(name, config_class)
             hint = f"Did you mean `{close}`?" if close else "Its fields are listed in the docstring of HiVGConfig."
             raise ValueError(f"Unknown field `{name}` of HiVGConfig. {hint}")
+
+
+def _check_sizes(configs: dict[str, Any]) -> None:
+    """Refuse sizes that no HiVG has before a module of that size is made: a damaged file could ask for any number."""
+    for prefix, config in configs.items():
+        for name, most in MOST.items():
+            size = getattr(config, name, None)
+            for side in size if isinstance(size, (list, tuple)) else (size,):
+                if isinstance(side, int) and not 0 < side <= most:
+                    raise ValueError(f"{prefix}{name} must be between 1 and {most:,}, got {side:,}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ from .image_sources_hivg import (
     data_url_bytes,
     download,
     file_object_bytes,
+    file_url_path,
     open_regular_file,
     shown,
 )
@@ -44,6 +45,7 @@ def load_grounding_image(
 ) -> PIL.Image.Image:
     """RGB picture from a path, URL, base64 text, bytes, file object, PIL image, or numpy/torch array.
 
+    URLs may be `http:`, `https:`, `file:` (of this machine) and `data:`; base64 may have line breaks.
     Transparency is composited on white, gray, palette and CMYK pictures are converted, and 16-bit samples are scaled
     (not cut) to 8 bits; samples up to 255 are taken for 8 bits in any container. Of an animated picture the first
     frame is taken. Arrays are (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: integers in 0..255, uint16 in
@@ -93,11 +95,16 @@ def open_image(
     if isinstance(source, PIL.Image.Image):
         return _decode_held(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode_bytes(bytes(source), f"the image given as {len(source)} bytes", max_pixels, reduce_to)
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return _decode_bytes(data_url_bytes(source), "the image in the data URL", max_pixels, reduce_to)
+        source = bytes(source)
+        data = base64_bytes(source.decode("ascii")) if source.isascii() else None  # what `b64encode` gives
+        name = f"the image given as {len(source)} bytes" + ("" if data is None else " of base64")
+        return _decode_bytes(source if data is None else data, name, max_pixels, reduce_to)
+    if isinstance(source, str) and source.lstrip()[:5].lower() == "data:":
+        return _decode_bytes(data_url_bytes(source.lstrip()), "the image in the data URL", max_pixels, reduce_to)
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         return _decode_bytes(download(source, timeout), f"the image at {shown(source)}", max_pixels, reduce_to)
+    if isinstance(source, str) and source[:5].lower() == "file:":
+        return _open_named(file_url_path(source), max_pixels, reduce_to)
     if isinstance(source, (str, os.PathLike)):
         return _open_named(os.fsdecode(source), max_pixels, reduce_to)
     if hasattr(source, "read"):

@@ -123,6 +123,19 @@ class HiVGImageProcessor(PilBackend):
         if not (self.do_resize and self.do_pad):
             raise ValueError("HiVGImageProcessor always resizes and pads: do_resize and do_pad cannot be False.")
         self._refuse_crops({key: getattr(self, key) for key in NOT_SUPPORTED})
+        self._check_constants()
+
+    def _check_constants(self) -> None:
+        """Constants of a damaged file would turn every pixel into NaN, and every box with it."""
+        constants = [self.rescale_factor, *(self.image_std or [])]
+        numbers = [*constants, *(self.image_mean or [])]
+        if not all(isinstance(number, (int, float)) and abs(number) < 1e6 for number in numbers) or not all(
+            number > 0 for number in constants
+        ):
+            raise ValueError(
+                "rescale_factor, image_mean and image_std must be numbers below a million, the first and the last "
+                f"above 0, got {self.rescale_factor!r}, {self.image_mean!r} and {self.image_std!r}."
+            )
 
     def preprocess(self, images: Any, **kwargs: Unpack[HiVGImageProcessorKwargs]) -> BatchFeature:
         """One image or a list of them, of any kind that `load_grounding_image` opens.

@@ -96,6 +96,22 @@ def data_url_bytes(url: str) -> bytes:
     return _decode_base64(urllib.parse.unquote(payload) if "%" in payload else payload, "The data URL")
 
 
+def file_url_path(url: str) -> str:
+    """The path that a `file:` URL names, as `Path.as_uri()` writes it.
+
+    Raises:
+        ValueError: If it names another machine.
+    """
+    rest = url.partition(":")[2]
+    host, path = "", rest
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        path = slash + path
+    if host.lower() not in ("", "localhost"):
+        raise ValueError(f"The URL {shown(url)} names a file of the machine {shown(host)}: give a path on this one.")
+    return urllib.request.url2pathname(path)
+
+
 def base64_bytes(text: str) -> bytes | None:
     """The picture that a text holds in base64; None where the text does not begin as a picture does."""
     if len(text) < SHORTEST_BASE64:
@@ -193,4 +209,12 @@ def capital(name: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-__all__ = ["MAX_BYTES", "base64_bytes", "data_url_bytes", "download", "file_object_bytes", "open_regular_file"]
+__all__ = [
+    "MAX_BYTES",
+    "base64_bytes",
+    "data_url_bytes",
+    "download",
+    "file_object_bytes",
+    "file_url_path",
+    "open_regular_file",
+]

@@ -5,15 +5,59 @@ Paper: L = L_box + L_contrastive (CLC) + L_token (RTCC); the official code adds 
 size, and none ever divides by zero: a term with nothing to apply to is 0.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 
 from .box_ops_hivg import box_coverage, box_cxcywh_to_xyxy, paired_iou_and_giou, rasterize_boxes
+from .presets_hivg import LOSS_NAMES
+
+# Outputs that cost extra, and are computed where a term with weight needs them.
+OPTIONAL_OUTPUTS = ("token_logits", "mask_logits")
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A loss term of your own.
+
+    Args:
+        function: `function(outputs, targets, config)` -> a scalar, unweighted. `outputs` holds what the model computed
+            by name (`pred_boxes` (B, 4), `logits_per_text` (B, B), and what `needs` names); `targets` holds `labels`
+            (B, 4), NaN for a row without target, and `mask_labels` (B, S, S) or None.
+        needs: of `OPTIONAL_OUTPUTS`.
+    """
+
+    function: Callable[..., torch.Tensor]
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        unknown = sorted(set(self.needs) - set(OPTIONAL_OUTPUTS))
+        if unknown:
+            raise ValueError(f"A loss term may need {', '.join(OPTIONAL_OUTPUTS)}. Got {unknown}.")
+
+
+EXTRA_LOSSES: dict[str, LossTerm] = {}
+
+
+def register_loss(name: str, function: Callable[..., torch.Tensor] | LossTerm, needs: tuple[str, ...] = ()) -> None:
+    """Make a term known by a name, which `loss_weights` can then weigh. A second call replaces the first.
+
+    Raises:
+        ValueError: the name is one of the terms of this package, or `needs` names nothing that is optional.
+    """
+    if name in LOSS_NAMES:
+        raise ValueError(f"`{name}` is a term of HiVG's own; choose another name.")
+    EXTRA_LOSSES[name] = function if isinstance(function, LossTerm) else LossTerm(function, tuple(needs))
+
 
 # Target IoU above which the score head learns that its box is right: the threshold of the field's accuracy.
 SCORE_IOU_THRESHOLD = 0.5
+# Labels this far out of 0..1 are boxes that stick out of their picture by rounding, not boxes in pixels.
+LABEL_TOLERANCE = 0.1
 
 
 def box_l1_loss(pred_cxcywh: torch.Tensor, target_cxcywh: torch.Tensor) -> torch.Tensor:
@@ -171,6 +215,42 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(dist_functional.all_gather(tensor.contiguous()))
 
 
+def checked_labels(labels: torch.Tensor | list[dict[str, torch.Tensor]], like: torch.Tensor) -> torch.Tensor:
+    """Target boxes as the losses take them, (B, 4) float32 cxcywh in 0..1 of the padded square.
+
+    Args:
+        labels: (B, 4), or for each row `{"boxes": (N, 4)}` as DETR takes them, with N = 0 where nothing is named.
+        like: a tensor on the device of the result.
+
+    Raises:
+        ValueError: where a box is not in 0..1 (a tenth beyond is taken for a box that sticks out of its picture), or a
+            row has several.
+    """
+    if isinstance(labels, (list, tuple)):
+        boxes_of = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=like.device) for row in labels]
+        rows = [boxes.reshape(-1, 4) for boxes in boxes_of]
+        several = [number for number, boxes in enumerate(rows) if len(boxes) > 1]
+        if several:
+            raise ValueError(
+                f"Row {several[0]} of `labels` has {len(rows[several[0]])} boxes, and an expression has one target "
+                "here: give one box a row, or none."
+            )
+        nothing = torch.full((1, 4), torch.nan, device=like.device)
+        labels = torch.cat([boxes if len(boxes) else nothing for boxes in rows])  # (B, 4)
+    labels = labels.float()
+    if labels.is_meta or torch.compiler.is_compiling():
+        return labels
+    outside = ((labels < -LABEL_TOLERANCE) | (labels > 1 + LABEL_TOLERANCE)).any(-1)  # NaN compares as False
+    if outside.any():
+        number = int(outside.nonzero()[0, 0])
+        box = [round(value, 4) for value in labels[number].tolist()]
+        raise ValueError(
+            f"`labels` must be (cx, cy, w, h) in 0..1 of the padded square. Row {number} is {box}; the processor "
+            "makes them of boxes in pixels: processor(images, text, boxes=...)."
+        )
+    return labels
+
+
 def has_target(target_cxcywh: torch.Tensor) -> torch.Tensor:
     """(B, 4) boxes -> (B,) bool, False where a row is NaN, which says that the expression names nothing."""
     return ~target_cxcywh.isnan().any(-1)
@@ -186,6 +266,7 @@ def _mean(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tens
 __all__ = [
     "box_giou_loss",
     "box_l1_loss",
+    "checked_labels",
     "contrastive_loss",
     "dice_loss",
     "focal_loss",
@@ -193,6 +274,7 @@ __all__ = [
     "has_target",
     "hash_expressions",
     "mask_targets",
+    "register_loss",
     "same_pairs",
     "score_loss",
     "token_targets",

@@ -23,10 +23,13 @@ side, G patches along one side, N = G * G patches, P patches that are computed, 
 of the fusion encoder, K text states in the bridge.
 """
 
+import copy
+import math
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -40,6 +43,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
     CLIPAttention,
@@ -63,8 +67,10 @@ from .box_ops_hivg import box_coverage
 from .configuration_hivg import HiVGConfig
 from .image_loading_hivg import image_size, open_image
 from .loss_hivg import (
+    EXTRA_LOSSES,
     box_giou_loss,
     box_l1_loss,
+    checked_labels,
     contrastive_loss,
     dice_loss,
     focal_loss,
@@ -140,6 +146,14 @@ class XavierLinear(nn.Linear):
     """A Linear that starts from Xavier-uniform weights, as the official fusion encoder (vl_transformer.py)."""
 
 
+class HeadLinear(XavierLinear):
+    """A Linear outside the fusion encoder: with `initialization="official"` it starts as torch's own does."""
+
+
+class FeedForwardLinear(XavierLinear):
+    """A Linear of the fusion encoder whose bias the authors leave as torch's constructor draws it."""
+
+
 class UnitEmbedding(nn.Embedding):
     """An Embedding that starts from N(0, 1): [REG] and the fusion positions. Official: models/HiVG.py:748"""
 
@@ -174,7 +188,7 @@ class MLP(nn.Module):
 
     def __init__(self, widths: list[int]):
         super().__init__()
-        self.layers = nn.ModuleList(XavierLinear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(HeadLinear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -200,12 +214,20 @@ class TokenMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.fc1 = XavierLinear(width, hidden)
-        self.fc2 = XavierLinear(hidden, width)
+        self.fc1 = HeadLinear(width, hidden)
+        self.fc2 = HeadLinear(hidden, width)
         self.activation = QuickGELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(x)))
+
+
+def init_as_torch(module: nn.Linear | nn.ConvTranspose2d, tensors: tuple[str, ...] = ("weight", "bias")) -> None:
+    """Draw from U(-b, b) with b = 1 / sqrt(fan-in), as torch's constructors do."""
+    bound = module.weight[0].numel() ** -0.5  # of a transposed convolution, too, torch takes the second dimension
+    for tensor in (getattr(module, name) for name in tensors):
+        if tensor is not None:
+            init.uniform_(tensor, -bound, bound)
 
 
 def key_padding_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -269,10 +291,44 @@ def install_recording_hooks(part: PreTrainedModel) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+class LowRankLinear(nn.Linear):
+    """W x + b + up(down(dropout(x))) / 2: a projection whose own weight trains beside a low-rank term.
+
+    The authors' PEFT call names layers without their place, so that it wraps the bridge's cross-attention as well,
+    whose weights train anyway. It is the same function as a plain Linear (see `fold`), trained along another path.
+    Official: models/HiVG.py:776-778 (r=32, lora_alpha=16, lora_dropout=0.1)
+    """
+
+    rank, scale, dropout = 32, 0.5, 0.1
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.down = nn.Parameter(torch.empty(self.rank, inputs))
+        self.up = nn.Parameter(torch.zeros(outputs, self.rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.down)  # (..., inputs) -> (..., rank)
+        return super().forward(x) + self.scale * F.linear(low, self.up)
+
+    def reset_low_rank(self) -> None:
+        """Start the term at 0, its first factor as PEFT does."""
+        bound = self.in_features**-0.5
+        init.uniform_(self.down, -bound, bound)
+        init.zeros_(self.up)
+
+    def fold(self) -> nn.Linear:
+        """A plain Linear that computes the same."""
+        plain = nn.Linear(self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype)
+        term = self.scale * self.up.double() @ self.down.double()
+        plain.weight.copy_(self.weight.double() + term)
+        plain.bias.copy_(self.bias)
+        return plain.requires_grad_(self.weight.requires_grad).train(self.training)
+
+
 class HiVGBridgeAttention(nn.Module):
     """Image tokens (queries) attend to words (keys, values)."""
 
-    def __init__(self, vision_config, mixes_batch: bool):
+    def __init__(self, vision_config, mixes_batch: bool, low_rank: bool = False):
         super().__init__()
         self.config = vision_config
         self.mixes_batch = mixes_batch
@@ -280,10 +336,11 @@ class HiVGBridgeAttention(nn.Module):
         width = vision_config.hidden_size
         self.num_heads = vision_config.num_attention_heads
         self.head_dim = width // self.num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        linear = LowRankLinear if low_rank else nn.Linear
+        self.q_proj = linear(width, width)
+        self.k_proj = linear(width, width)
+        self.v_proj = linear(width, width)
+        self.out_proj = linear(width, width)
 
     def forward(
         self, hidden_states: torch.Tensor, text: torch.Tensor, text_bias: torch.Tensor | None
@@ -325,8 +382,11 @@ class HiVGBridge(nn.Module):
                 )
             self.text_proj = nn.Linear(len(states) * width, vision.hidden_size)
         self.norm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
-        self.attention = HiVGBridgeAttention(vision, config.bridge_mixes_batch)
+        self.attention = HiVGBridgeAttention(vision, config.bridge_mixes_batch, config.bridge_lora)
         self.mlp = CLIPMLP(vision)
+        if config.initialization == "official":
+            for module in self.modules():
+                module.starts_as_torch = isinstance(module, nn.Linear | CLIPMLP)
 
     def forward(
         self, hidden_states: torch.Tensor, text_states: tuple[torch.Tensor, ...], text_bias: torch.Tensor | None
@@ -365,23 +425,24 @@ class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
         patches = self.patch_embedding(pixel_values.to(self.class_embedding.dtype)).flatten(2).transpose(1, 2)
         places = torch.arange(self.num_positions, device=pixel_values.device)
         cls_position, table = self.position_embedding(places).split([1, self.num_positions - 1])
-        embeddings = patches + self.patch_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
+        embeddings = patches + resize_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
         if patch_index is not None:
             embeddings = take_tokens(embeddings, patch_index.clamp(min=0))  # (B, P, V)
         cls = (self.class_embedding + cls_position).expand(embeddings.shape[0], 1, -1)
         return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
 
-    def patch_positions(self, table: torch.Tensor, grid: int) -> torch.Tensor:
-        """CLIP's positions (N of CLIP, V) -> those of a grid x grid image (N, V), interpolated where it is another.
 
-        Official: models/HiVG.py interpolates bicubic with antialias; CLIPVisionEmbeddings leaves antialias out.
-        """
-        own = self.image_size // self.patch_size
-        if grid == own:
-            return table
-        square = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
-        square = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
-        return square[0].flatten(1).t().to(table.dtype)  # (1, V, G, G) -> (N, V)
+def resize_positions(table: torch.Tensor, grid: int) -> torch.Tensor:
+    """Positions of a square grid of patches (n, V) -> those of a grid x grid image (N, V).
+
+    Official: models/HiVG.py interpolates bicubic with antialias; CLIPVisionEmbeddings leaves antialias out.
+    """
+    own = math.isqrt(len(table))
+    if grid == own:
+        return table
+    square = table.unflatten(0, (own, own)).permute(2, 0, 1)[None]  # (1, V, own, own)
+    square = F.interpolate(square.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return square[0].flatten(1).t().to(table.dtype)  # (1, V, G, G) -> (N, V)
 
 
 class HiVGVisionEncoderLayer(CLIPEncoderLayer):
@@ -435,6 +496,12 @@ class HiVGVisionModel(CLIPVisionModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LowRankLinear):
+            module.reset_low_rank()
+        if getattr(module, "starts_as_torch", False):
+            if isinstance(module, nn.Linear):  # the MLP around two of them leaves them so
+                init_as_torch(module)
+            return
         super()._init_weights(module)
         if isinstance(module, AdaptiveTextWeight):
             init.normal_(module.weight, std=module.init_std)
@@ -563,8 +630,8 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
         super().__init__()
         self.pre_norm = config.fusion_pre_norm
         self.self_attn = HiVGFusionAttention(config)
-        self.fc1 = XavierLinear(config.hidden_size, config.fusion_ffn_dim)
-        self.fc2 = XavierLinear(config.fusion_ffn_dim, config.hidden_size)
+        self.fc1 = FeedForwardLinear(config.hidden_size, config.fusion_ffn_dim)
+        self.fc2 = FeedForwardLinear(config.fusion_ffn_dim, config.hidden_size)
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.norm2 = nn.LayerNorm(config.hidden_size)
         self.activation = ACT2FN[config.fusion_activation]
@@ -621,8 +688,19 @@ class HiVGPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Each case is a module that owns its parameters itself, so that loaded ones are never touched."""
-        if isinstance(module, XavierLinear):
+        """Each case is a module that owns its parameters itself, so that loaded ones are never touched.
+
+        With `initialization="official"`, new weights start as the authors' constructor leaves them: torch's defaults
+        outside the fusion encoder, inside it Xavier for matrices alone. Official: models/HiVG.py:731-767,
+        models/vl_transformer.py:39-43
+        """
+        official = self.config.initialization == "official"
+        if official and (isinstance(module, HeadLinear | MaskUpsample) or type(module) is nn.Linear):
+            init_as_torch(module)
+        elif official and isinstance(module, FeedForwardLinear):
+            init.xavier_uniform_(module.weight)
+            init_as_torch(module, ("bias",))
+        elif isinstance(module, XavierLinear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, HiVGFusionAttention):
@@ -679,9 +757,9 @@ class HiVGGroundingHead(nn.Module):
         self.config = config
         width, vision_width = config.hidden_size, config.clip_config.vision_config.hidden_size
         tokens = 2 + config.grid_size**2 + config.max_text_length  # REG, CLS, patches, words
-        self.visual_levels_proj = XavierLinear(len(config.visual_feature_layers) * vision_width, width)
-        self.visual_proj = XavierLinear(width, width)
-        self.text_proj = XavierLinear(width, width)
+        self.visual_levels_proj = HeadLinear(len(config.visual_feature_layers) * vision_width, width)
+        self.visual_proj = HeadLinear(width, width)
+        self.text_proj = HeadLinear(width, width)
         if config.bridge_text_source == "projection" and config.bridge_layers:
             self.bridge_text_proj = nn.Linear(width, vision_width)
         self.reg_token = UnitEmbedding(1, width)
@@ -692,7 +770,7 @@ class HiVGGroundingHead(nn.Module):
         self.token_mlp = TokenMLP(width, config.token_head_dim)
         self.mask_convs = nn.ModuleList(MaskUpsample(width) for _ in range(3))
         if config.score == "head":
-            self.score_head = XavierLinear(width, 1)
+            self.score_head = HeadLinear(width, 1)
 
     def fuse(
         self,
@@ -880,6 +958,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         self.clip = HiVGCLIPModel._from_config(config.clip_config, hivg_config=config)
         self.grounding_head = HiVGGroundingHead(config)
         self.post_init()
+        if config.initialization == "official" and self.device.type != "meta":  # there, weights are still to be loaded
+            self.copy_visual_projection()
         for part in self._recorded_parts():
             install_recording_hooks(part)
 
@@ -900,6 +980,57 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         self.clip.set_input_embeddings(value)
 
     # -- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, image_size=None, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; with another `image_size` (an argument, or that of `config`) than the
+        weights were trained at, the positions of the patches are interpolated, see `resize_image`."""
+        wanted = getattr(config, "image_size", None) if image_size is None else image_size
+        trained = None if wanted is None else cls._trained_image_size(pretrained_model_name_or_path, kwargs)
+        if trained is None and image_size is not None:
+            kwargs["image_size"] = image_size  # a plain CLIP's, which has no positions of ours
+        if trained is not None and isinstance(config, HiVGConfig):
+            config = copy.deepcopy(config)
+            config.image_size = trained
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        if trained not in (None, wanted):
+            (loaded[0] if isinstance(loaded, tuple) else loaded).resize_image(wanted)
+        return loaded
+
+    @classmethod
+    def _trained_image_size(cls, path, kwargs: dict) -> int | None:
+        """Of the model at `path`; None where there is no HiVG, so that no positions are stored."""
+        if path is None:
+            return None
+        hub = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+        stored, _ = cls.config_class.get_config_dict(path, **{name: kwargs[name] for name in hub if name in kwargs})
+        return stored.get("image_size") if stored.get("model_type") == cls.config_class.model_type else None
+
+    @torch.no_grad()
+    def resize_image(self, size: int) -> None:
+        """Let the model see another padded square, in place; the processor must make it so too.
+
+        CLIP's positions are interpolated in every forward. Those of the fusion encoder are here, once: the rows of
+        [REG], CLS and words stay as they are. An accuracy at the new size is only known after it was measured there.
+
+        Args:
+            size: side in pixels, a multiple of the patch size.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if size < self.config.patch_size or size % self.config.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of CLIP's patch size. Got {size} and {self.config.patch_size}."
+            )
+        old = self.grounding_head.position_embedding
+        rows = old(torch.arange(old.num_embeddings, device=old.weight.device))  # (2 + N + T, H)
+        first, patches, words = rows.split([2, self.config.grid_size**2, self.config.max_text_length])
+        self.config.image_size = size
+        rows = torch.cat([first, resize_positions(patches, self.config.grid_size), words])
+        new = UnitEmbedding(*rows.shape, device=rows.device, dtype=rows.dtype)
+        new.weight.copy_(rows).requires_grad_(old.weight.requires_grad)
+        self.grounding_head.position_embedding = new.train(old.training)
 
     @classmethod
     def from_clip(
@@ -956,6 +1087,16 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             )
 
     @torch.no_grad()
+    def fold_bridge_lora(self) -> "HiVGForVisualGrounding":
+        """Add the low-rank terms of the bridges to their weights, in place: the same model without `bridge_lora`."""
+        for module in list(self.modules()):
+            for name, part in list(module.named_children()):
+                if isinstance(part, LowRankLinear):
+                    setattr(module, name, part.fold())
+        self.config.bridge_lora = False
+        return self
+
+    @torch.no_grad()
     def copy_visual_projection(self) -> None:
         """Start the multi-level projection as one copy of CLIP's visual projection for each level, not divided by
         their number. Official: models/HiVG.py:751-754"""
@@ -996,7 +1137,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(images, 3, S, S)`): normalised letterboxed images.
             pixel_mask (`torch.Tensor` of shape `(images, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
-                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named.
+                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named. A list as
+                DETR takes it, `{"boxes": (0 or 1, 4)}` for each row, is understood too.
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
                 Target masks. Without them the rasterised box is the target.
             output_masks (`bool`): give `mask_logits`.
@@ -1031,11 +1173,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         weights = config.loss_weights if labels is not None else {}
         asked_scores = labels is None if output_scores is None else output_scores
         need_scores = asked_scores and config.score == "similarity"
+        needs = {need for name, term in EXTRA_LOSSES.items() if weights.get(name) for need in term.needs}
         need_tokens = bool(
             output_token_logits or need_scores or weights.get("token_focal") or weights.get("token_dice")
         )
+        need_tokens |= "token_logits" in needs
         need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
+        need_masks |= "mask_logits" in needs
         check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
+        labels = None if labels is None else checked_labels(labels, pixel_values)
 
         # 1. Words.
         ids, mask = self._prepare_text(input_ids, attention_mask)
@@ -1090,7 +1236,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         loss, loss_dict = None, None
         if labels is not None:
             expressions = hash_expressions(ids, mask)
-            loss, loss_dict = self._losses(outputs, labels.float(), mask_labels, image_ids, expressions)
+            loss, loss_dict = self._losses(outputs, labels, mask_labels, image_ids, expressions)
         return HiVGOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -1346,6 +1492,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixels = mask_targets(labels, mask_labels, size).flatten(1)  # (B, S * S)
             terms["mask_focal"] = lambda: focal_loss(masks, pixels)
             terms["mask_dice"] = lambda: dice_loss(masks, pixels)
+        given = {"labels": labels, "mask_labels": mask_labels}
+        for name, term in EXTRA_LOSSES.items():
+            terms[name] = partial(term.function, outputs, given, config)
         loss_dict = {name: terms[name]() for name, weight in config.loss_weights.items() if weight}
         loss = sum((config.loss_weights[name] * term for name, term in loss_dict.items()), start=boxes.new_zeros(()))
         return loss, loss_dict
@@ -1411,5 +1560,8 @@ def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """(B, N) -> (B,)"""
     return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)
 
+
+# The pipeline of that task reads this table alone, and calls every model that is not in it unsupported.
+MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES[HiVGConfig.model_type] = HiVGForVisualGrounding.__name__
 
 __all__ = ["HiVGForVisualGrounding", "HiVGOutput", "HiVGPreTrainedModel"]

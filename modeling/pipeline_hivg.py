@@ -25,15 +25,19 @@ from .pipeline_streams_hivg import (
     GroundingResults,
     PendingItem,
     ResultStream,
+    as_rows,
     is_one_image,
     is_text_list,
+    mask_in_form,
     pair_up,
     preparing_loader,
     take_batch,
 )
 from .processing_hivg import HiVGProcessor
+from .video_hivg import ground_frames, read_frames
 
 ERROR_CHOICES = ("raise", "return")
+MASK_FORMS = ("array", "pil", "rle")
 # Batches' worth of pairs among which those of alike shape are chosen, so that little padding is computed.
 LOOKAHEAD = 4
 # Expressions of one image that share a pass where nobody named a batch size.
@@ -80,7 +84,7 @@ class VisualGroundingPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        mask: bool | None = None,
+        mask: bool | str | None = None,
         heatmap: bool | None = None,
         threshold: float | None = None,
         timeout: float | None = None,
@@ -93,7 +97,8 @@ class VisualGroundingPipeline(Pipeline):
         """Sort the options by the step that reads them.
 
         Args:
-            mask: add `"mask"`, a bool array (height, width) over the original image.
+            mask: add `"mask"` over the original image: `True` or `"array"`, bool (height, width); `"pil"`, a picture;
+                `"rle"`, COCO's run lengths.
             heatmap: add `"heatmap"`, the similarity of each place to the expression, float32 (height, width) in 0..1.
             threshold: add `"found"`, whether the score reaches this value.
             timeout: seconds to wait for an image at a URL.
@@ -119,11 +124,13 @@ class VisualGroundingPipeline(Pipeline):
             raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.")
         if on_error not in (None, *ERROR_CHOICES):
             raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
+        if mask not in (None, True, False, *MASK_FORMS):
+            raise ValueError(f"mask must be True, False or one of {', '.join(MASK_FORMS)}, got {mask!r}.")
         if map_side is not None and map_side < 1:
             raise ValueError(f"map_side must be at least 1 pixel, got {map_side}.")
         preprocess = {"timeout": timeout, "long_text": long_text, "reduce_jpeg": reduce_jpeg}
-        forward = {"mask": mask, "heatmap": heatmap}
-        postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side}
+        forward = {"mask": None if mask is None else bool(mask), "heatmap": heatmap}
+        postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side, "mask": mask}
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
         return next(given), next(given), next(given)
 
@@ -155,7 +162,7 @@ class VisualGroundingPipeline(Pipeline):
             raise ValueError("Give an image and an expression, as in pipe('street.jpg', 'the man in blue').")
         if len(given) > 1:
             raise TypeError("Give the image once: as the first argument, or as image= or images=.")
-        inputs = given[0]
+        inputs = as_rows(given[0])
         text = list(text) if isinstance(text, Iterator) and is_text_list(text) else text
         is_sequence = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
         if is_one_image(inputs) or isinstance(inputs, Mapping) or not (is_sequence or isinstance(inputs, Iterable)):
@@ -169,6 +176,28 @@ class VisualGroundingPipeline(Pipeline):
         if is_sequence:
             return super().__call__(EntryDataset(inputs, text), **kwargs)
         return super().__call__((Entry(row, text) for row in inputs), **kwargs)
+
+    def video(
+        self, path: Any, text: Any, *, smooth: bool = True, batch_size: int = 8, **options: Any
+    ) -> Iterator[Any]:
+        """Ground expressions in every frame of a video file; any length needs the same memory.
+
+        Args:
+            path: a video file (needs the extra `video`).
+            text: an expression or a list of them.
+            smooth: steady the boxes over time; `"raw_box"` is then the frame's own.
+            batch_size: pairs of a frame and an expression per pass.
+            options: as in `__call__`.
+
+        Yields:
+            Per frame `{"frame", "time", "image", "expression", "box", "score"}`: its number, its time in seconds, and
+            the upright picture; for a list of expressions `"results"` in place of the last three.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a video, or damaged.
+        """
+        return ground_frames(self, read_frames(path), text, smooth, batch_size=batch_size, **options)
 
     def get_iterator(
         self,
@@ -261,7 +290,11 @@ class VisualGroundingPipeline(Pipeline):
         return {**{name: value for name, value in wanted.items() if value is not None}, "target_sizes": target_sizes}
 
     def postprocess(
-        self, outputs: dict[str, Any], threshold: float | None = None, map_side: int | None = None
+        self,
+        outputs: dict[str, Any],
+        threshold: float | None = None,
+        map_side: int | None = None,
+        mask: bool | str = True,
     ) -> list[dict[str, Any]]:
         """Model outputs of a batch -> one plain dict per pair."""
         sizes = outputs["target_sizes"]
@@ -278,7 +311,7 @@ class VisualGroundingPipeline(Pipeline):
             if threshold is not None:
                 result["found"] = _required_score(score) >= threshold
             if entry["mask"] is not None:
-                result["mask"] = entry["mask"].numpy()
+                result["mask"] = mask_in_form(entry["mask"].numpy(), mask)
             if heatmaps is not None:
                 result["heatmap"] = heatmaps[row].numpy()
             results.append(result)

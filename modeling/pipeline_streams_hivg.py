@@ -22,7 +22,7 @@ class GroundingResults(list):
     """The results of several expressions: a list of plain dicts that can also be handed to supervision."""
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections` with boxes, scores, masks (where every result has one) and the expressions.
+        """`supervision.Detections` with boxes, scores, masks (where every result has an array) and the expressions.
 
         Needs the package supervision, which nothing else here uses.
 
@@ -39,10 +39,11 @@ class GroundingResults(list):
         corners = [[result["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")] for result in self]
         scores = [result["score"] for result in self]
         expressions = np.array([result["expression"] for result in self])
+        masks = [result.get("mask") for result in self]
         return supervision.Detections(
             xyxy=np.array(corners, dtype=np.float32),
             confidence=None if None in scores else np.array(scores, dtype=np.float32),
-            mask=np.stack([result["mask"] for result in self]) if all("mask" in result for result in self) else None,
+            mask=np.stack(masks) if all(isinstance(mask, np.ndarray) for mask in masks) else None,
             class_id=np.arange(len(self)),
             data={"class_name": expressions, "expression": expressions},
         )
@@ -187,6 +188,39 @@ def _plain(error: Exception) -> Exception:
         return error
     kind = next((kind for kind in INPUT_ERRORS if isinstance(error, kind)), None)
     return kind(str(error)) if kind else ValueError(f"A row cannot be read: {type(error).__name__} ({error}).")
+
+
+def as_rows(inputs: Any) -> Any:
+    """A table (of pandas or polars) as a list of its rows; anything else as it is.
+
+    Raises:
+        ValueError: If it is several datasets by name.
+    """
+    if hasattr(inputs, "to_dicts") and hasattr(inputs, "columns"):
+        return inputs.to_dicts()
+    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):
+        return inputs.to_dict("records")
+    if isinstance(inputs, Mapping) and inputs and all(hasattr(part, "column_names") for part in inputs.values()):
+        names = ", ".join(map(repr, inputs))
+        raise ValueError(f"{type(inputs).__name__} holds datasets by name ({names}): pass one of them, as data[name].")
+    return inputs
+
+
+def mask_in_form(mask: np.ndarray, form: bool | str) -> Any:
+    """A mask (H, W) bool as it was asked for.
+
+    Args:
+        mask: The mask.
+        form: `True` or `"array"`: as it is; `"pil"`: a picture of mode L, 255 = object; `"rle"`: COCO's run lengths,
+            `{"size": [height, width], "counts": [...]}`, column by column, beginning with zeros.
+    """
+    if form == "pil":
+        return PIL.Image.fromarray(mask.astype(np.uint8) * 255)
+    if form == "rle":
+        pixels = mask.flatten(order="F")
+        edges = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))  # where a run ends
+        return {"size": list(mask.shape), "counts": np.diff(edges, prepend=0).tolist()}
+    return mask
 
 
 def is_one_image(value: Any) -> bool:

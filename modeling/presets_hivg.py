@@ -141,11 +141,15 @@ OFFICIAL_LOSS_WEIGHTS = {  # utils/loss_utils.py:188-235
     "mask_dice": 2.0,
 }
 
+# The official terms, and the score of ours: official weights hold none.
+LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
+
 # What the official code computes where a new model does better; the reasons stand at the fields of HiVGConfig.
 OFFICIAL_BEHAVIOUR = {
     "bridge_mask_padding": False,  # no text mask reaches the bridge, HiVG.py:430-456
     "bridge_text_norm": False,  # hidden states are concatenated as they are, HiVG.py:437-443
     "bridge_mixes_batch": False,  # the official code mixes (HiVG.py:444 with :162), predictions should not
+    "initialization": "official",  # torch's defaults outside the fusion encoder, HiVG.py:731-767
     "adaptive_weight_init": 1.0,  # nn.Embedding's N(0, 1), HiVG.py:393
     "pad_align": "pixel",  # centred padding, datasets/transforms.py
     "skip_padded_patches": False,  # CLIP sees the padding, HiVG.py:930

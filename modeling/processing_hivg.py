@@ -136,7 +136,7 @@ class HiVGProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As `ProcessorMixin.save_pretrained`; what it notes on the object for the file is not part of the object."""
         saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        vars(self).pop("auto_map", None)
+        self.__dict__.pop("auto_map", None)
         return saved
 
     def _refuse_unknown(self, options: dict[str, Any]) -> None:

@@ -21,7 +21,9 @@ from hivg_hf.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"(?:<!-- (?P<note>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
-PAGES_THAT_RUN = ("use.md", "fine-tune.md", "convert.md", "evaluate.md")
+PAGES_THAT_RUN = tuple(
+    f"{page}.md" for page in "use scale fine-tune own-photos convert evaluate ablations peft".split()
+)
 
 
 class Block(NamedTuple):
@@ -54,6 +56,9 @@ def workplace(
     (tmp_path / "scenes").mkdir()
     rows[0]["image"].save(tmp_path / "scene.png")
     rows[1]["image"].save(tmp_path / "scenes" / "other.png")
+    pairs = zip(("scene.png", "scenes/other.png"), rows["expression"][:], strict=True)
+    lines = ["file_name,caption", *(f"{file},{expression}" for file, expression in pairs)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     return tmp_path
 

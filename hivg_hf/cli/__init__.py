@@ -4,23 +4,36 @@ A verb `v` is a function `v` in `hivg_hf/cli/v.py` whose parameters typer reads;
 `run_verb("v")`, so that a script and the command are the same parser and the same function.
 """
 
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperCommand, TyperGroup
 
+from hivg_hf.utils.plugins import find_plugin, plugin_names
+from hivg_hf.utils.version import __version__
+
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
 VERBS = {
+    "get": ("hivg_hf.cli.get:get", "Download a model, or what the authors of HiVG publish, once."),
     "ground": ("hivg_hf.cli.ground:ground", "Find what expressions name in a picture, and draw it."),
+    "video": ("hivg_hf.cli.video:video", "Find what expressions name in every frame of a video, and draw it."),
+    "ground-dataset": (
+        "hivg_hf.cli.ground_dataset:ground_dataset",
+        "Find what every row of a table names, into Parquet.",
+    ),
     "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
     "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
+    "survey": ("hivg_hf.cli.survey:survey", "Look at a dataset: counts, faults, shared images, contact sheets."),
     "recipes": ("hivg_hf.cli.recipes:recipes", "List, show and copy the training recipes that ship."),
     "evaluate": ("hivg_hf.cli.evaluate:evaluate", "Measure a checkpoint on a dataset and write a results file."),
+    "convert-data": ("hivg_hf.cli.convert_data:convert_data", "Read data in any format and write it in another."),
+    "clean": ("hivg_hf.cli.clean:clean", "Rank rows whose labels look wrong, for review."),
     "convert": ("hivg_hf.cli.convert:convert", "Turn an official checkpoint file into a folder of this package."),
     "export": ("hivg_hf.cli.export:export", "Write a model for other runtimes."),
     "push": ("hivg_hf.cli.push:push", "Upload a model folder to the Hub in one commit, and load it back."),
@@ -31,26 +44,37 @@ VERBS = {
 # StrictDataclassError wraps the refusal of a config in the name of its check; the sentence is its cause.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, StrictDataclassError)
 
+PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
+
 EXIT_STATUS_ON_ERROR = 2
+
+MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."
+TINY_KNOWS = "the model tiny knows rendered shapes only; for photos: {option} official:base-mixup"
+_noted: list[str] = []
 
 
 class LazyGroup(TyperGroup):
     """A group of verbs that imports the one that is called, and turns its errors into one sentence."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(VERBS)
+        return [*VERBS, *(name for name in plugin_names(PLUGINS) if name not in VERBS)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A nameplate of the verb, enough for the help; `resolve_command` returns the verb itself."""
-        return TyperCommand(cmd_name, help=VERBS[cmd_name][1]) if cmd_name in VERBS else None
+        if cmd_name in VERBS:
+            return TyperCommand(cmd_name, help=VERBS[cmd_name][1])
+        known = cmd_name in plugin_names(PLUGINS)
+        return TyperCommand(cmd_name, help="A verb of another installed package.") if known else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         verb, command, rest = super().resolve_command(ctx, args)
-        return verb, _load_verb(verb) if verb in VERBS else command, rest
+        return verb, _load_verb(verb) if verb in self.list_commands(ctx) else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
+            raise
         except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
             raise
         except USER_ERRORS as error:
@@ -71,8 +95,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hivg_hf {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Keep `app` a group; the verbs come from the table."""
 
 
@@ -88,6 +122,16 @@ def main(args: Sequence[str] | None = None) -> None:
     app(args=None if args is None else list(args), prog_name="hivg")
 
 
+def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = False) -> None:
+    """One line on stderr, once per process, where the model is the one in the package, whatever it is called."""
+    from hivg_hf.hub import is_tiny
+
+    if quiet or _noted or not is_tiny(model):
+        return
+    _noted.append(model)
+    typer.echo(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
+
+
 def run_verb(verb: str) -> None:
     """Run one verb with the process's own arguments; `scripts/VERB.py` calls this through `hivg_hf.cli.VERB.main`."""
     main([verb, *sys.argv[1:]])
@@ -95,7 +139,17 @@ def run_verb(verb: str) -> None:
 
 def _load_verb(verb: str) -> Any:
     """Import a verb's function and make typer's command of it."""
-    module_name, _, function_name = VERBS[verb][0].partition(":")
+    if verb in VERBS:
+        module_name, _, function_name = VERBS[verb][0].partition(":")
+        function = getattr(importlib.import_module(module_name), function_name)
+    else:
+        function = find_plugin(PLUGINS, verb)
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        sys.modules["hivg_hf"].register()  # the words have passed, the work begins
+        return function(*args, **options)
+
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name=verb)(getattr(importlib.import_module(module_name), function_name))
+    single.command(name=verb)(run)
     return typer.main.get_command(single)

@@ -57,9 +57,9 @@ def convert(
 
     if out.exists():
         raise ValueError(f"{out} exists; choose another folder, or remove it first.")
-    if preset is not None and (args is not None or clip_config is not None):
-        raise ValueError("Give either --preset, or --args and --clip-config: a preset says it all.")
-    clip = None if clip_config is None else _clip_config(clip_config)
+    if preset is not None and args is not None:
+        raise ValueError("Give either --preset or --args: both say which variant it is.")
+    clip = None if clip_config is None else read_clip_config(clip_config)
     file = read_official_file(path)
     if preset is None and args is None and file.kind == CLIP_ALONE:
         if lora == LoraChoice.ADAPTER:
@@ -69,9 +69,9 @@ def convert(
     else:
         conversion = convert_official_checkpoint(
             file,
-            _preset(preset),
+            _preset(preset, clip),
             args=None if args is None else _json(args, "--args"),
-            clip_config=clip,
+            clip_config=clip if preset is None else None,
             lora=lora.value,
             lora_alpha=alpha,
         )
@@ -80,13 +80,14 @@ def convert(
     _print_report(report, out, names)
 
 
-def _preset(name: str | None) -> Any:
+def _preset(name: str | None, clip: Any) -> Any:
     from hivg_hf.modeling import HiVGConfig
 
-    return None if name is None else HiVGConfig.preset(name)
+    return None if name is None else HiVGConfig.preset(name, **({} if clip is None else {"clip_config": clip}))
 
 
-def _clip_config(source: str) -> Any:
+def read_clip_config(source: str) -> Any:
+    """A `CLIPConfig` from a folder, a JSON file or the Hub."""
     from transformers import CLIPConfig
 
     if Path(source).is_file():

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
-from . import run_verb
+from . import MODEL_NAMES, run_verb
 
 
 def demo(
-    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    model: Annotated[str, typer.Option(help=MODEL_NAMES)] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860 on.")] = 0,
     device: Annotated[
@@ -43,8 +43,8 @@ def demo(
 
     limits: dict[str, Any] = {"workers": workers, "seconds": time_limit}
     limits = {name: value for name, value in limits.items() if value is not None}
-    pipe = load_pipeline(model or TINY_CHECKPOINT, device, dtype, backend=backend, precision=precision)
-    page = build_page(pipe, **limits)
+    pipe = load_pipeline(model, device, dtype, backend=backend, precision=precision)
+    page = build_page(pipe, model, **limits)
     serve(page, host, port or None, queue_size, max_upload_mb, **({"root_path": root_path} if root_path else {}))
 
 

@@ -2,10 +2,12 @@
 
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 2000 --out results/val
 hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/data --protocol official --out A
+hivg evaluate --model best.pth --data unc --split val --option root=/data --protocol official \\
+    --compare-published base-unc --out B
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
-accelerate launch --config_file hivg_hf/recipes/accelerate/multi_cpu.yaml scripts/evaluate.py --model ...
+accelerate launch --config_file multi_cpu.yaml -m hivg_hf evaluate --model ...
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ from typing import Annotated, Any
 
 import typer
 
-from . import run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb
+from ._data_options import COLUMN_HELP, reader_options
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option(help="Model folder, Hub id, adapter, official .pth file, or hivg-tiny-refshapes.")
-    ],
+    model: Annotated[str, typer.Option(help=f"{MODEL_NAMES} Also an adapter, or an official .pth file.")],
     data: Annotated[str, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, predictions.parquet, plots and failures.html.")],
     split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
@@ -33,11 +34,19 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
     ] = None,
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
     protocol: Annotated[str, typer.Option(help="pixel, official, mdetr or ref-l4: what counts as right.")] = "pixel",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     set_config: Annotated[
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE that replaces a field of the model's config; repeatable."),
+    ] = None,
+    clip_config: Annotated[
+        str | None,
+        typer.Option(help="Of an official .pth file: folder, JSON file or Hub id of a CLIP that is not published."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of an official .pth file: folder or Hub id of its CLIP tokenizer.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
     backend: Annotated[
@@ -70,17 +79,32 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
     ] = None,
+    compare_published: Annotated[
+        str | None,
+        typer.Option(
+            help="A variant, such as base-unc: what its authors published for this split, beside the figure."
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
     gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
     plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the model tiny knows.")] = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.predict import process_state
+    from hivg_hf.evaluation.published import compare_published as beside_published
+    from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
+    from hivg_hf.utils.plugins import allowing_code
     from hivg_hf.utils.strict_mapping import read_options
+
+    from .convert import read_clip_config
 
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
@@ -90,6 +114,8 @@ def evaluate(
     if reaching and backend != "torch":
         raise ValueError(f"{' and '.join(reaching)} reaches into the torch model: omit it, or omit --backend onnx.")
     engine = {"dtype": dtype, "backend": backend, "precision": precision}
+    if compare_published is not None:
+        expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
     state = process_state()
     if plots:
         require_package("matplotlib", extra="plots")  # now, not after an hour of work
@@ -105,16 +131,28 @@ def evaluate(
         resamples=resamples,
     )
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
-    data_options = {**read_options(option or [], "--option"), **generated}
+    data_options = {**reader_options(option, column), **generated}
     overrides = read_options(set_config or [], "--set")
-    opened, processor, commit = open_model(model, revision=revision, overrides=overrides, **engine)
-    dataset = open_data(data, split, data_options)
-    foils = open_foils(data, split, data_options) if controls else None
+    if data not in ("refshapes", "mixture"):
+        note_what_tiny_knows(model, quiet=quiet)
+    opened, processor, commit = open_model(
+        model,
+        revision=revision,
+        overrides=overrides,
+        clip_config=None if clip_config is None else read_clip_config(clip_config),
+        tokenizer=tokenizer,
+        **engine,
+    )
+    with allowing_code(allow_code):
+        dataset = open_data(data, split, data_options)
+        foils = open_foils(data, split, data_options) if controls else None
     evaluation = evaluate_model(opened, processor, dataset, settings, foils)
     evaluation.describe(opened, model, data, split, data_options, revision=commit or revision, overrides=overrides)
     pages = []
     if robustness or adversarial:
         pages = _robustness(opened, processor, dataset, evaluation, settings, out, robustness, adversarial, plots)
+    if compare_published is not None:
+        evaluation.results["published"] = beside_published(evaluation.results, compare_published, data, split)
     if state.is_main_process:
         files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
         _print_results(evaluation.results, files)
@@ -220,8 +258,38 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
     )
     for name, entry in results.get("robustness", {}).get("summary", {}).items():
         console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")
+    if "published" in results:
+        _print_published(results["published"])
+    for figure, note in results.get("notes", {}).items():
+        console.print(f"{figure}: {note}", soft_wrap=True)
     for file in files:
         console.print(str(file.resolve()), soft_wrap=True, highlight=False)
+
+
+def _print_published(compared: dict[str, Any]) -> None:
+    """Measured beside published, in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    interval = compared["interval"]
+    table = Table(title=f"{compared['variant']}: Acc@0.5 in percent, measured beside published")
+    for heading in ("published by", "published", "measured", "95 % interval", "difference", "in the interval"):
+        table.add_column(heading, justify="left" if heading == "published by" else "right")
+    for row in compared["rows"]:
+        table.add_row(
+            row["source"],
+            f"{row['published']:.2f}",
+            f"{compared['measured']:.2f}",
+            f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
+            f"{row['difference']:+.2f}",
+            {True: "yes", False: "no", None: ""}[row["within"]],
+        )
+    console = Console()
+    console.print(table)
+    for row in compared["rows"]:
+        console.print(f"{row['source']}: {row['where']}", soft_wrap=True, highlight=False)
+    if compared["n_published"] not in (None, compared["n"]):
+        console.print(f"Measured on {compared['n']:,} expressions, published on {compared['n_published']:,}.")
 
 
 def _print_comparison(comparison: dict[str, Any], files: list[Path]) -> None:

@@ -5,17 +5,15 @@ from typing import Annotated
 
 import typer
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 
-from . import run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb
 
 FORMATS = ("onnx",)
 
 
 def export(
-    model: Annotated[
-        str, typer.Argument(help="Model folder or Hub id. Default: the checkpoint that is included.")
-    ] = "",
+    model: Annotated[str, typer.Argument(help=MODEL_NAMES)] = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
     format: Annotated[str, typer.Option(help="The format; onnx is the only one.")] = "onnx",
     masks: Annotated[bool, typer.Option("--masks", help="Also give mask logits.")] = False,
@@ -26,13 +24,15 @@ def export(
     float16: Annotated[
         bool, typer.Option("--float16", help="Also write model_fp16.onnx, half the size on disk.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")] = False,
 ) -> None:
     """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
     from hivg_hf.inference import export_onnx, load_pipeline
 
-    pipe = load_pipeline(model or TINY_CHECKPOINT, "cpu", "float32")
+    note_what_tiny_knows(model, option="hivg export", quiet=quiet)
+    pipe = load_pipeline(model, "cpu", "float32")
     report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8, float16)
     for name, difference in report.items():
         moved = name in ("int8_box", "float16_box")

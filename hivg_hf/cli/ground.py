@@ -8,33 +8,27 @@
 Exit status: 0 all answered, 1 some images could not be used, 2 nothing could be done.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
-from hivg_hf.inference import answer_as_json, load_pipeline
-from hivg_hf.inference.files import (
-    IMAGE_SUFFIXES,
-    Question,
-    ResultsFile,
-    find_images,
-    is_url,
-    read_questions,
-    split_images_and_expressions,
-)
-from hivg_hf.inference.pictures import Asker, PictureWriter
-from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
+from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
-from . import EXIT_STATUS_ON_ERROR, run_verb
+from . import EXIT_STATUS_ON_ERROR, MODEL_NAMES, note_what_tiny_knows, run_verb
+
+if TYPE_CHECKING:
+    from hivg_hf.inference.files import Question, ResultsFile
+    from hivg_hf.inference.pictures import Asker, PictureWriter
 
 EXIT_STATUS_SOME_FAILED = 1
 RESULTS_NAME = "results.jsonl"
@@ -50,7 +44,9 @@ def ground(
             "stand before the expressions, as a shell writes them for an unquoted pattern.",
         ),
     ],
-    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    model: Annotated[
+        str, typer.Option(help=f"{MODEL_NAMES} Default: {DEFAULT_MODEL}, which knows rendered shapes only.")
+    ] = "",
     zero_shot: Annotated[
         str,
         typer.Option(
@@ -103,8 +99,20 @@ def ground(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")] = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
+    from hivg_hf.inference import load_pipeline
+    from hivg_hf.inference.files import (
+        IMAGE_SUFFIXES,
+        Question,
+        ResultsFile,
+        find_images,
+        read_questions,
+        split_images_and_expressions,
+    )
+    from hivg_hf.inference.pictures import Asker, PictureWriter
+
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
     if layers and backend != "torch":
@@ -118,7 +126,7 @@ def ground(
     if out is not None and not single and out.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
     target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png" if single else "grounded")
-    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or TINY_CHECKPOINT
+    name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or DEFAULT_MODEL
     keep_results = not single and (out is not None or not no_pictures)
     results = ResultsFile(target / RESULTS_NAME, name) if keep_results else None
     if mask and (as_json or keep_results):
@@ -135,6 +143,7 @@ def ground(
         }
         pipe = _load_zero_shot(zero_shot, proposals, device, [f"--{name}" for name, value in given.items() if value])
     else:
+        note_what_tiny_knows(name, quiet=quiet)
         pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
     writer = None if no_pictures else PictureWriter(pipe, target, single, heatmap, layers)
     options = {
@@ -212,6 +221,8 @@ class Report:
             self._summarize(time.monotonic() - start)
 
     def _take(self, asker: Asker, question: Question, answer: dict[str, Any]) -> None:
+        from hivg_hf.inference import answer_as_json
+
         row: dict[str, Any] = {"image": question.image}
         if "results" in answer and (self.as_json or self.results is not None):
             try:
@@ -247,6 +258,8 @@ class Report:
 
 def _leave_out_pictures_of_earlier_runs(questions: list[Question], images: list[str], folder: Path) -> list[Question]:
     """Without what lies in the output folder, where that stands in a folder that was searched."""
+    from hivg_hf.inference.files import is_url
+
     folder = folder.resolve()
     if any(is_url(image) or Path(image).resolve().is_relative_to(folder) for image in images):
         return questions  # the images themselves lie in it, as with --out .
@@ -265,6 +278,8 @@ def _as_text(question: Question, results: Sequence[dict[str, Any]], drawn: Seque
 
 def _show_cut_expressions_as_lines() -> None:
     """The sentence is for the reader of the terminal, to whom the place in our code that gave it says nothing."""
+    from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
+
     show_others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -13,7 +13,13 @@ def push(
     folder: Annotated[
         Path, typer.Argument(help="What save_pretrained wrote: a model with its processor, or an adapter.")
     ],
-    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; made where there is none.")],
+    repo_id: Annotated[
+        str,
+        typer.Argument(
+            help="owner/name on the Hub; made where there is none. A path such as ./folder is a trial: what would be "
+            "pushed is written there, and nothing is sent."
+        ),
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository visible to you alone.")] = False,
     branch: Annotated[str, typer.Option(help="Branch to commit to, made from main where there is none.")] = "main",
     message: Annotated[str, typer.Option(help="Title of the commit.")] = "Upload HiVG",
@@ -36,12 +42,20 @@ def push(
 
     Only the model's own files are sent: weights, processor, code, card. Nothing is visible before all of it is there.
     """
-    from hivg_hf.hub import push_folder
+    from hivg_hf.hub import push_folder, resolve_model, write_pushed
 
+    if not folder.exists() or (folder / "results.json").is_file():  # tiny, official:base-mixup, the folder of a run
+        folder = Path(resolve_model(folder.as_posix()))
     if onnx:
         from hivg_hf.inference import write_current_onnx
 
         write_current_onnx(folder)
+    if repo_id.startswith((".", "/", "~")):
+        out = Path(repo_id).expanduser()
+        for path in write_pushed(folder, out, base, onnx=onnx):
+            typer.echo(f"{(out / path).stat().st_size:>12,}  {path}")
+        typer.echo(f"Nothing was sent; this would be pushed: {out.resolve()}")
+        return
     report = push_folder(
         folder,
         repo_id,

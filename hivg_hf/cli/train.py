@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb
+from ._data_options import COLUMN_HELP, reader_options
 
 
 def train(
@@ -27,7 +28,7 @@ def train(
     base: Annotated[
         str | None,
         typer.Option(
-            help="What --data trains: folder or Hub id of a HiVG or CLIP model. Default: `tiny`, the shipped one."
+            help=f"What --data trains: {MODEL_NAMES} A plain CLIP gets new bridges and heads. Default: tiny."
         ),
     ] = None,
     val: Annotated[
@@ -38,19 +39,27 @@ def train(
         list[str] | None,
         typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
     ] = None,
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the run (only with --data). Default: 13.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Let the recipe name code, package.module:function, and run it."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default base knows.")] = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
 
-    On several processes: accelerate launch --config_file CONFIG scripts/train.py RECIPE
+    On several processes: accelerate launch --config_file CONFIG -m hivg_hf train RECIPE
     """
     import logging
 
+    from hivg_hf.hub import DEFAULT_MODEL
     from hivg_hf.recipes import override
     from hivg_hf.training import load_recipe, parse_recipe
     from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
+    from hivg_hf.utils.plugins import allowing_code
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
@@ -63,6 +72,7 @@ def train(
         raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
+        "--column": column,
         "--epochs": epochs, "--seed": seed,
     }  # fmt: skip
     given = [name for name, value in own_data.items() if value not in (None, [])]
@@ -73,26 +83,38 @@ def train(
         )
     say = announcer()
     say(describe_processes())
+    if base is None and data is not None:
+        note_what_tiny_knows(DEFAULT_MODEL, option="--base", quiet=quiet)
     if recipe is not None:
-        plan = load_recipe(recipe, changes)
+        plan = load_recipe(recipe, changes, allow_code)
     else:
         own = _plan_own_data(
-            data, images, base or "tiny", val, out, box_format, option, epochs, 13 if seed is None else seed
+            data,
+            images,
+            base or DEFAULT_MODEL,
+            val,
+            out,
+            box_format,
+            option,
+            column,
+            epochs,
+            13 if seed is None else seed,
         )
-        plan = parse_recipe(override(own, changes))
+        plan = parse_recipe(override(own, changes), allow_code)
     folder = out or Path("runs") / plan.name
     if dry_run:
         from hivg_hf.training import check_before_training, describe_plan, plan_training
 
-        missing = check_before_training(plan, folder, planning=True)
-        say(describe_plan(plan_training(plan, count_processes())))
+        with allowing_code(allow_code):
+            missing = check_before_training(plan, folder, planning=True)
+            say(describe_plan(plan_training(plan, count_processes())))
         if missing:
             say("\nNot there yet:\n" + "\n".join(f"  {line}" for line in missing))
         return
     from hivg_hf.training import StagedTraining
 
     say(f"Run: {folder.resolve()}")
-    results = StagedTraining(plan, folder).run()
+    results = StagedTraining(plan, folder, allow_code).run()
     say(f"Model: {(folder / results['model']).resolve()}")
     if (folder / "training-curves.png").is_file():  # not drawn where matplotlib is not installed
         say(f"Curves: {(folder / 'training-curves.png').resolve()}")
@@ -107,27 +129,24 @@ def _plan_own_data(
     out: Path | None,
     box_format: str | None,
     option: list[str] | None,
+    column: list[str] | None,
     epochs: float | None,
     seed: int,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
+    from hivg_hf.hub import resolve_model
     from hivg_hf.training import plan_user_training
-    from hivg_hf.utils.strict_mapping import read_options
 
-    if base == "tiny":
-        from hivg_hf.checkpoints import TINY_CHECKPOINT
-
-        base = TINY_CHECKPOINT
     return plan_user_training(
         data=str(data),
         images=None if images is None else str(images),
-        base=base,
+        base=resolve_model(base),
         out=None if out is None else str(out),
         box_format=box_format,
         val=None if val is None else str(val),
         epochs=epochs,
         seed=seed,
-        **read_options(option or [], "--option"),
+        **reader_options(option, column),
     )
 
 

@@ -56,6 +56,7 @@ class OfficialFile:
         weights: plain official name to tensor, without the LoRA factors; CLIP's names start with `clip.`.
         lora: plain official name of a linear module to its LoRA pair.
         args: the arguments that the file was trained with, or None.
+        unread: names of other sets of weights in the file, such as `model_ema`, which nothing here reads.
     """
 
     path: str
@@ -63,6 +64,7 @@ class OfficialFile:
     weights: dict[str, Tensor]
     lora: dict[str, LoraPair]
     args: Namespace | None
+    unread: tuple[str, ...] = ()
 
 
 def read_official_file(path: str | os.PathLike[str]) -> OfficialFile:
@@ -72,7 +74,7 @@ def read_official_file(path: str | os.PathLike[str]) -> OfficialFile:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, would run code, or holds no HiVG and no CLIP.
     """
-    state, args = _read(Path(path))
+    state, args, unread = _read(Path(path))
     weights: dict[str, Tensor] = {}
     for name, tensor in state.items():
         plain = plain_name(name)
@@ -83,7 +85,7 @@ def read_official_file(path: str | os.PathLike[str]) -> OfficialFile:
     if kind != WHOLE_MODEL:
         weights = {f"clip.{name}": tensor for name, tensor in weights.items()}
     weights, lora = _split_lora(weights, path)
-    return OfficialFile(str(path), kind, weights, lora, args)
+    return OfficialFile(str(path), kind, weights, lora, args, unread)
 
 
 def plain_name(name: str) -> str:
@@ -92,8 +94,8 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None]:
-    """The state dict as it stands in the file, and the arguments beside it."""
+def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None, tuple[str, ...]]:
+    """The state dict as it stands in the file, the arguments beside it, and the names of other state dicts."""
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder, and official checkpoints are single files; a folder that this package wrote opens "
@@ -103,19 +105,26 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None]:
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path), None
+            return load_file(path), None, ()
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again.") from error
     content = load_torch_file(path)
-    args = None
+    args, unread = None, ()
     if isinstance(content, Mapping):
         args = _arguments(content.get("args"))
-        content = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), Mapping)), content)
+        weights = next((key for key in WEIGHT_KEYS if isinstance(content.get(key), Mapping)), None)
+        if weights is not None:
+            unread = tuple(key for key, value in content.items() if key != weights and _is_state_dict(value))
+            content = content[weights]
     if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise ValueError(
             f"{path} holds no state dict; an official checkpoint has one under {WEIGHT_KEYS[0]!r}, a dict of tensors."
         )
-    return content, args
+    return content, args, unread
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
 
 
 def _arguments(args: Any) -> Namespace | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .check import check_fit, config_for_file, published_clip_config
 from .files import CLIP_ALONE, CLIP_WITH_BRIDGES, WHOLE_MODEL, LoraPair, OfficialFile, read_official_file
-from .names import OFFICIAL_LOSS_NAMES, official_parameter_name, unused_reason
+from .names import OFFICIAL_LOSS_NAMES, hivg_parameter_name, official_parameter_name, unused_reason
 from .report import ConversionReport, module_groups
 from .weights import load_strictly, merge_lora, translate
 
@@ -46,6 +46,10 @@ OFFICIAL_LORA_ALPHA = 16  # HiVG.py:777; the rank, 32 there, is read from the sh
 OFFICIAL_LORA_DROPOUT = 0.1  # HiVG.py:778
 # What a config may ask for that official weights do not have: ours alone, and fresh in a converted model.
 OURS_ALONE = (".text_norms.", "grounding_head.score_head.")
+# The bridges' low-rank terms: fresh where the file has them merged.
+BRIDGE_LORA = tuple(
+    f".bridge.attention.{name}_proj.{side}" for name in ("q", "k", "v", "out") for side in ("down", "up")
+)
 
 
 @dataclass
@@ -115,7 +119,8 @@ def convert_official_checkpoint(
         args: official arguments for a file that holds none, or instead of its own.
         clip_config: the CLIP configuration for `args`, where it is not a published one.
         lora: `"merge"` adds the low-rank terms to the weights; `"adapter"` keeps those of the two towers as a PEFT
-            adapter named `hilora` (the bridges' are merged in any case).
+            adapter named `hilora`, and those of the bridges where the config has `bridge_lora` (they are merged
+            otherwise).
         lora_alpha: the terms are scaled by `lora_alpha / rank`.
         overrides: fields of the config to set otherwise.
 
@@ -178,7 +183,7 @@ def official_clip(
     file = _plain_clip_file(path)
     clip_config = published_clip_config(file) if clip_config is None else clip_config
     config = clip_config if isinstance(clip_config, CLIPConfig) else CLIPConfig(**clip_config)
-    report = ConversionReport(file.path, file.kind)
+    report = ConversionReport(file.path, file.kind, unread=file.unread)
     weights = {}
     for name, tensor in merge_lora(file, set(), lora_alpha, report).items():
         reason = unused_reason(name, projected_text=False, has_bridges=False)
@@ -223,13 +228,34 @@ def _convert(
 ) -> Conversion:
     """Build the model of a config from a file that was read."""
     check_fit(file, config, has_heads=file.kind == WHOLE_MODEL, with_args=with_args)
-    report = ConversionReport(file.path, file.kind)
-    kept = {name for name in file.lora if ".cross_" not in name} if as_adapter else set()
-    weights = translate(merge_lora(file, kept, alpha, report), file, config, report)
+    report = ConversionReport(file.path, file.kind, unread=file.unread)
+    in_bridges = {name for name in file.lora if ".cross_" in name}
+    kept = set(file.lora) - in_bridges if as_adapter else set()
+    whole = in_bridges if config.bridge_lora and as_adapter else set()
+    weights = translate(merge_lora(file, kept | whole, alpha, report), file, config, report)
+    weights.update(_bridge_terms(file, whole, alpha, report))
     model = _build_model(config, weights, report)
     if kept:
         model = _with_adapter(model, {name: file.lora[name] for name in sorted(kept)}, alpha, report)
     return Conversion(model.eval(), report)
+
+
+def _bridge_terms(file: OfficialFile, names: set[str], alpha: float, report: ConversionReport) -> dict[str, Tensor]:
+    """The low-rank terms of the bridges, by the names of a model with `bridge_lora`."""
+    from hivg_hf.modeling.modeling_hivg import LowRankLinear
+
+    terms: dict[str, Tensor] = {}
+    for name in sorted(names):
+        pair = file.lora[name]
+        if pair.rank != LowRankLinear.rank or alpha / pair.rank != LowRankLinear.scale:
+            raise ValueError(
+                f"{file.path} has bridge terms of rank {pair.rank} and scale {alpha / pair.rank:g}; `bridge_lora` is "
+                f"of rank {LowRankLinear.rank} and scale {LowRankLinear.scale:g}. Leave it out to have them merged."
+            )
+        ours = (hivg_parameter_name(f"{name}.weight") or name).removesuffix(".weight")
+        terms |= {f"{ours}.down": pair.down, f"{ours}.up": pair.up}
+        report.adapter.append(ours)
+    return terms
 
 
 def _read(path: str | os.PathLike[str] | OfficialFile) -> OfficialFile:
@@ -252,8 +278,8 @@ def _build_model(
     from hivg_hf.modeling import HiVGForVisualGrounding
 
     may_miss = {
-        WHOLE_MODEL: OURS_ALONE,
-        CLIP_WITH_BRIDGES: (*OURS_ALONE, "grounding_head."),
+        WHOLE_MODEL: (*OURS_ALONE, *BRIDGE_LORA),
+        CLIP_WITH_BRIDGES: (*OURS_ALONE, *BRIDGE_LORA, "grounding_head."),
         CLIP_ALONE: (*OURS_ALONE, "grounding_head.", ".bridge."),
     }[report.kind]
     model = HiVGForVisualGrounding(config)

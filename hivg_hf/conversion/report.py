@@ -16,6 +16,7 @@ class ConversionReport:
         adapter: linear modules whose low-rank term is kept as a PEFT adapter.
         dropped: official name to the reason why no official forward reads it.
         created: our parameters that the file does not hold, freshly initialised.
+        unread: names of other sets of weights in the file.
     """
 
     path: str
@@ -25,6 +26,7 @@ class ConversionReport:
     adapter: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
+    unread: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[int, str, list[str]]]:
         """How many, what became of them, and their names; one row for each outcome, the reasons of dropping apart."""
@@ -46,6 +48,8 @@ class ConversionReport:
             remarks.append("The bridges' low-rank terms are merged: a bridge trains fully, it carries no adapter.")
         if self.created:
             remarks.append(f"To be trained before use: {', '.join(module_groups(self.created))}.")
+        if self.unread:
+            remarks.append(f"The file also holds weights under {', '.join(self.unread)}, which were not read.")
         return remarks
 
     def __str__(self) -> str:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from .official_targets import resize_by_corner
+
 # Official: transforms.py RandomSelect asks for these as substrings of the phrase, so "leftover" counts as well.
 DIRECTION_WORDS = ("left", "right", "top", "bottom", "middle")
 
@@ -58,6 +60,7 @@ class GroundingAugmentation:
         jitter: brightness, contrast and saturation change by up to this share, in a random order; 0 turns it off.
         jitter_probability: how often the colours are changed at all.
         random_offset: False places the image in the middle, as evaluation does.
+        mask_sampling: which point of a pixel of the resized mask is looked up: `"center"`, or `"corner"`, official.
     """
 
     size: int
@@ -73,6 +76,7 @@ class GroundingAugmentation:
     jitter: float = 0.4
     jitter_probability: float = 0.8
     random_offset: bool = True
+    mask_sampling: Literal["center", "corner"] = "center"
 
     @classmethod
     def for_processor(cls, processor: Any, **options: Any) -> "GroundingAugmentation":
@@ -90,6 +94,8 @@ class GroundingAugmentation:
             raise ValueError(f"pad_align must be 'patch' or 'pixel', got {self.pad_align!r}.")
         if self.size < 1 or (self.pad_align == "patch" and self.size % self.patch_size):
             raise ValueError(f"size must be a positive multiple of patch_size={self.patch_size}, got {self.size}.")
+        if self.mask_sampling not in ("center", "corner"):
+            raise ValueError(f"mask_sampling must be 'center' or 'corner', got {self.mask_sampling!r}.")
         if self.crop_sides[0] > min(self.crop_short_sides):
             raise ValueError(
                 f"crop_sides={tuple(self.crop_sides)} begins above the smallest of crop_short_sides="
@@ -126,7 +132,7 @@ class GroundingAugmentation:
             top=top,
             left=left,
             box=None if box is None else map_box(box, region, new_w, new_h),
-            mask=None if mask is None else resize_mask(mask, new_w, new_h, region),
+            mask=None if mask is None else resize_mask(mask, new_w, new_h, region, self.mask_sampling),
         )
 
     def _draw_crop(
@@ -195,8 +201,12 @@ def map_box(box: Sequence[float], region: Region, width: int, height: int) -> tu
     )
 
 
-def resize_mask(mask: np.ndarray, width: int, height: int, region: Region | None = None) -> np.ndarray:
+def resize_mask(
+    mask: np.ndarray, width: int, height: int, region: Region | None = None, sampling: str = "center"
+) -> np.ndarray:
     """Resize a bool mask (H, W), or a region of it in xyxy pixels, to bool (height, width), nearest neighbour."""
+    if sampling == "corner":
+        return resize_by_corner(mask, width, height, region)
     picture = Image.fromarray(mask.astype(np.uint8))
     return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST, box=region)).astype(bool)
 

@@ -95,7 +95,7 @@ def load_cache(folder: str | Path, split: str) -> datasets.Dataset:
     """
     folder = Path(folder)
     if not (folder / "cache.json").is_file():
-        raise ValueError(f"{folder} is no cache made by scripts/prepare_data.py: it has no cache.json.")
+        raise ValueError(f"{folder} is no cache made by `hivg survey --for`: it has no cache.json.")
     facts = json.loads((folder / "cache.json").read_text())
     if facts.get("format") != FORMAT_VERSION:
         raise ValueError(

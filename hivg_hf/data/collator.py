@@ -9,8 +9,10 @@ epoch, row index). Rows of any other Trainer or DataLoader carry none: there it 
 that the sampler dealt (which a shuffled order changes every epoch) and of how often that batch came before.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,11 @@ from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
 from hivg_hf.modeling.image_processing_hivg import load_grounding_image
 
 from .augmentation import PlacedImage, resize_mask
-from .schema import decode_mask
+from .official_targets import box_as_mask, truncate_ground_truth
+from .rows import OUTSIDE_TOLERANCE_PIXELS
+from .schema import decode_mask, shown
 
+TARGET_ROUNDINGS = ("exact", "official")
 # Keeps the augmentation's random numbers apart from every other stream with the same seed.
 AUGMENTATION_STREAM = 2
 
@@ -39,13 +44,18 @@ class GroundingCollator:
         augmentation: for training, a `GroundingAugmentation` (or any callable like it); None letterboxes the image in
             the middle, as evaluation does.
         seed: seed of the augmentation.
-        masks: whether to make `mask_labels`; False saves the work where no loss term reads them.
+        masks: whether to make `mask_labels` of the rows' own masks; False saves the work where no loss term reads
+            them, or where boxes are to be the targets.
+        target_rounding: `"exact"`, targets are the annotation's own; `"official"`, as the authors' (see
+            `official_targets`): boxes cut to whole pixels, and `mask_labels` of the uncut box in any case. Give a
+            `GroundingAugmentation` `mask_sampling="corner"` with it.
 
     Under any Trainer or DataLoader the augmentation differs by row and by epoch. With a shuffled order it is the same
     for any number of workers and after a resume; with rows in their own order, or batches of one row, call
     `set_epoch` before each epoch to have it so there too.
 
-    A call takes a list of rows, each optionally with `epoch` and `row_index` (see `KeyedDataset`), and returns
+    A call takes a list of rows with at least `image`, `expression` and `box` (xyxy pixels of the image), optionally
+    the schema's other columns, and `epoch` and `row_index` (see `KeyedDataset`). It returns
 
     - `pixel_values` (B, 3, S, S) float32, `pixel_mask` (B, S, S) int64 with 1 = image;
     - `patch_index` (B, P) int64, where the processor skips padded patches;
@@ -54,18 +64,36 @@ class GroundingCollator:
     - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterized box where it has none;
     - `image_ids` (B,) int64, equal exactly for rows of the same image.
 
+    Example:
+        >>> import hivg_hf
+        >>> from hivg_hf.data import GroundingCollator
+        >>> from transformers import AutoProcessor
+        >>> rows = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=2)
+        >>> collate = GroundingCollator(AutoProcessor.from_pretrained(hivg_hf.TINY_CHECKPOINT))
+        >>> collate([*rows])["labels"].shape
+        torch.Size([2, 4])
+
     Raises:
-        ValueError: a row's image cannot be read or has another size than the annotation says, its box is not a box
-            inside the image, or it has several targets and no policy was chosen; the message names the row.
+        ValueError: a row lacks a column, its image cannot be read or has another size than the annotation says, its
+            box is not a box inside the image, or it has several targets and no policy was chosen; the message names
+            the row.
     """
 
     def __init__(
-        self, processor: Any, augmentation: Augmentation | None = None, seed: int = 0, masks: bool = True
+        self,
+        processor: Any,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        masks: bool = True,
+        target_rounding: str = "exact",
     ) -> None:
+        if target_rounding not in TARGET_ROUNDINGS:
+            raise ValueError(f"target_rounding must be one of {', '.join(TARGET_ROUNDINGS)}. Got {target_rounding!r}.")
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
         self.masks = masks
+        self.rounds_as_official = target_rounding == "official"
         self._seen = SeenBatches() if augmentation is not None else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,7 +101,15 @@ class GroundingCollator:
         if self._seen is not None:
             self._seen.set_epoch(epoch)
 
+    def for_evaluation(self, target_rounding: str = "exact") -> "GroundingCollator":
+        """The same collation without augmentation, with targets as the evaluation's protocol wants them."""
+        plain = copy.copy(self)
+        plain.rounds_as_official = target_rounding == "official"
+        plain.augmentation, plain._seen = None, None
+        return plain
+
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        rows = [complete_row(row) for row in rows]
         place_in_order = () if self._seen is None or _are_keyed(rows) else self._seen.number(rows)
         placed = [self._place_row(row, (*place_in_order, position)) for position, row in enumerate(rows)]
         image_processor = self.processor.image_processor
@@ -87,9 +123,9 @@ class GroundingCollator:
         batch.update(self.processor(text=[row["expression"] for row in rows], return_tensors="pt"))
         side = image_processor.size["height"]
         batch["labels"] = torch.tensor([box_label(sample, side) for sample in placed], dtype=torch.float32)
-        if self.masks:
-            batch["mask_labels"] = mask_labels(placed, batch["labels"], side)
-        batch["image_ids"] = torch.tensor([image_id_hash(row["image_id"]) for row in rows])
+        if self.masks or self.rounds_as_official:
+            batch["mask_labels"] = mask_labels(placed, batch["labels"], side, may_vanish=self.rounds_as_official)
+        batch["image_ids"] = torch.tensor([image_id_hash(row_image_id(row)) for row in rows])
         return batch
 
     def _place_row(self, row: Row, place_in_order: Sequence[int]) -> PlacedImage:
@@ -105,14 +141,15 @@ class GroundingCollator:
                 f"{row_name(row)}: the mask has size {mask.shape[1]} x {mask.shape[0]}, the image {image.width} x "
                 f"{image.height}; both must be of the same picture."
             )
+        box, mask = self._rounded(row, box, mask)
         if self.augmentation is None:
-            return letterbox(image, box, mask, self.processor.image_processor)
+            return letterbox(image, box, mask, self.processor.image_processor, self._mask_sampling)
         key = [row["epoch"], row.get("row_index", 0)] if "epoch" in row else place_in_order
         rng = np.random.default_rng([self.seed, *key, AUGMENTATION_STREAM])
         return self.augmentation(image, box, mask, row["expression"], rng)
 
     def _place_cached(self, row: Row, cached: Mapping[str, Any], box: Any, mask: np.ndarray | None) -> PlacedImage:
-        """Take an image that `scripts/prepare_data.py --for eval` has letterboxed already."""
+        """Take an image that `hivg survey --for eval` has letterboxed already."""
         if self.augmentation is not None:
             raise ValueError("a cache made --for eval holds letterboxed images; train from one made --for train.")
         wanted = letterbox_settings(self.processor.image_processor)
@@ -122,14 +159,29 @@ class GroundingCollator:
                 "prepare the cache again for this model."
             )
         check_box(box, row, row["width"], row["height"])
+        box, mask = self._rounded(row, box, mask)
         height, width = cached["pixels"].shape[:2]
         return PlacedImage(
             pixels=cached["pixels"],
             top=cached["top"],
             left=cached["left"],
             box=None if box is None else scale_box(box, width / row["width"], height / row["height"]),
-            mask=None if mask is None else resize_mask(mask, width, height),
+            mask=None if mask is None else resize_mask(mask, width, height, sampling=self._mask_sampling),
         )
+
+    @property
+    def _mask_sampling(self) -> str:
+        return "corner" if self.rounds_as_official else "center"
+
+    def _rounded(
+        self, row: Row, box: list[float] | None, mask: np.ndarray | None
+    ) -> tuple[list[float] | None, np.ndarray | None]:
+        """Box and mask as the targets are to be rounded."""
+        if box is None or not self.rounds_as_official:
+            return box, mask
+        if mask is None:
+            mask = box_as_mask(box, row["width"], row["height"])
+        return truncate_ground_truth(np.array([box]), [row.get("source")])[0].tolist(), mask
 
 
 class SeenBatches:
@@ -166,6 +218,39 @@ class SeenBatches:
         return int(self._epoch[0]), batch, times, 0 if worker is None else worker.id + 1
 
 
+def complete_row(row: Row) -> Row:
+    """A row that may have `image`, `expression` and `box` alone, with what the schema's other columns say of it.
+
+    Raises:
+        ValueError: one of the three is missing.
+    """
+    missing = [name for name in ("image", "expression", "box") if name not in row]
+    if "letterboxed" in row and "image" in missing:
+        missing.remove("image")
+    if missing:
+        raise ValueError(
+            f"a row lacks {', '.join(missing)}; it has {', '.join(map(str, row)) or 'nothing'}. Rows need image, "
+            "expression and box (x1, y1, x2, y2 in pixels of the image); rows that a processor has turned into "
+            "tensors go with transformers' default_data_collator."
+        )
+    return {"boxes": [], "no_target": False, "mask": None, **row}
+
+
+def row_image_id(row: Row) -> str:
+    """The row's `image_id`; without one, what tells its picture from others: its path, or a hash of its content."""
+    if row.get("image_id") is not None:
+        return str(row["image_id"])
+    image = row["image"]
+    if isinstance(image, Mapping):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, (str, PathLike)):
+        return fspath(image)
+    if isinstance(image, Image.Image):
+        return f"{image.size} {hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()}"
+    content = image if isinstance(image, (bytes, bytearray, memoryview)) else np.asarray(image).tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 def _are_keyed(rows: Sequence[Row]) -> bool:
     return all("epoch" in row for row in rows)
 
@@ -178,7 +263,11 @@ def _row_identity(row: Row) -> str:
 
 
 def letterbox(
-    image: Image.Image, box: Sequence[float] | None, mask: np.ndarray | None, image_processor: Any
+    image: Image.Image,
+    box: Sequence[float] | None,
+    mask: np.ndarray | None,
+    image_processor: Any,
+    mask_sampling: str = "center",
 ) -> PlacedImage:
     """Place an image as the image processor places it: its long side fills the square, padding on both sides."""
     height, width, top, left = image_processor.geometry(image.height, image.width)
@@ -187,7 +276,7 @@ def letterbox(
         top=top,
         left=left,
         box=None if box is None else scale_box(box, width / image.width, height / image.height),
-        mask=None if mask is None else resize_mask(mask, width, height),
+        mask=None if mask is None else resize_mask(mask, width, height, sampling=mask_sampling),
     )
 
 
@@ -219,12 +308,14 @@ def box_label(sample: PlacedImage, side: int) -> list[float]:
     ]
 
 
-def mask_labels(placed: Sequence[PlacedImage], labels: torch.Tensor, side: int) -> torch.Tensor:
+def mask_labels(
+    placed: Sequence[PlacedImage], labels: torch.Tensor, side: int, may_vanish: bool = False
+) -> torch.Tensor:
     """Masks on the square, float32 (B, S, S): the rasterized box where there is none, zeros without target."""
     squares = rasterize_boxes(labels, side, side)  # (B, S, S)
     for square, sample in zip(squares, placed, strict=True):
         # Scaling down can lose a thin mask altogether; its box still says where it was.
-        if sample.box is not None and sample.mask is not None and sample.mask.any():
+        if sample.box is not None and sample.mask is not None and (may_vanish or sample.mask.any()):
             height, width = sample.pixels.shape[:2]
             square.zero_()
             region = square[sample.top : sample.top + height, sample.left : sample.left + width]
@@ -233,7 +324,10 @@ def mask_labels(placed: Sequence[PlacedImage], labels: torch.Tensor, side: int) 
 
 
 def row_name(row: Row) -> str:
-    """How messages name a row: its source, split and ids."""
+    """How messages name a row: its source, split and ids; without ids, its number or its expression."""
+    if row.get("ref_id") is None and row.get("sent_id") is None:
+        where = f"row {row['row_index']}" if "row_index" in row else "a row"
+        return f"{where} ({shown(row.get('expression'))})"
     return f"row (ref_id {row.get('ref_id')}, sent_id {row.get('sent_id')}) of {row.get('source')} {row.get('split')}"
 
 
@@ -256,7 +350,7 @@ def target_box(row: Row) -> list[float] | None:
 
 
 def check_box(box: Sequence[float] | None, row: Row, width: int, height: int) -> None:
-    """Refuse a box that is not finite, has no area, or lies outside the image.
+    """Refuse a box that is not finite, has no area, or reaches out of the image by more than rounding does.
 
     Raises:
         ValueError: so it is; the message names the row.
@@ -266,8 +360,12 @@ def check_box(box: Sequence[float] | None, row: Row, width: int, height: int) ->
     x1, y1, x2, y2 = box
     if not np.isfinite(box).all() or x2 <= x1 or y2 <= y1:
         raise ValueError(f"{row_name(row)}: box {list(box)} is not x1 < x2, y1 < y2 in finite pixels (xyxy).")
-    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        raise ValueError(f"{row_name(row)}: box {list(box)} lies outside its image of {width} x {height} pixels.")
+    outside = max(-x1, -y1, x2 - width, y2 - height)
+    if outside > OUTSIDE_TOLERANCE_PIXELS or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        raise ValueError(
+            f"{row_name(row)}: box {list(box)} lies outside its image of {width} x {height} pixels by {outside:g}; "
+            "boxes are x1, y1, x2, y2 in pixels of the image."
+        )
 
 
 def row_mask(row: Row) -> np.ndarray | None:
@@ -294,7 +392,8 @@ def open_row_image(row: Row) -> Image.Image:
         image = load_grounding_image(row["image"])
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{row_name(row)}: {error}") from error
-    if (image.width, image.height) != (row["width"], row["height"]):
+    annotated = (row.get("width"), row.get("height"))
+    if None not in annotated and (image.width, image.height) != annotated:
         raise ValueError(
             f"{row_name(row)}: the image is {image.width} x {image.height}, its annotation says {row['width']} x "
             f"{row['height']}; the boxes belong to another picture (or to an unrotated one)."

@@ -42,7 +42,7 @@ def choose_rows(
     if holdout is None:
         return list(range(len(splits))), resolve_split(split, ["all"], f"{source} ({without})")
     split = resolve_split(split, ["train", "val"], source)
-    keys = [_picture_key(find, picture) for picture in pictures()]
+    keys = [picture_key(find, picture) for picture in pictures()]
     held_out = _held_out(keys, find, holdout)
     return [
         position for position, key in enumerate(keys) if key is None or (key in held_out) == (split == "val")
@@ -58,7 +58,7 @@ def _held_out(keys: Sequence[Any], find: ImageFinder, holdout: float) -> set[Any
     return {key for key in images if names[leaders[key]] in chosen}
 
 
-def _picture_key(find: ImageFinder, picture: Any) -> Hashable | None:
+def picture_key(find: ImageFinder, picture: Any) -> Hashable | None:
     """The one name of a row's picture, None where it has none (then both sides report the row)."""
     if isinstance(picture, dict):
         return _EmbeddedKey((embedded_name(picture), picture))
@@ -82,6 +82,6 @@ class _EmbeddedKey(tuple[str, Any]):
 
 
 def embedded_name(picture: dict[str, Any]) -> str:
-    """The name of a picture that a table embeds: its own path, or a hash of its bytes."""
+    """The name of a picture that a table embeds: a hash of its bytes, since those of several folders share names."""
     path, data = picture.get("path"), picture.get("bytes")
-    return str(path) if path or data is None else blake2b(data, digest_size=12).hexdigest()
+    return str(path) if data is None else blake2b(data, digest_size=12).hexdigest()

@@ -5,12 +5,15 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, get_args
 
+from hivg_hf.utils.plugins import allowing_code
+
 from .mixture import GroundingMixture
 from .order import column_values
 from .readers import SOURCES
 from .readers.recognition import is_cache
 from .reading import open_source, read_rows, settle, usable_positions
 from .rows import MultiTarget, OnError, VerifyImages
+from .splits import split_names
 from .streaming import GroundingStream
 
 
@@ -22,6 +25,7 @@ def load_grounding_dataset(
     multi_target: MultiTarget = "keep",
     on_error: OnError = "raise",
     verify_images: VerifyImages = "quick",
+    allow_code: bool = False,
     **options: Any,
 ) -> Any:
     """Load one split of any source as rows of the schema (`hivg_hf.data.schema.FEATURES`).
@@ -30,26 +34,49 @@ def load_grounding_dataset(
         source: a name (`refcoco`, `unc`, `flickr30k-entities`, `refshapes`, `jxu124/refcoco`, ...; all of them in
             `hivg_hf.data.readers.SOURCES`), a file or a folder in one of `hivg_hf.data.readers.FORMATS` (tables, COCO,
             ODVG, GRIT, conversations, Label Studio, CVAT, VOC, YOLO, Roboflow, ...), any dataset of the Hub as
-            `owner/name`, a cache of prepared rows, or `mixture` with
+            `owner/name`, a folder of `save_to_disk`, a cache that `hivg survey --for` wrote, or `mixture` with
             `parts=[{"source": ..., "weight": ...}, ...]`.
-        split: exactly the split that is read. `validation` is understood for `val`; RefCOCO's `test` is its testA.
+        split: exactly the split that is read, or several joined by "+" (`val+none`). `validation` is understood for
+            `val`; RefCOCO's `test` is its testA.
         streaming: True makes rows when they are asked for and returns a `GroundingStream`, an `IterableDataset`;
             further options are then `seed`, `shuffle` and `batch_size`.
         multi_target: for expressions with several targets. `keep` leaves `box` empty (training refuses such rows),
             `union` makes `box` the one around all, `drop` leaves the rows out. `boxes` has them all.
         on_error: `raise` stops with a list of every row that cannot be used; `skip` leaves them out and logs how many.
         verify_images: `quick` (files are there, whole, of the annotated size), `decode` (and can be decoded), `no`.
+        allow_code: let `source` be `package.module:function`, a reader that is imported and run.
         **options: of the reader, such as `root`, `images`, `masks`, `box_format`; `format`, a key of `FORMATS`, where
             a file is not recognized; for `refshapes` those of `refshapes_dataset`.
 
     Returns:
         A `datasets.Dataset`, a `GroundingStream`, or a `GroundingMixture`.
 
+    Example:
+        >>> from hivg_hf import load_grounding_dataset
+        >>> rows = load_grounding_dataset("refshapes", "val+none", seed=1, size=2)
+        >>> rows["no_target"][:]
+        [False, False, True, True]
+
     Raises:
         ValueError: the source, the split or an option is unknown, or rows cannot be used.
         FileNotFoundError: an annotation file or a folder is missing.
     """
-    source = fspath(source)
+    how: dict[str, Any] = {"multi_target": multi_target, "on_error": on_error, "verify_images": verify_images}
+    with allowing_code(allow_code):
+        if "+" in split:
+            return _load_splits(fspath(source), split, streaming=streaming, **how, **options)
+        return _load(fspath(source), split, streaming, **how, **options)
+
+
+def _load(
+    source: str,
+    split: str,
+    streaming: bool,
+    multi_target: MultiTarget,
+    on_error: OnError,
+    verify_images: VerifyImages,
+    **options: Any,
+) -> Any:
     cached = source not in SOURCES and is_cache(Path(source))
     if (source == "refshapes" or cached) and (streaming or multi_target != "keep"):
         raise ValueError(
@@ -78,6 +105,23 @@ def load_grounding_dataset(
     dataset, report = read_rows(builder, source)
     settle(report, on_error, len(builder))
     return dataset
+
+
+def _load_splits(source: str, splits: str, **options: Any) -> Any:
+    """The rows of several splits, one split after the other.
+
+    Raises:
+        ValueError: they are not tables.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    parts = [load_grounding_dataset(source, split, **options) for split in split_names(splits)]
+    if not all(isinstance(part, Dataset) and part.format["type"] != "custom" for part in parts):
+        raise ValueError(
+            f"{splits!r} of {source} cannot be joined: only tables can, not streams, mixtures or prepared caches; "
+            "read each split by itself."
+        )
+    return concatenate_datasets(parts)
 
 
 def _load_mixture(

@@ -6,7 +6,7 @@ more than compression and scaling explain. Other moments of a scene, crops and m
 
 import functools
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def _signature_of(image: Any) -> np.ndarray | None:
     return np.append(cells, np.float32(np.log(picture.width / picture.height)))
 
 
-def group_lookalikes(images: Mapping[Hashable, Any]) -> dict[Hashable, Hashable]:
+def group_lookalikes(images: Mapping[Any, Any]) -> dict[Any, Any]:
     """For every picture, by its name, the first name of the pictures that are near-identical to it.
 
     A picture that cannot be read is its own group: its rows are refused elsewhere.

@@ -160,6 +160,8 @@ def without_image_decoding(rows: Any) -> Any:
     """The same dataset with its `image` column undecoded (path and bytes); other sequences as they are."""
     import datasets
 
+    if hasattr(rows, "row_at"):  # decodes nothing itself
+        return rows
     features = getattr(rows, "features", None)
     if features is None or not isinstance(features.get("image"), datasets.Image) or not features["image"].decode:
         return rows

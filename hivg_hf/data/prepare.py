@@ -20,11 +20,13 @@ from hivg_hf.utils.atomic import atomic_path, write_json
 from .augmentation import resize_mask
 from .collator import open_row_image, scale_box
 from .loading import load_grounding_dataset
+from .lookalikes import group_lookalikes
 from .order import column_values, without_image_decoding
 from .reading import ReadReport, open_source, read_rows
 from .rows import RowProblem, count_kinds
 from .schema import decode_mask
 from .splits import Totals
+from .survey_page import survey_page
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +63,14 @@ class Survey:
 
     Attributes:
         leaks: images that a training split shares with an evaluation split, by the pair's names.
+        lookalikes: images of an evaluation split that are near-identical to one of training under another name.
+        shared_expressions: expressions, in lower case, that both have.
     """
 
     splits: list[Surveyed] = field(default_factory=list)
     leaks: dict[str, list[str]] = field(default_factory=dict)
+    lookalikes: dict[str, list[str]] = field(default_factory=dict)
+    shared_expressions: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[RowProblem]:
@@ -76,6 +82,8 @@ class Survey:
         return {
             "splits": {split.name: describe(split) for split in self.splits},
             "shared_images": self.leaks,
+            "near_identical_images": self.lookalikes,
+            "shared_expressions": {pair: len(shared) for pair, shared in self.shared_expressions.items()},
         }
 
 
@@ -103,20 +111,51 @@ def survey(specs: Sequence[Mapping[str, Any]], decode: bool = True) -> Survey:
             split = report.split
         result.splits.append(Surveyed(source, split, rows, report))
         logger.info("%s: %s rows, %d problems.", f"{source}:{split}", f"{len(rows):,}", len(report.problems))
-    result.leaks = shared_images(result.splits)
+    result.leaks = shared_values(result.splits, "image_id")
+    result.shared_expressions = shared_values(result.splits, "expression")
+    if any(split.is_train for split in result.splits) and not all(split.is_train for split in result.splits):
+        result.lookalikes = near_identical_images(result.splits)
     return result
 
 
-def shared_images(splits: Sequence[Surveyed]) -> dict[str, list[str]]:
-    """Images that stand in a training split and in an evaluation split, over all sources (`image_id` is global)."""
-    images = {split.name: set(column_values(split.rows, "image_id")) for split in splits}
-    leaks = {}
-    for train in (split for split in splits if split.is_train):
-        for other in (split for split in splits if not split.is_train):
-            shared = sorted(images[train.name] & images[other.name])
-            if shared:
-                leaks[f"{train.name} and {other.name}"] = shared
-    return leaks
+def _pairs(splits: Sequence[Surveyed]) -> list[tuple[Surveyed, Surveyed]]:
+    """Every training split with every evaluation split."""
+    return [(train, other) for train in splits if train.is_train for other in splits if not other.is_train]
+
+
+def shared_values(splits: Sequence[Surveyed], column: str) -> dict[str, list[str]]:
+    """What stands in a training split and in an evaluation split, over all sources (`image_id` is global)."""
+    values = {split.name: {str(value).lower() for value in column_values(split.rows, column)} for split in splits}
+    if column == "image_id":
+        values = {split.name: set(column_values(split.rows, column)) for split in splits}
+    shared = {
+        f"{train.name} and {other.name}": values[train.name] & values[other.name] for train, other in _pairs(splits)
+    }
+    return {pair: sorted(both) for pair, both in shared.items() if both}
+
+
+def near_identical_images(splits: Sequence[Surveyed]) -> dict[str, list[str]]:
+    """`evaluation image = training image` of pictures that look the same and have different names."""
+    pictures: dict[Any, Any] = {}
+    names: dict[str, set[str]] = {}
+    for split in splits:
+        rows = without_image_decoding(split.rows).select_columns(["image_id", "image"]) if len(split.rows) else ()
+        names[split.name] = set()
+        for row in rows:
+            names[split.name].add(row["image_id"])
+            pictures.setdefault(row["image_id"], row["image"])
+    leader = group_lookalikes(pictures)
+    found = {}
+    for train, other in _pairs(splits):
+        trained = {leader[name]: name for name in sorted(names[train.name])}
+        same = [
+            f"{name} = {trained[leader[name]]}"
+            for name in sorted(names[other.name] - names[train.name])
+            if leader[name] in trained
+        ]
+        if same:
+            found[f"{train.name} and {other.name}"] = same
+    return found
 
 
 def describe(split: Surveyed) -> dict[str, Any]:
@@ -213,7 +252,7 @@ def _tile(row: Mapping[str, Any]) -> Image.Image:
 
 
 def write_survey(result: Survey, folder: str | Path, seed: int = 0) -> list[Path]:
-    """Write `survey.json`, `problems.txt` and one contact sheet per split; returns the files."""
+    """Write `survey.html`, `survey.json`, `problems.txt` and one contact sheet per split; returns the files."""
     folder = Path(folder)
     files = [folder / "survey.json"]
     write_json(files[0], result.to_dict())
@@ -221,6 +260,9 @@ def write_survey(result: Survey, folder: str | Path, seed: int = 0) -> list[Path
     with atomic_path(files[1]) as path:
         lines = [f"{split.name}: {problem}\n" for split in result.splits for problem in split.report.problems]
         path.write_text("".join(lines), encoding="utf-8")
+    files.append(folder / "survey.html")
+    with atomic_path(files[-1]) as path:
+        path.write_text(survey_page(result, seed), encoding="utf-8")
     for split in result.splits:
         if len(split.rows):
             name = split.name.replace("/", "-").replace(":", "-")
@@ -242,6 +284,13 @@ def summarize(result: Survey) -> str:
         lines += [f"  {line}" for line in (*split.report.differences, *split.report.notes)]
     for pair, images in result.leaks.items():
         lines.append(f"{pair} share {len(images):,} images, for example {', '.join(images[:3])}")
-    if not result.leaks and any(split.is_train for split in result.splits) and len(result.splits) > 1:
+    for pair, same in result.lookalikes.items():
+        lines.append(f"{pair} share {len(same):,} near-identical images, for example {', '.join(same[:3])}")
+    if (
+        not result.leaks
+        and not result.lookalikes
+        and any(split.is_train for split in result.splits)
+        and len(result.splits) > 1
+    ):
         lines.append("no image stands in a training split and in another one")
     return "\n".join(lines)

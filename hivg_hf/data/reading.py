@@ -13,11 +13,12 @@ from .readers import SOURCES, find_source
 from .readers.common import Annotations
 from .rows import BrokenRowsError, MultiTarget, RowBuilder, RowProblem, VerifyImages, count_kinds
 from .schema import FEATURES
-from .splits import Totals, compare_totals
+from .splits import Totals, UnknownSplitError, compare_totals
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_TABLE = 5_000
+_NO_SPLIT = "(any)"  # a name that no source has: the refusal lists those that it has
 
 
 @dataclass
@@ -66,6 +67,23 @@ def open_source(
     if not len(annotations.records):
         raise ValueError(f"{source} {split} holds no rows at all; are the files the right ones?")
     return RowBuilder(annotations, multi_target, verify_images)
+
+
+def list_splits(source: str, **options: Any) -> list[str]:
+    """The splits that a source has, without making its rows; `["all"]` of a file whose rows name none.
+
+    Args:
+        source: as `load_grounding_dataset` takes it.
+        **options: of the reader.
+
+    Raises:
+        ValueError: an option is unknown or the source cannot be read.
+    """
+    try:
+        open_source(source, _NO_SPLIT, **{**options, "verify_images": "no"})
+    except UnknownSplitError as error:
+        return list(error.known)
+    return ["all"]
 
 
 def read_rows(builder: RowBuilder, source: str) -> tuple[datasets.Dataset, ReadReport]:
@@ -128,6 +146,9 @@ class _Counter:
         self.dropped = 0
         self.objects: set[str] = set()
         self.images: set[str] = set()
+        # Hashes, 16 bytes a row: (image, words) to the boxes that it was first seen with.
+        self._boxes_of: dict[int, int] = {}
+        self._repeated, self._disputed = 0, set[int]()
 
     def usable(self) -> Iterator[dict[str, Any]]:
         for position in range(len(self.builder)):
@@ -140,7 +161,32 @@ class _Counter:
                 self.positions.append(position)
                 self.objects.add(row["ref_id"])
                 self.images.add(row["image_id"])
+                self._compare(row)
                 yield row
+
+    def _compare(self, row: Mapping[str, Any]) -> None:
+        """Count a row that repeats an earlier one, or gives its expression another box."""
+        words = hash((row["image_id"], " ".join(row["expression"].lower().split())))
+        boxes = hash(tuple(map(tuple, row["boxes"])))
+        first = self._boxes_of.get(words)
+        if first is None:
+            self._boxes_of[words] = boxes
+        elif first == boxes:
+            self._repeated += 1
+        else:
+            self._disputed.add(words)
+
+    def _notes(self) -> list[str]:
+        """What is odd about rows that can be used."""
+        notes = []
+        if self._repeated:
+            notes.append(f"{self._repeated:,} rows repeat an earlier one (same image, expression and box)")
+        if self._disputed:
+            notes.append(
+                f"{len(self._disputed):,} expressions name different boxes of one image in rows of their own; "
+                "several='together' makes them targets of one row where a table is read"
+            )
+        return notes
 
     def report(self) -> ReadReport:
         annotations = self.builder.annotations
@@ -155,7 +201,7 @@ class _Counter:
             self.problems,
             self.dropped,
             _differences(self.source, annotations.split, whole),
-            list(annotations.notes),
+            [*annotations.notes, *self._notes()],
         )
 
 

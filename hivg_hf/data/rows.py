@@ -16,8 +16,8 @@ VerifyImages = Literal["no", "quick", "decode"]
 
 # Annotations stick out of their pictures by rounding; more than this is another picture or another box format.
 OUTSIDE_TOLERANCE_PIXELS = 2.0
-LISTED_IN_MESSAGE = 200
 MESSAGE_CHARACTERS = 600
+LIST_CHARACTERS = 2_000  # of the message about all rows
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,23 @@ class BrokenRowsError(ValueError):
     """Rows that cannot be used, all of them.
 
     Attributes:
-        problems: every one, also those beyond what the message lists.
+        problems: every one, also those beyond the 2,000 characters of the message.
     """
 
     def __init__(self, source: str, split: str, problems: list[RowProblem], total: int) -> None:
         self.problems = problems
-        listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_IN_MESSAGE])
-        more = len(problems) - LISTED_IN_MESSAGE
-        rest = f"\n  and {more:,} more (all in the exception's .problems)" if more > 0 else ""
-        super().__init__(
-            f"{source} {split}: {len(problems):,} of {total:,} rows cannot be used ({count_kinds(problems)}). "
-            f'Fix them, or omit them with on_error="skip".{listed}{rest}'
+        message = (
+            f"{shown_text(source)} {shown_text(split)}: {len(problems):,} of {total:,} rows cannot be used "
+            f'({count_kinds(problems)}). Fix them, or omit them with on_error="skip".'
         )
+        rest = "\n  and {:,} more (all in the exception's .problems)"
+        for number, problem in enumerate(problems):
+            line = f"\n  {problem}"
+            if len(message) + len(line) + len(rest) + 10 > LIST_CHARACTERS:
+                message += rest.format(len(problems) - number)
+                break
+            message += line
+        super().__init__(message)
 
 
 class _RowError(ValueError):
@@ -122,7 +127,7 @@ class RowBuilder:
         return {
             "image": draft.image if isinstance(draft.image, dict) else {"path": str(draft.image), "bytes": None},
             "expression": expression,
-            "box": self._single_box(boxes),
+            "box": self._single_box(boxes) if draft.box is None else _checked_box(draft.box, width, height),
             "boxes": boxes,
             "no_target": draft.no_target,
             "mask": draft.mask,
@@ -132,7 +137,7 @@ class RowBuilder:
             "image_id": draft.image_id,
             "ref_id": draft.ref_id,
             "sent_id": draft.sent_id,
-            "source": self.annotations.source,
+            "source": draft.source or self.annotations.source,
             "split": self.annotations.split,
         }
 

@@ -147,10 +147,19 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+class _Shown(reprlib.Repr):
+    """Values cut short; of a picture's bytes, how many there are."""
+
+    def repr_bytes(self, value: Any, level: int) -> str:
+        return f"<{len(value):,} bytes>"
+
+    repr_bytearray = repr_memoryview = repr_bytes
+
+
 def shown(value: Any, characters: int = 80) -> str:
     """A value as messages show it: cut, since files hold cells of megabytes and lists in a thousand lists."""
     try:
-        text = reprlib.repr(value)
+        text = _Shown().repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         text = f"a number of about {len(hex(value)) * 1.2:,.0f} digits" if isinstance(value, int) else "a huge number"
     return text if len(text) <= characters else f"{text[: characters - 3]}..."

@@ -136,3 +136,15 @@ def held_out_images(images: Sequence[str], share: float) -> set[str]:
     if len(distinct) < 2:
         raise ValueError(f"{len(distinct)} image cannot be divided into train and val; give a validation file.")
     return set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
+
+
+def split_names(split: str) -> list[str]:
+    """The splits of "val+none".
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    names = split.split("+")
+    if not all(names):
+        raise ValueError(f"A split has no name in {split!r}: write one, or several joined by '+', such as val+none.")
+    return names

@@ -21,7 +21,9 @@ from .schema import FEATURES
 class GroundingStream(datasets.IterableDataset):
     """A stream of schema rows; images are not decoded, and memory holds one row at a time.
 
-    Call `set_epoch` before each epoch. Rows carry `epoch` and `row_index`, as those of `KeyedDataset` do.
+    Call `set_epoch` before each epoch, as transformers' Trainer does: it decides the order, and rows then carry
+    `epoch` beside `row_index`, as those of `KeyedDataset` do. A loop that never calls it sees the first epoch's order
+    again and again, in rows without an epoch, which `GroundingCollator` augments differently each time.
 
     Args:
         builder: makes the row at a position.
@@ -44,16 +46,18 @@ class GroundingStream(datasets.IterableDataset):
         self.seed = seed
         self.shuffle_rows = shuffle
         self.batch_size = batch_size
-        # Shared, so that workers that outlive an epoch see the next one: [epoch, first row, rows yielded].
-        self._place = torch.zeros(3, dtype=torch.int64).share_memory_()
+        # Shared, so that workers that outlive an epoch see the next one: [epoch, first row, rows yielded, was an epoch
+        # named].
+        self._place = torch.zeros(4, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; its rows come from the first one, unless a loaded state belongs to this epoch."""
+        self._place[3] = 1
         if epoch != int(self._place[0]):
-            self._place[:] = torch.tensor([epoch, 0, 0])
+            self._place[:3] = torch.tensor([epoch, 0, 0])
 
     def state_dict(self, rows_seen: int | None = None) -> dict[str, int]:
         """Where the stream stands.
@@ -80,7 +84,7 @@ class GroundingStream(datasets.IterableDataset):
                 "with another order the rows that followed cannot be told."
             )
         position = state_dict["position"]
-        self._place[:] = torch.tensor([state_dict["epoch"], position, position])
+        self._place[:] = torch.tensor([state_dict["epoch"], position, position, 1])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, first = int(self._place[0]), int(self._place[1])
@@ -90,9 +94,13 @@ class GroundingStream(datasets.IterableDataset):
             index = int(rows[first + offset])
             if worker is None:
                 self._place[2] = first + offset + 1
-            yield {**self._row(index), "epoch": epoch, "row_index": index}
+            yield {**self._row(index), **({"epoch": epoch} if self._place[3] else {}), "row_index": index}
         if worker is None:
-            self._place[1:] = 0  # the next iteration begins the epoch anew
+            self._place[1:3] = 0  # the next iteration begins the epoch anew
+
+    def row_at(self, epoch: int, index: int) -> dict[str, Any]:
+        """The row at an index, the same in every epoch; with it `KeyedDataset` and HiVGTrainer read in any order."""
+        return self._row(index)
 
     def _dealt(self, count: int, worker: Any) -> Iterator[int]:
         """Offsets that this process yields: all of them, or every W-th batch in worker w of W."""

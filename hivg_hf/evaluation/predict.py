@@ -85,7 +85,7 @@ def predict(
 
 def references_of(dataset: Any) -> list[dict[str, Any]]:
     """The rows without their pictures, with `id` = the row's number: what `compute_grounding_metrics` takes."""
-    # "image_row" is where a cache made by scripts/prepare_data.py keeps the place of a row's picture.
+    # "image_row" is where a cache made by hivg survey keeps the place of a row's picture.
     pictures = [name for name in ("image", "image_row", "letterboxed") if name in dataset.column_names]
     return [{**row, "id": index} for index, row in enumerate(dataset.remove_columns(pictures))]
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import concatenate_datasets
 
 from hivg_hf.data import load_grounding_dataset
-from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.data.splits import split_names
+from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
-INCLUDED_MODEL = "hivg-tiny-refshapes"
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
 
 
@@ -35,16 +34,20 @@ def open_model(
     overrides: Mapping[str, Any] | None = None,
     backend: str = "torch",
     precision: str | None = None,
+    clip_config: Any = None,
+    tokenizer: str | None = None,
 ) -> OpenedModel:
     """A model and its processor.
 
     Args:
-        name: a folder, a Hub id, an adapter that names its base, an official `.pth` file, or the name of the
-            checkpoint in the package.
+        name: what `hivg_hf.hub.resolve_model` knows (`tiny`, `official:base-mixup`, a folder, a Hub id, an adapter
+            that names its base), or an official `.pth` file.
         revision: branch, tag or commit on the Hub.
         dtype: float32 (the default), bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).
         backend, precision: as of `load_pipeline`; fp32 by default.
+        clip_config: of an official file whose CLIP is not a published one: its `CLIPConfig` or a dict of one.
+        tokenizer: of an official file: folder or Hub id; None takes that of OpenAI's CLIP.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -60,21 +63,17 @@ def open_model(
             "The onnx backend measures a model folder as it is: convert an official file, and omit --set."
         )
     if name.endswith(_OFFICIAL_SUFFIXES):
-        if overrides or revision:
-            raise ValueError(
-                f"{name} is an official file: it has no revision, and convert it first to change its config."
-            )
+        if revision:
+            raise ValueError(f"{name} is an official file, which has no revision: omit it.")
         from hivg_hf.conversion import load_official_checkpoint
 
-        model, processor = load_official_checkpoint(name, return_processor=True)
+        model, processor = load_official_checkpoint(
+            name, return_processor=True, tokenizer=tokenizer, clip_config=clip_config, **(overrides or {})
+        )
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
-    if name == INCLUDED_MODEL and not Path(name).exists():
-        from hivg_hf.checkpoints import TINY_CHECKPOINT
-
-        name = TINY_CHECKPOINT
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        raise FileNotFoundError(f"There is no model folder {name}.")
-    name = f"{name}@{revision}" if revision else name
+    if clip_config is not None or tokenizer is not None:
+        raise ValueError(f"{name} has its CLIP's config and tokenizer with it: give them for official files alone.")
+    name = resolve_model(f"{name}@{revision}" if revision else name)
     folder = download_checked(name)
     # The Hub's cache keeps each commit in snapshots/<commit>.
     commit = folder.name if folder.parent.name == "snapshots" else None
@@ -86,8 +85,7 @@ def open_model(
 
 def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:
     """Rows of one split, or of several joined by "+" ("val+none")."""
-    parts = [load_grounding_dataset(source, part, **options) for part in split_names(split)]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return load_grounding_dataset(source, split, **options)
 
 
 def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
@@ -100,15 +98,3 @@ def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
         if part != "none"
     ]
     return concatenate_datasets(parts) if parts else None
-
-
-def split_names(split: str) -> list[str]:
-    """The splits of "val+none".
-
-    Raises:
-        ValueError: one of them is empty.
-    """
-    names = split.split("+")
-    if not all(names):
-        raise ValueError(f"A split has no name in {split!r}: write one, or several joined by '+', such as val+none.")
-    return names

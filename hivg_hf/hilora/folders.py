@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -48,8 +49,10 @@ def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, proc
         folder: Holds the four folders.
         stage: Name of the finished stage, whose export is written; None writes no export (a rejected stage).
         processor: Saved beside every model that can be used on its own.
+
+    Low-rank terms inside the bridges (`bridge_lora`) are folded in all of them; the model keeps its own.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), with_folded_bridges(model)
     save_base(model, folder / "base", processor)
     for position, name in enumerate(model.base_model.active_adapters):
         save_adapter(model, name, folder / "adapters" / name, base=folder / "base", position=position)
@@ -59,6 +62,27 @@ def publish_stages(model: PeftModel, folder: str | Path, stage: str | None, proc
         merge_stages(copy.deepcopy(model)).save_pretrained(target)
         if processor is not None:
             processor.save_pretrained(target)
+
+
+def with_folded_bridges(model: PeftModel) -> PeftModel:
+    """The model itself, or, where it has low-rank terms inside its bridges, a copy with these folded."""
+    if model.get_base_model().config.bridge_lora:
+        model = copy.deepcopy(model)
+        model.get_base_model().fold_bridge_lora()
+    return model
+
+
+def with_merged_bridges(model: PeftModel) -> PeftModel:
+    """The model itself, or, where adapters reach into its bridges, a copy whose bridges have them in their weights."""
+    if not any(isinstance(module, LoraLayer) and ".bridge." in name for name, module in model.named_modules()):
+        return model
+    model, adapters = copy.deepcopy(model), list(model.base_model.active_adapters)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer) and ".bridge." in name:
+            module.merge(adapter_names=adapters)
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    return model
 
 
 def save_base(model: PeftModel, target: str | Path, processor: Any = None) -> None:
@@ -91,7 +115,10 @@ def save_export(model: PeftModel, target: str | Path, base: str | Path, processo
     `PeftModel.from_pretrained(base_model, target)` gives the model of this moment on any HiVG model with the same CLIP
     weights.
     """
+    model = with_merged_bridges(model)
     config, state = concatenated_adapter(model)
+    if isinstance(config.target_modules, str) and "bridge" in config.target_modules:  # in the bridge's weights now
+        config.target_modules = rf"(?!.*\.bridge\.){config.target_modules}"
     config.base_model_name_or_path = str(Path(base).resolve())
     config.modules_to_save = [name for name in NEW_MODULES if _has_module(model, name)]
     state.update({f"base_model.model.{name}": tensor for name, tensor in new_modules_state(model).items()})
@@ -251,7 +278,7 @@ def new_modules_state(model: torch.nn.Module, state: dict[str, torch.Tensor] | N
 
 def _new_modules(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
-        name.removeprefix(_PEFT_PREFIX): tensor
+        name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
         if is_new_parameter(name) and "lora_" not in name
     }
@@ -292,7 +319,9 @@ def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
     path = folder / NEW_MODULES_FILE
     state = load_file(path)
     check_fit(path, state, _new_modules(model.state_dict()))
-    whole.update({f"{_PEFT_PREFIX}{key}": tensor for key, tensor in state.items()})
+    # an adapter that reaches into a bridge stands around its layers
+    names = {name.replace(".base_layer.", "."): name for name in model.state_dict() if is_new_parameter(name)}
+    whole.update({names[f"{_PEFT_PREFIX}{key}"]: tensor for key, tensor in state.items()})
     _load_by_name(model, whole)
 
 

@@ -40,6 +40,7 @@ NEW_MODULES = ("bridge", "grounding_head")
 PROGRESSIVE_ADAPTER = "hilora"
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP_TARGETS = ("fc1", "fc2")
+BRIDGE_TARGETS = tuple(f"bridge.{name}" for name in ATTENTION_TARGETS + MLP_TARGETS)
 _NEW_MODULE_PATTERN = re.compile(r"(^|\.)(bridge|grounding_head)\.")
 _TOWER_LAYER_PATTERN = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.")
 _TAKEN = nn.ModuleDict()
@@ -50,7 +51,8 @@ _PARTS_OF_NAMES = frozenset(
     "visual_projection text_projection patch_embedding position_embedding token_embedding class_embedding "
     "logit_scale bridge attention dropout activation norm norm1 norm2 adaptive_weights text_norms text_proj "
     "grounding_head fusion visual_proj visual_levels_proj reg_token token_mlp token_norm mask_convs box_head "
-    "score_head in_proj_weight in_proj_bias base_layer weight bias default original_module modules_to_save".split()
+    "score_head in_proj_weight in_proj_bias up down base_layer weight bias default original_module "
+    "modules_to_save".split()
 )
 
 
@@ -105,7 +107,8 @@ class HiLoraConfig:
         stages: In the order of training; a later stage adapts no fewer layers than an earlier one.
         mode: ``"additive"`` as in the paper, ``"progressive"`` as in the official code.
         targets: Linear layers of a tower's layer that get a low-rank term, among q_proj, k_proj, v_proj, out_proj,
-            fc1, fc2. Never the bridge's.
+            fc1, fc2; and of the bridges in the adapted layers, whose own weights train as well, as bridge.q_proj and
+            so on. The authors' terms inside the bridges, trained in every stage, are ``HiVGConfig.bridge_lora``.
         lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``; see `hilora_options`.
 
     Raises:
@@ -130,10 +133,12 @@ class HiLoraConfig:
         self._check_combinations()
 
     def _check_targets(self) -> None:
-        unknown = [name for name in self.targets if name not in ATTENTION_TARGETS + MLP_TARGETS]
-        if unknown or not self.targets:
+        known = ATTENTION_TARGETS + MLP_TARGETS + BRIDGE_TARGETS
+        unknown = [name for name in self.targets if name not in known]
+        if unknown or set(self.targets) <= set(BRIDGE_TARGETS):
             raise ValueError(
-                f"HiLoraConfig.targets must be some of {ATTENTION_TARGETS + MLP_TARGETS}. Got {self.targets}."
+                f"HiLoraConfig.targets must be some of {known}, and one of a tower's own among them. Got "
+                f"{self.targets}."
             )
         check_lora_options(self.lora_options, "HiLoraConfig.lora_options")
 
@@ -176,7 +181,7 @@ class HiLoraConfig:
             if not (names := self._adapted_layers(stage)):
                 raise ValueError(f"HiLoraConfig.lora_options exclude_modules leaves stage {stage.name!r} no layer.")
         excluded = self.lora_options.get("exclude_modules")
-        if excluded and len(names) == (stage.vision_layers + stage.text_layers) * len(self.targets):
+        if excluded and len(names) == len(self._adapted_layers(stage, excluding=False)):
             raise ValueError(
                 f"HiLoraConfig.lora_options exclude_modules={excluded!r} excludes no layer: the layers' names end "
                 f"as in {names[0]}."
@@ -190,15 +195,15 @@ class HiLoraConfig:
                     f"pattern that fits counts): the layers' names end as in {names[0]}."
                 )
 
-    def _adapted_layers(self, stage: HiLoraStage) -> list[str]:
-        """Module names that get a low-rank term in a stage."""
-        excluded = self.lora_options.get("exclude_modules") or []
-        parents = dict.fromkeys(ATTENTION_TARGETS, "self_attn") | dict.fromkeys(MLP_TARGETS, "mlp")
+    def _adapted_layers(self, stage: HiLoraStage, excluding: bool = True) -> list[str]:
+        """Module names that get a low-rank term in a stage, where every vision layer has a bridge."""
+        excluded = (self.lora_options.get("exclude_modules") or []) if excluding else []
         names = [
-            f"clip.{tower}.encoder.layers.{layer}.{parents[leaf]}.{leaf}"
+            f"clip.{tower}.encoder.layers.{layer}.{_place_in_layer(target)}"
             for tower, count in (("vision_model", stage.vision_layers), ("text_model", stage.text_layers))
             for layer in range(count)
-            for leaf in self.targets
+            for target in self.targets
+            if tower == "vision_model" or target not in BRIDGE_TARGETS
         ]
         if isinstance(excluded, str):
             return [name for name in names if not re.fullmatch(excluded, name)]
@@ -286,16 +291,25 @@ def check_adapter_name(name: str) -> str:
     return name
 
 
+def _place_in_layer(target: str) -> str:
+    """Where a target stands below its layer: `bridge.q_proj` -> `bridge.attention.q_proj`."""
+    leaf = target.removeprefix("bridge.")
+    if leaf != target:
+        return f"bridge.{'attention' if leaf in ATTENTION_TARGETS else 'mlp'}.{leaf}"
+    return f"{'self_attn' if leaf in ATTENTION_TARGETS else 'mlp'}.{leaf}"
+
+
 def target_pattern(vision_layers: int, text_layers: int, targets: Iterable[str] = ATTENTION_TARGETS) -> str:
     """A regular expression, anchored on the towers, for the linear layers that get a low-rank term.
 
     A plain list such as ``["q_proj"]`` would also hit the bridge's cross-attention.
     Official: models/HiVG.py:776 does, so its bridge carries LoRA terms beside its trained weights.
     """
-    wanted = list(targets)
-    attention = "|".join(name for name in wanted if name in ATTENTION_TARGETS)
-    mlp = "|".join(name for name in wanted if name in MLP_TARGETS)
-    leaves = [rf"self_attn\.({attention})"] * bool(attention) + [rf"mlp\.({mlp})"] * bool(mlp)
+    places = [_place_in_layer(name).rpartition(".") for name in targets]
+    leaves = [
+        rf"{re.escape(parent)}\.({'|'.join(leaf for other, _, leaf in places if other == parent)})"
+        for parent in dict.fromkeys(parent for parent, *_ in places)
+    ]
     towers = [
         rf"{tower}\.encoder\.layers\.({'|'.join(map(str, range(count)))})"
         for tower, count in (("vision_model", vision_layers), ("text_model", text_layers))
@@ -342,7 +356,8 @@ def activate_stage(model: PeftModel, config: HiLoraConfig, stage: int, train: bo
     reach = config.stages[stage - 1]
     for name, parameter in model.named_parameters():
         is_newest = f".{newest}." in name and "lora_" in name and _within(name, reach)
-        parameter.requires_grad_(train and (is_newest or is_new_parameter(name)))
+        is_own = is_new_parameter(name) and "lora_" not in name
+        parameter.requires_grad_(train and (is_newest or is_own))
 
 
 def merge_stages(model: PeftModel) -> HiVGForVisualGrounding:

@@ -25,7 +25,33 @@ BROKEN_CONNECTION = (
     RuntimeError,
 )
 
+_LONGEST = 600  # characters of a library's message that are passed on
 TOKEN_HELP = "log in with `hf auth login`, set HF_TOKEN, or pass a token"
+
+
+@contextmanager
+def damaged_files(name: object) -> Iterator[None]:
+    """Turn what libraries raise at a damaged or hostile file of a model into one sentence that names the model.
+
+    Refusals that are one sentence already pass as they are, and so do a caller's own misspelt options.
+
+    Raises:
+        ValueError: A file of the model cannot be read as what it should be.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        is_sentence = bool(said) and "\n" not in str(error).strip() and len(said) <= _LONGEST
+        if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in said):
+            raise
+        short = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+        raise ValueError(
+            f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: {short})"
+            "; save or download it again."
+        ) from error
 
 
 @contextmanager

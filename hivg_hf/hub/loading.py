@@ -12,13 +12,15 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from hivg_hf.modeling import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.utils.whole_weights import load_whole
 
-from .errors import hub_errors
+from .errors import damaged_files, hub_errors
 from .files import ADAPTER_CONFIG_FILE, folder_kind, read_json
 
 logger = logging.getLogger(__name__)
 
 # Tensors and settings; never a pickle, and code only by transformers' own way of asking for trust.
 DOWNLOADED = ["*.safetensors", "*.json", "merges.txt"]
+# Fields of a model's config that its processor works by.
+PROCESSOR_FIELDS = {"image_size", "pad_align", "skip_padded_patches", "image_normalization"}
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -83,7 +85,8 @@ def load_with_stages(
         stages: adapters to add to it, folders or repositories, in the order of training.
         token: an access token, for private repositories.
         cache_dir: where downloads are kept.
-        model_options: for `from_pretrained` of the base, for example `dtype` or `device_map`.
+        model_options: for `from_pretrained` of the base, for example `dtype` or `device_map`; and fields of the
+            config, such as `image_size=448`, which the processor then follows.
 
     Raises:
         FileNotFoundError: a folder holds no weights.
@@ -93,9 +96,17 @@ def load_with_stages(
     """
     folder, adapters = _follow_bases(base, token, cache_dir)
     stage_folders = [*adapters, *(download_checked(stage, token, cache_dir) for stage in stages)]
-    model = load_whole(HiVGForVisualGrounding, folder, **model_options)
-    processor = HiVGProcessor.from_pretrained(folder)
-    return _fold_in(model, stage_folders) if stage_folders else model, processor
+    image_size = model_options.pop("image_size", None)
+    with damaged_files(base):
+        model = load_whole(HiVGForVisualGrounding, folder, **model_options)
+        if stage_folders:
+            model = _fold_in(model, stage_folders)
+        if image_size is not None:  # only now: stages belong to the positions that they were trained with
+            model.resize_image(image_size)
+        processor = HiVGProcessor.from_pretrained(folder)
+        if image_size is not None or PROCESSOR_FIELDS & model_options.keys():
+            processor = HiVGProcessor.for_config(model.config, processor.tokenizer)
+        return model, processor
 
 
 def _follow_bases(name: str, token: str | None, cache_dir: str | Path | None) -> tuple[Path, list[Path]]:

@@ -7,6 +7,7 @@ visible, and reads the commit back.
 
 import hashlib
 import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from hivg_hf.utils.atomic import write_json
+from hivg_hf.utils.atomic import atomic_folder, write_json
 
 from .errors import TOKEN_HELP, hub_errors
 from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, located, read_json
@@ -85,7 +86,7 @@ def push_folder(
     contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder, onnx)}
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
-    token = _require_token(token)
+    token = require_token(token)
     if folder_kind(folder) == "model":
         load_with_stages(str(folder))  # a model that is not whole is refused while nobody can see it
     api = HfApi(token=token)
@@ -93,12 +94,44 @@ def push_folder(
         if folder_kind(folder) == "adapter":
             contents |= _name_base(contents, base, Path(workplace))
         with hub_errors(repo_id, uploading=True):
-            repo_id = _create_repository(api, repo_id, private)
+            repo_id = create_repository(api, repo_id, private)
             _create_branch(api, repo_id, branch)
             report = _commit(api, repo_id, branch, contents, message, update)
     if check:
         check_pushed(report, token=token)
     return report
+
+
+def write_pushed(
+    folder: str | Path, out: str | Path, base: str | None = None, *, onnx: bool = False
+) -> tuple[str, ...]:
+    """Write what `push_folder` would upload to a folder, with the same checks; nothing is sent.
+
+    Args:
+        folder: a model or adapter folder.
+        out: the folder to write; it appears whole or not at all.
+        base, onnx: as for `push_folder`.
+
+    Returns:
+        The paths that a repository would hold.
+
+    Raises:
+        FileExistsError: `out` is there already.
+        FileNotFoundError, ValueError: as `push_folder`.
+    """
+    folder, out = Path(folder), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another folder, or remove it first.")
+    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder, onnx)}
+    with tempfile.TemporaryDirectory() as workplace, atomic_folder(out) as written:
+        if folder_kind(folder) == "adapter":
+            contents |= _name_base(contents, base, Path(workplace))
+        else:
+            load_with_stages(str(folder))
+        for path, source in contents.items():
+            (written / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, written / path)
+    return tuple(contents)
 
 
 def check_pushed(report: PushReport, token: str | None = None) -> None:
@@ -126,19 +159,19 @@ def check_pushed(report: PushReport, token: str | None = None) -> None:
     logger.info("%s was read back and grounds: %s", name, result)
 
 
-def _require_token(token: str | None) -> str:
+def require_token(token: str | None) -> str:
     token = token or get_token()
     if not token:
         raise ValueError(f"Uploading needs a token of the Hub and none was found; {TOKEN_HELP}.")
     return token
 
 
-def _create_repository(api: HfApi, repo_id: str, private: bool) -> str:
+def create_repository(api: HfApi, repo_id: str, private: bool, repo_type: str = "model") -> str:
     """Make the repository where there is none; returns its full name."""
     user = api.whoami()["name"]  # tells a wrong token from a name space of somebody else
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     try:
-        api.create_repo(repo_id, private=private)
+        api.create_repo(repo_id, private=private, repo_type=repo_type)
     except HfHubHTTPError as error:
         if error.response.status_code != 409:
             raise

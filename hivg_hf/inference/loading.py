@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
-from hivg_hf.hub import download_checked, load_with_stages
+from hivg_hf.hub import download_checked, load_with_stages, resolve_model
+from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
@@ -35,7 +35,8 @@ def load_pipeline(
     """The grounding pipeline of a folder or Hub id, quietly.
 
     Args:
-        model: a folder that `save_pretrained` wrote, or a repository on the Hub: its id, or `id@revision`. Downloads
+        model: a name that `hivg_hf.hub.resolve_model` knows: `tiny`, `official:base-mixup`, a folder of a training
+            run or of `save_pretrained`, or a repository on the Hub, `owner/name` or `owner/name@revision`. Downloads
             are compared with the Hub's checksums, unless the repository's own code is to run.
         device: `"cpu"`, `"cuda:1"`, ...; by default the first accelerator, or the CPU.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; by default that of the checkpoint.
@@ -58,8 +59,7 @@ def load_pipeline(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     check_engine(backend, precision, num_threads, device, dtype, trust_remote_code)
-    name = str(model)
-    _check_model_name(name)
+    name = resolve_model(model)
     if backend == "onnx":
         opened, processor = open_onnx(name, precision or "fp32", num_threads)
         return VisualGroundingPipeline(opened, processor=processor, device="cpu")
@@ -69,7 +69,7 @@ def load_pipeline(
     if not trust_remote_code:
         name = str(download_checked(name))
     try:
-        with quiet_transformers():
+        with damaged_files(name), quiet_transformers():
             # An adapter folder has no config of its own: its base has.
             is_adapter = (Path(name) / "adapter_config.json").exists()
             if not is_adapter:
@@ -128,22 +128,6 @@ def _load_trusted(name: str, **options: Any) -> tuple[Any, Any, type]:
     processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=True)
     impl = (getattr(model.config, "custom_pipelines", None) or {}).get("visual-grounding", {}).get("impl")
     return model, processor, get_class_from_dynamic_module(impl, name) if impl else VisualGroundingPipeline
-
-
-def _check_model_name(name: str) -> None:
-    folder = Path(name)
-    if folder.is_dir():
-        if not any((folder / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise FileNotFoundError(f"The folder '{name}' holds no model: it has no config.json.")
-    elif folder.exists():
-        raise FileNotFoundError(f"'{name}' is a file; a model is a folder or a Hub id such as 'user/model'.")
-    elif name == TINY_CHECKPOINT:
-        raise FileNotFoundError(
-            "The included checkpoint hivg-tiny-refshapes is not in this installation: train it with `hivg train "
-            "hivg-tiny-refshapes --out RUN`, or name another model."
-        )
-    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no model folder '{name}'.")
 
 
 def answer_as_json(result: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from hivg_hf.data.refshapes import example_scenes
+from hivg_hf.hub import DEFAULT_MODEL, is_tiny
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.imports import require_package
@@ -93,19 +94,24 @@ def answer_question(
     return drawn, heatmaps, rows, html.escape(message, quote=False)
 
 
-def build_page(pipe: VisualGroundingPipeline, examples_seed: int = EXAMPLES_SEED, **limits: Any) -> Any:
+def build_page(
+    pipe: VisualGroundingPipeline, name: str | None = None, examples_seed: int = EXAMPLES_SEED, **limits: Any
+) -> Any:
     """The page as `gradio.Blocks`; `serve` serves it.
 
     Args:
         pipe: The pipeline.
-        examples_seed: Seed of the scenes to choose from.
+        name: What the model is called; by default where its weights came from. The page shows it.
+        examples_seed: Seed of the scenes to choose from. Only the model in the package, which was trained on such
+            scenes, has them.
         limits: `workers` and `seconds` of `GroundingWorkers`.
 
     Raises:
         ImportError: If gradio is not installed.
     """
     gr = require_package("gradio", extra="demo")
-    examples = _write_examples(examples_seed)
+    name = name or getattr(pipe.model, "name_or_path", "")
+    examples = _write_examples(examples_seed) if is_tiny(name) else []
     workers = GroundingWorkers(pipe, answer_question, **limits)
 
     def answer(*values: Any) -> Any:
@@ -114,6 +120,7 @@ def build_page(pipe: VisualGroundingPipeline, examples_seed: int = EXAMPLES_SEED
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         page.grounding_workers = workers
         gr.Markdown(f"# {TITLE}\nOne expression per line. Each gets one box: the object it names.")
+        gr.HTML(_about_model(name), elem_id="model", js_on_load=None)
         with gr.Row():
             with gr.Column(scale=1):
                 image = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320)
@@ -128,7 +135,8 @@ def build_page(pipe: VisualGroundingPipeline, examples_seed: int = EXAMPLES_SEED
                     threshold = gr.Slider(0, 1, value=0, step=0.01, label="Not found below this score (0: never)")
                     mask = gr.Checkbox(value=True, label="Tint the object's pixels")
                 button = gr.Button("Find", variant="primary", elem_id="find")
-                gr.Examples(examples, [image, text], label="Scenes the model has not seen", elem_id="examples")
+                if examples:
+                    gr.Examples(examples, [image, text], label="Scenes the model has not seen", elem_id="examples")
             with gr.Column(scale=2):
                 message = gr.HTML(elem_id="message", js_on_load=None)
                 with gr.Tab("Boxes"):
@@ -190,6 +198,15 @@ def serve(
         app_kwargs={"middleware": [guard]},
         **{**off, **more},
     )
+
+
+def _about_model(name: str) -> str:
+    """Which model answers, as HTML, and what the one in the package does not know."""
+    shown = DEFAULT_MODEL if is_tiny(name) else name
+    about = f"Model: <code>{html.escape(shown or 'without a name')}</code>"
+    if is_tiny(name):
+        about += ", which knows rendered shapes only. For photos: <code>hivg demo --model official:base-mixup</code>"
+    return about
 
 
 def _checked_expressions(lines: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import atomic_path, write_json
 
 # The columns of hivg_hf.data.schema.FEATURES that a table needs, in order; `split` is left out, so that a reader's
 # `holdout` may divide the images. `score` and `template` go beyond the schema, and readers pass over them.
@@ -55,9 +55,7 @@ def write_coco(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         sentence = {"raw": row["expression"], "sent": row["expression"], "sent_id": row["sent_id"]}
         annotations[row["ref_id"]]["sentences"].append(sentence)
     named = [{"id": number, "name": name} for name, number in categories.items()]
-    _write_json(
-        {"images": list(images.values()), "annotations": list(annotations.values()), "categories": named}, path
-    )
+    write_json(path, {"images": list(images.values()), "annotations": list(annotations.values()), "categories": named})
 
 
 def write_label_studio(rows: Sequence[Mapping[str, Any]], path: Path, local_files: str = "") -> None:
@@ -83,7 +81,7 @@ def write_label_studio(rows: Sequence[Mapping[str, Any]], path: Path, local_file
     for task in tasks.values():
         scores = [region["score"] for region in task["predictions"][0]["result"]]
         task["predictions"][0]["score"] = min(scores)  # sorts tasks by their weakest box
-    _write_json(list(tasks.values()), path)
+    write_json(path, list(tasks.values()))
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in dict.fromkeys(r["category"] for r in rows))
     with atomic_path(path.with_suffix(".xml")) as temporary:
         temporary.write_text(
@@ -107,8 +105,3 @@ def _regions(row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
     label = {"from_name": "label", "type": "rectanglelabels", "value": {**place, "rectanglelabels": [row["category"]]}}
     text: dict[str, Any] = {"from_name": "expression", "type": "textarea", "value": {**place, "text": []}}
     return [{**shared, **label}, {**shared, **text}]
-
-
-def _write_json(content: Any, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

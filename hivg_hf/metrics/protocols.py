@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from hivg_hf.modeling.image_processing_hivg import letterbox_geometry
+from hivg_hf.utils.plugins import find_plugin, plugin_names
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class MetricProtocol:
     class_average: bool = False
 
 
+PLUGINS = "hivg_hf.metrics"  # the entry points by which other packages add protocols
 PROTOCOLS: dict[str, MetricProtocol] = {
     protocol.name: protocol
     for protocol in (
@@ -100,10 +102,6 @@ REF_L4_TWINS = {
 }
 # fmt: on
 
-# Annotation sources whose official split files hold corner boxes; all others hold (x, y, width, height).
-# Official: datasets/data_loader.py:276
-_CORNER_BOX_SOURCES = ("referit", "refclef", "flickr")
-
 
 def ref_l4_class(category: str) -> str:
     """The class under which Ref-L4 averages a category, itself where it has no twin: `refcoco_3` -> `o365_6`."""
@@ -121,32 +119,11 @@ def get_protocol(protocol: str | MetricProtocol) -> MetricProtocol:
     """
     if isinstance(protocol, MetricProtocol):
         return protocol
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[protocol]
-
-
-def truncate_ground_truth(boxes_xyxy: np.ndarray, sources: list[str | None]) -> np.ndarray:
-    """Ground truth boxes cut to whole pixels, as the official data loader reads them.
-
-    COCO boxes lose the fractions of x, y, *width and height*, corner boxes those of their corners.
-    Official: `np.array(bbox, dtype=int)`, datasets/data_loader.py:277
-
-    Args:
-        boxes_xyxy: (N, 4) pixels of the original image.
-        sources: N names of the annotation source; "referit" and "flickr" hold corners.
-
-    Returns:
-        (N, 4) xyxy, float64 holding whole numbers.
-    """
-    # Boxes reach us as float32 corners; a width of 120 may come back as 119.99999. Annotations have at most
-    # two decimals, so three restore the number that the official loader saw.
-    exact = np.round(np.asarray(boxes_xyxy, dtype=np.float64), 3)
-    corners = np.trunc(exact)
-    sizes = np.trunc(np.round(exact[:, 2:] - exact[:, :2], 3))
-    from_sizes = np.concatenate([corners[:, :2], corners[:, :2] + sizes], axis=1)  # (N, 4)
-    holds_corners = np.array([str(source or "").lower().startswith(_CORNER_BOX_SOURCES) for source in sources])
-    return np.where(holds_corners.reshape(-1, 1), corners, from_sizes)
+    known = PROTOCOLS.get(protocol) or find_plugin(PLUGINS, protocol)
+    if known is None:
+        names = ", ".join([*PROTOCOLS, *plugin_names(PLUGINS)])
+        raise ValueError(f"Unknown protocol {protocol!r}: choose one of {names}.")
+    return known
 
 
 def pixel_boxes_to_canvas(

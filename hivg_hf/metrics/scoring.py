@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hivg_hf.data.official_targets import truncate_ground_truth
+
 from .matching import match_predictions, matched_array
 from .no_target import no_target_columns
 from .overlaps import (
@@ -23,7 +25,6 @@ from .protocols import (
     centered_offsets,
     get_protocol,
     pixel_boxes_to_canvas,
-    truncate_ground_truth,
 )
 
 OFFICIAL_CANVAS_SIZE = 224
@@ -43,6 +44,7 @@ class RowScores:
         scores: (N,) the model's scores, NaN where absent.
         references: the N references.
         extra: further ratio columns, name to (numerators (N,), denominators (N,)).
+        several_boxes: whether a prediction may hold several boxes.
     """
 
     ids: list[Any]
@@ -54,6 +56,7 @@ class RowScores:
     scores: np.ndarray
     references: list[Mapping[str, Any]]
     extra: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    several_boxes: bool = False
 
     def correct(self, protocol: str | MetricProtocol, threshold: float = 0.5) -> np.ndarray:
         """(N,) bool, rows with one target whose overlap passes the threshold."""
@@ -107,6 +110,7 @@ def score_rows(
         centered=centered,
         masks=_mask_pixels(matched, references),
         scores=matched_array(matched, "score"),
+        several_boxes=any(prediction.get("boxes_xyxy") is not None for prediction in matched),
         references=references,
     )
     if score_threshold is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from .buckets import BREAKDOWNS
 from .no_target import score_auc
 from .protocols import MACC_THRESHOLDS, MetricProtocol, get_protocol
 from .scoring import RowScores, score_rows
+
+Column = tuple[np.ndarray, np.ndarray]  # (N,) what each row adds above and below the line
 
 
 def compute_grounding_metrics(
@@ -43,8 +45,8 @@ def compute_grounding_metrics(
         resamples, seed: of the bootstrap; 0 resamples gives no intervals.
 
     Returns:
-        `{"protocol", "counts", "figures", "intervals", "breakdowns", "bootstrap"}`; figures are fractions of 1. An
-        empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
+        `{"protocol", "counts", "figures", "intervals", "notes", "breakdowns", "bootstrap"}`; figures are
+        fractions of 1. An empty sum (no row with a target, say) leaves its figures out: none is ever NaN.
 
     Raises:
         ValueError: ids are missing, unknown or repeated, numbers are NaN or infinite, or a box is inverted; the
@@ -61,55 +63,61 @@ def summarize_rows(
 ) -> dict[str, Any]:
     """Figures, intervals and breakdowns of scored rows; see `compute_grounding_metrics`."""
     protocol = get_protocol(protocol)
-    columns = _figure_columns(rows, protocol)
+    figures = _figure_columns(rows, protocol)
     buckets = {
         (breakdown, name): member
         for breakdown, assign in BREAKDOWNS.items()
         for name, member in assign(rows.references, protocol).items()
     }
-    correct = rows.correct(protocol)
-    for key, member in buckets.items():
-        columns[key] = (correct & member, rows.has_box & member)
-    numerators, denominators = (np.stack(side, axis=1).astype(float) for side in zip(*columns.values(), strict=True))
-    clusters = rows.clusters()
-    intervals = ratio_intervals(numerators, denominators, clusters, resamples, seed) if resamples else None
-    tops, bottoms = numerators.sum(axis=0), denominators.sum(axis=0)
-
-    result: dict[str, Any] = {
+    correct, clusters = rows.correct(protocol), rows.clusters()
+    bucket_columns = [(correct & member, rows.has_box & member) for member in buckets.values()]
+    ratios = _ratios([*figures.values(), *bucket_columns], clusters, resamples, seed)
+    of_figures = {name: ratio for name, ratio in zip(figures, ratios[: len(figures)], strict=True) if ratio}
+    of_buckets = {key: ratio for key, ratio in zip(buckets, ratios[len(figures) :], strict=True) if ratio}
+    breakdowns: dict[str, dict[str, Any]] = {}
+    for (breakdown, name), ratio in of_buckets.items():
+        breakdowns.setdefault(breakdown, {})[name] = {
+            "n": int(ratio.rows),
+            "acc@0.5": ratio.value,
+            "mean_iou": float(np.mean(rows.ious[buckets[breakdown, name] & rows.has_box])),
+            "macc": float(np.mean(figures["macc"][0][buckets[breakdown, name] & rows.has_box])),
+            **({"interval": ratio.interval} if ratio.interval else {}),
+        }
+    values = {name: ratio.value for name, ratio in of_figures.items()} | _unsummed_figures(rows, protocol)
+    return {
         "protocol": protocol.name,
         "counts": _counts(rows, clusters),
-        "figures": {},
-        "intervals": {},
-        "breakdowns": {name: {} for name in BREAKDOWNS},
+        "figures": values,
+        "notes": _notes(rows, values),
+        "intervals": {name: ratio.interval for name, ratio in of_figures.items() if ratio.interval},
+        "breakdowns": breakdowns,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95, "unit": "image"},
     }
-    for index, key in enumerate(columns):
-        if bottoms[index] <= 0:
-            continue
-        value = float(tops[index] / bottoms[index])
-        # No interval where no resample holds a row of a rare bucket.
+
+
+class _Ratio(NamedTuple):
+    """A sum over rows by another, and its 95 % interval; None where no resample holds a row of a rare bucket."""
+
+    value: float
+    rows: float
+    interval: list[float] | None
+
+
+def _ratios(columns: list[Column], clusters: list[Any], resamples: int, seed: int) -> list[_Ratio | None]:
+    """The ratio of each column; None where it divides by nothing. All columns are resampled alike."""
+    numerators, denominators = (np.stack(side, axis=1).astype(float) for side in zip(*columns, strict=True))
+    intervals = ratio_intervals(numerators, denominators, clusters, resamples, seed) if resamples else None
+    found: list[_Ratio | None] = []
+    for index, (top, bottom) in enumerate(zip(numerators.sum(axis=0), denominators.sum(axis=0), strict=True)):
         known = intervals is not None and not np.isnan(intervals[index]).any()
         interval = [float(bound) for bound in intervals[index]] if known else None
-        if isinstance(key, tuple):
-            member = buckets[key] & rows.has_box
-            result["breakdowns"][key[0]][key[1]] = {
-                "n": int(bottoms[index]),
-                "acc@0.5": value,
-                "mean_iou": float(np.mean(rows.ious[member])),
-                **({"interval": interval} if interval else {}),
-            }
-        else:
-            result["figures"][key] = value
-            if interval:
-                result["intervals"][key] = interval
-    result["figures"].update(_unsummed_figures(rows, protocol))
-    result["breakdowns"] = {name: entries for name, entries in result["breakdowns"].items() if entries}
-    return result
+        found.append(_Ratio(float(top / bottom), float(bottom), interval) if bottom > 0 else None)
+    return found
 
 
-def _figure_columns(rows: RowScores, protocol: MetricProtocol) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+def _figure_columns(rows: RowScores, protocol: MetricProtocol) -> dict[str, Column]:
     """Every figure as (numerators (N,), denominators (N,))."""
-    columns: dict[Any, tuple[np.ndarray, np.ndarray]] = {
+    columns: dict[str, Column] = {
         f"acc@{threshold}": (rows.correct(protocol, threshold), rows.has_box) for threshold in protocol.thresholds
     }
     passed = np.mean([rows.correct(protocol, threshold) for threshold in MACC_THRESHOLDS], axis=0)
@@ -139,6 +147,17 @@ def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, fl
     if correct.any() and not correct.all():
         figures["score_auc"] = score_auc(rows.scores[judged], correct)
     return figures
+
+
+def _notes(rows: RowScores, figures: Mapping[str, float]) -> dict[str, str]:
+    """Figure -> a sentence that belongs beside it."""
+    several = sum(len(reference.get("boxes") or []) > 1 for reference in rows.references)
+    if "f1_precision" not in figures or not several or rows.several_boxes:
+        return {}
+    return {
+        "f1_precision": f"{several:,} rows have several targets and the model gives one box, so their F1 is 0 by "
+        "construction."
+    }
 
 
 def _no_target(rows: RowScores) -> np.ndarray:

@@ -41,13 +41,13 @@ def override(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, 
     Raises:
         ValueError: A pair has no "=", or leads through something that holds no keys.
     """
-    content = dict(content)
+    changed = dict(content)
     for key, value in read_options(overrides, "After the recipe, hivg train").items():
         change: Any = value
         for part in reversed(key.split(".")):
             change = {part: change}
-        content = _merged(content, change, "recipe")
-    return content
+        changed = _merged(changed, change, "recipe")
+    return changed
 
 
 def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:

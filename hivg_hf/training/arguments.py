@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+PROTOCOLS = ("pixel", "official")
+
 
 @dataclass
 class HiVGTrainingArguments(TrainingArguments):
@@ -22,7 +24,9 @@ class HiVGTrainingArguments(TrainingArguments):
         decay_all: Weight decay on biases and norms too. Official: one parameter group, hivg_train.py:164-171.
         schedule_by_epoch: Hold the learning rate of the schedule constant within an epoch. Official: the scheduler
             steps once per epoch, hivg_train.py:185-188.
-        early_stop: Stop after so many evaluations without a better accuracy; None never does.
+        early_stop: Stop after so many evaluations without a better `metric_for_best_model`; None never does.
+        protocol: How an evaluation judges a box: `pixel`, IoU in pixels of the original image; or `official`, in the
+            padded square, against the target cut to whole pixels. Official: engine.py, datasets/data_loader.py:277
         seed_each_step: Seed dropout by (seed, step, process) before every micro-batch, so that a resumed run draws
             what an unbroken one draws whatever else used random numbers in between.
         unique_images: Keep two rows of one image out of one batch, where `image_id` allows it.
@@ -31,8 +35,9 @@ class HiVGTrainingArguments(TrainingArguments):
 
     `remove_unused_columns=False` (rows are dictionaries of the one schema), `label_names=["labels"]`,
     `logging_nan_inf_filter=False` (a non-finite loss stops the run instead of being averaged away),
-    `metric_for_best_model="accuracy"`, `greater_is_better=True`, `max_grad_norm=0`, `save_total_limit=2` (the newest
-    checkpoint and the best), `weight_decay=1e-4`.
+    `metric_for_best_model="accuracy"`, `max_grad_norm=0`, `save_total_limit=2` (the newest checkpoint and the best),
+    `weight_decay=1e-4`. Each process reads a stream for itself and takes its share (`dispatch_batches=False`), since
+    batches differ in their numbers of patches.
     """
 
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Rows of the schema are kept whole."})
@@ -41,7 +46,6 @@ class HiVGTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A non-finite loss stops the run."})
     metric_for_best_model: str | None = field(default="accuracy", metadata={"help": "Chooses the best checkpoint."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Of metric_for_best_model."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm to this; 0 never clips."})
     save_total_limit: int | None = field(default=2, metadata={"help": "The newest checkpoint and the best are kept."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
@@ -53,14 +57,19 @@ class HiVGTrainingArguments(TrainingArguments):
     early_stop: int | None = field(default=None, metadata={"help": "Evaluations without gain before stopping."})
     seed_each_step: bool = field(default=True, metadata={"help": "Dropout as a function of (seed, step, process)."})
     unique_images: bool = field(default=False, metadata={"help": "Keep two rows of one image out of one batch."})
+    protocol: str = field(default="pixel", metadata={"help": "pixel or official: how an evaluation judges a box."})
 
     def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}. Got {self.protocol!r}.")
         if self.global_batch_size is not None:  # before the parent, which tells DeepSpeed the number of micro-batches
             processes = int(os.environ.get("WORLD_SIZE", "1"))
             self.gradient_accumulation_steps = accumulation_steps(
                 self.global_batch_size, processes, self.per_device_train_batch_size
             )
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
+            self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         self._n_gpu = min(self.n_gpu, 1)  # one process drives one device; torch's DataParallel would share its batch
 
 

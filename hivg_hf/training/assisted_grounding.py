@@ -104,7 +104,7 @@ class AssistedGrounding(nn.Module):
         found = self.model.grounding_head.boxes(patches)
         terms |= {"patch_bbox": box_l1_loss(found, boxes), "patch_giou": box_giou_loss(found, boxes)}
         loss = outputs.loss + sum(self.loss_weights[name] * term for name, term in terms.items())
-        return {"loss": loss, "loss_dict": {**outputs.loss_dict, **terms}}
+        return {"loss": loss, "loss_dict": {**outputs.loss_dict, **terms}, "pred_boxes": outputs.pred_boxes}
 
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[nn.Module, Any]]:
         """The model's output; what the last vision layer and the fusion encoder gave, and each fusion layer got."""

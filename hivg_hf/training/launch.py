@@ -17,7 +17,7 @@ def check_launch() -> None:
     if _is_true("ACCELERATE_USE_FSDP") and wants_cpu():
         raise ValueError(
             "FSDP does not run on the CPU (accelerate would train plain data parallel instead, without saying so): "
-            "use hivg_hf/recipes/accelerate/multi_cpu.yaml, or drop use_cpu from the configuration."
+            "use multi_cpu.yaml (`hivg recipes multi_cpu --copy` writes it), or drop use_cpu from the configuration."
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hivg_hf.hilora import HiLoraStage, is_new_parameter
 from hivg_hf.utils.atomic import check_name
-from hivg_hf.utils.plugins import find_plugin, plugin_names
+from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
 from hivg_hf.utils.strict_mapping import build_strictly, nearest
 
 from .recipe_checks import check_augmentation, check_config_fields, check_loss_weights, check_options, check_rows
@@ -49,7 +49,9 @@ class Phase:
         evaluate_every: Optimizer steps between evaluations; None evaluates after every epoch.
         save_every: Optimizer steps between checkpoints; None saves where it evaluates.
         log_every: Optimizer steps between log entries.
-        keep: `best` by validation accuracy (never worse than the phase began) or `last`.
+        keep: `best` by validation accuracy (never worse than the phase began), `last`, or `best_but_last_heads`: CLIP,
+            its adapters and bridges of the best evaluation (or of the beginning), `grounding_head` of the last epoch.
+            Official: mixed base stages go on from these two files, hivg_eval.py:193, hivg_train.py:236-246.
         data: Training rows of this phase, in place of `data.train`.
         config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
             they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.
@@ -76,7 +78,7 @@ class Phase:
     evaluate_every: int | None = None
     save_every: int | None = None
     log_every: int = 50
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last", "best_but_last_heads"] = "best"
     data: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -119,6 +121,10 @@ class Phase:
         """Whether parameters that train may get no gradient, which DDP has to look for in every step."""
         return True
 
+    def loss_function(self) -> Any:
+        """What computes the loss from outputs and labels; None where the trained model does."""
+        return None
+
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         """Rows to a training batch."""
         raise NotImplementedError
@@ -131,26 +137,45 @@ class GroundingPhase(Phase):
     Args:
         masks: As in `data`, for this phase alone.
         augmentation: `false` switches it off in this phase, a mapping replaces `data.augmentation`.
-        loss_weights: In place of the model's, while this phase trains.
+        loss_weights: In place of the model's, while this phase trains; terms that are not named keep theirs. A term of
+            an installed package (entry point group `hivg_hf.losses`), or `package.module:function` where code is
+            allowed, may be among them.
         early_stop: Stop after so many evaluations without gain; None never stops early.
+        loss: In place of HiVG's own: `(outputs, labels, num_items_in_batch) -> the batch's mean` as in
+            `transformers.Trainer(compute_loss_func=...)`, by the name under which a package offers it
+            (`hivg_hf.losses`), or `package.module:function`.
     """
 
     masks: bool | None = None
     augmentation: dict[str, Any] | bool | None = None
     loss_weights: dict[str, float] | None = None
     early_stop: int | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss is not None and self.loss_weights is not None:
+            raise ValueError(f"{self} has a loss of its own, {self.loss!r}, which reads no `loss_weights`: omit one.")
+        self.loss_function()
         if self.loss_weights is not None:
-            check_loss_weights(f"{self}, loss_weights", self.loss_weights)
+            check_loss_weights(f"{self}, loss_weights", self.loss_weights, others_too=True)
         check_augmentation(f"{self}, augmentation", self.augmentation)
 
     def loss_weights_on(self, weights: Mapping[str, float]) -> dict[str, float]:
         return {**weights, **(self.loss_weights or {})}
 
     def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
-        return not all(weights.values())
+        return self.loss is not None or not all(weights.values())
+
+    def loss_function(self) -> Any:
+        if self.loss is None:
+            return None
+        if found := find_plugin(LOSSES, self.loss):
+            return found
+        if is_code_name(self.loss):
+            return load_code(self.loss, "the loss")
+        known = ", ".join(plugin_names(LOSSES)) or "none"
+        raise ValueError(f"{self}: nobody offers the loss {self.loss!r}; installed are: {known}.")
 
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         from hivg_hf.data import GroundingCollator
@@ -162,9 +187,12 @@ class GroundingPhase(Phase):
 
         options = recipe.data.augmentation if self.augmentation is None else self.augmentation
         options = {} if options is True else options
+        if isinstance(options, dict) and recipe.data.target_rounding == "official":
+            options = {"mask_sampling": "corner", **options}
         made = GroundingAugmentation.for_processor(processor, **options) if isinstance(options, dict) else None
         masks = recipe.data.masks if self.masks is None else self.masks
-        return {"augmentation": made, "seed": recipe.seed, "masks": masks}
+        rounding = recipe.data.target_rounding
+        return {"augmentation": made, "seed": recipe.seed, "masks": masks, "target_rounding": rounding}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +237,8 @@ class AssistedPhase(GroundingPhase):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss is not None:
+            raise ValueError(f"{self} trains assisted, which has losses of its own: omit `loss`.")
         check_options(f"{self}, options", self.train, self.options)
 
     def trained_model(self, model: Any) -> nn.Module:
@@ -294,7 +324,7 @@ PHASE_KINDS: Mapping[str, type[Phase]] = {
     "all": AllPhase,
     "lora": LoraPhase,
 }
-PLUGINS = "hivg_hf.phases"
+PLUGINS, LOSSES = "hivg_hf.phases", "hivg_hf.losses"  # the entry points by which other packages add them
 
 
 def phase_kind(train: Any, where: str) -> type[Phase]:

@@ -20,7 +20,7 @@ from .arguments import accumulation_steps
 from .phases import Phase
 from .recipe import ModelRecipe, Recipe
 from .run_folder import disk_needed
-from .setup import RowCache, count_parameters, load_tokenizer
+from .setup import RowCache, count_parameters, load_tokenizer, plain_checkpoint
 
 # Values that a transformer layer keeps for its backward pass, per token and width, with fused attention and an MLP of
 # four times the width: Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without the attention maps.
@@ -90,7 +90,7 @@ def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     """The recipe's model without storage (on torch's meta device)."""
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        config = HiVGConfig.from_pretrained(recipe.checkpoint, **fields)
+        config = HiVGConfig.from_pretrained(plain_checkpoint(recipe.checkpoint), **fields)
     elif recipe.preset:
         config = HiVGConfig.preset(recipe.preset, **fields)
     else:

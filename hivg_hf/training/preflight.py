@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.data.loading import load_grounding_dataset
-from hivg_hf.data.readers import find_source
+from hivg_hf.data.readers import FORMATS, SOURCES, find_source
+from hivg_hf.data.readers.recognition import is_cache
 from hivg_hf.data.reading import open_source
 from hivg_hf.data.splits import PUBLISHED
 
@@ -17,6 +18,7 @@ from .recipe import Recipe
 from .run_folder import check_room, disk_needed
 from .setup import OFFICIAL_SUFFIXES, row_options
 
+_ON_THE_HUB = {FORMATS["hub"].reader, *(source.reader for source in SOURCES.values() if "hub:" in str(source.reader))}
 _ORDER = ("streaming", "on_error", "seed", "shuffle", "batch_size")  # say how rows are taken, not which there are
 
 
@@ -86,9 +88,9 @@ def count_records(spec: Mapping[str, Any]) -> int | None:
         for part in options["parts"]:
             count_records({"split": split, **{key: value for key, value in part.items() if key != "weight"}})
         return options.get("size")
-    if Path(source).is_dir():  # a cache, or rows of the schema: opening them reads nothing
+    if is_cache(Path(source)):  # opening it reads nothing
         return len(load_grounding_dataset(source, split, **options))
-    if find_source(source).reader.startswith("hub:"):  # asking would download it
+    if find_source(source, options.get("format")).reader in _ON_THE_HUB:  # asking would download it
         return None
     options = {key: value for key, value in options.items() if key not in _ORDER}
     return len(open_source(source, split, **options).annotations.records)
@@ -118,8 +120,8 @@ def _missing_weights(recipe: Recipe, planning: bool) -> list[str]:
 
 def _is_published(spec: Mapping[str, Any]) -> bool:
     """Whether the number of rows is known without the data."""
-    source = str(spec["source"])
-    return Path(source).suffix == "" and bool(PUBLISHED.get(find_source(source).published_as))
+    known = SOURCES.get(str(spec["source"]))
+    return known is not None and bool(PUBLISHED.get(known.published_as))
 
 
 def _shape_is_in_weights(recipe: Recipe) -> bool:

@@ -27,9 +27,11 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 
+from hivg_hf.data.schema import shown_text
 from hivg_hf.hilora import HiLoraConfig
 from hivg_hf.recipes import read_recipe
 from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.plugins import allowing_code
 from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refuse_unknown
 
 from .phases import GroundingPhase, LoraPhase, Phase, all_keys, build_phase, keys_of, phase_kind
@@ -77,6 +79,9 @@ class DataRecipe:
         tests: Measured once, at the end, into the results file.
         augmentation: None, or options of `hivg_hf.data.GroundingAugmentation`.
         masks: Whether masks of the rows become targets; otherwise the rasterised box is the target.
+        target_rounding: `exact`, or `official`: boxes cut to whole pixels, masks drawn of the uncut box at full
+            resolution; see `hivg_hf.data.official_targets`.
+        protocol: How validation judges a box, `pixel` or `official`; that accuracy chooses the best checkpoint.
         unique_images: Keep two rows of one image out of one batch (they are false negatives of the contrastive loss).
     """
 
@@ -85,6 +90,8 @@ class DataRecipe:
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     augmentation: dict[str, Any] | None = None
     masks: bool = True
+    target_rounding: Literal["exact", "official"] = "exact"
+    protocol: Literal["pixel", "official"] = "pixel"
     unique_images: bool = False
 
     def __post_init__(self) -> None:
@@ -174,24 +181,39 @@ def _changed(recipe: Any) -> list[str]:
     ]
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Iterable[str] = (), allow_code: bool = False) -> Recipe:
     """Read and check a recipe: a file, or the name of one that ships, with what it extends.
 
     Args:
         name: The file or name.
         overrides: `key.sub=value` pairs that take the place of what it says, as in `phases.stage_1.epochs=5`.
+        allow_code: As for `parse_recipe`.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
     """
-    return parse_recipe(read_recipe(name, overrides))
+    return parse_recipe(read_recipe(name, overrides), allow_code)
 
 
-def parse_recipe(content: Mapping[str, Any]) -> Recipe:
-    """A recipe from a mapping as in the YAML file; `defaults` are merged into every phase."""
+def parse_recipe(content: Mapping[str, Any], allow_code: bool = False) -> Recipe:
+    """A recipe from a mapping as in the YAML file; `defaults` are merged into every phase.
+
+    Args:
+        content: The mapping.
+        allow_code: Let a data source be `package.module:function`, which is imported to see what it reads. The recipe
+            does not remember the permission: `StagedTraining` asks for it again.
+    """
+    try:
+        with allowing_code(allow_code):
+            return _parse(content)
+    except ValueError as error:  # of any length: it shows the value that was wrong
+        raise ValueError(shown_text(str(error), 1000)) from error
+
+
+def _parse(content: Mapping[str, Any]) -> Recipe:
     content = dict(content)
-    defaults = content.pop("defaults", None) or {}
+    defaults = _mapping(content.pop("defaults", None), "recipe.defaults")
     phases = content.get("phases")
     if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
         raise ValueError("phases must be a list of mappings, one for each phase.")
@@ -207,13 +229,22 @@ def _data_with_defaults(data: Any) -> Any:
     if not isinstance(data, Mapping):
         return data
     data = dict(data)
-    shared = data.pop("defaults", None) or {}
+    shared = _mapping(data.pop("defaults", None), "recipe.data.defaults")
     for name in ("train", "validation"):
         if isinstance(data.get(name), Mapping):
             data[name] = {**shared, **data[name]}
     if isinstance(data.get("tests"), Mapping):
-        data["tests"] = {name: {**shared, **(spec or {})} for name, spec in data["tests"].items()}
+        data["tests"] = {
+            name: {**shared, **_mapping(spec, f"recipe.data.tests.{name}")} for name, spec in data["tests"].items()
+        }
     return data
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """Keys and values of a place in the file; nothing stands for none."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping. Got {value!r}.")
+    return value or {}
 
 
 def _phase_with_defaults(phase: Mapping[str, Any], defaults: Mapping[str, Any], number: int) -> dict[str, Any]:

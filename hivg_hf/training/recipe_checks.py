@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
+LOSS_PLUGINS = "hivg_hf.losses"
 _ROW_KEYS = ("source", "split")
 
 
@@ -20,15 +22,46 @@ def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
         check_loss_weights(f"{where}.loss_weights", fields["loss_weights"])
 
 
-def check_loss_weights(where: str, weights: Any, kind: str = "heads") -> None:
-    """Names and values of loss weights; `pretrain` and `assisted` phases have losses of their own in `options`."""
+def register_named_loss(name: str) -> bool:
+    """Make a loss term known by its name: one of an installed package (entry point group `hivg_hf.losses`), or
+    `package.module:function` where code is allowed.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        ValueError: It is code, and nobody allowed code.
+        ImportError: It cannot be imported.
+    """
+    from hivg_hf.modeling.loss_hivg import EXTRA_LOSSES, register_loss
+
+    if name not in EXTRA_LOSSES:
+        term = load_code(name, "a loss term") if is_code_name(name) else find_plugin(LOSS_PLUGINS, name)
+        if term is not None:
+            register_loss(name, term)
+    return name in EXTRA_LOSSES
+
+
+def check_loss_weights(where: str, weights: Any, kind: str = "heads", others_too: bool = False) -> None:
+    """Names and values of loss weights; `pretrain` and `assisted` phases have losses of their own in `options`.
+
+    Args:
+        where: They stand, for messages.
+        weights: Term to weight.
+        kind: Of the phase.
+        others_too: Whether terms from outside may be among them: in a phase, but not in a config, which is saved and
+            opened where nobody knows such a term.
+    """
     from hivg_hf.modeling.configuration_hivg import LOSS_NAMES
     from hivg_hf.training import assisted_grounding, pretraining
 
     known = {"pretrain": pretraining.LOSS_WEIGHTS, "assisted": assisted_grounding.LOSS_WEIGHTS}.get(kind, LOSS_NAMES)
     if not isinstance(weights, Mapping):
         raise ValueError(f"{where} must be a mapping. Got {weights!r}.")
-    refuse_unknown(weights, known, where)
+    others = [name for name in weights if name not in known]
+    if others_too:
+        others = [name for name in others if not register_named_loss(str(name))]
+    refuse_unknown(others, known, where)
     for name, weight in weights.items():
         is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not is_number or not math.isfinite(weight) or weight < 0:
@@ -68,7 +101,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     if not ("source" in spec and "split" in spec):
         raise ValueError(f"{where} needs `source` and `split`. Got the keys {sorted(spec)}.")
     source = str(spec["source"])
-    shared = _keywords(load_grounding_dataset, "options")
+    shared = _keywords(load_grounding_dataset, "options", "allow_code")
     if source == "refshapes":
         from hivg_hf.data.refshapes import refshapes_dataset
 

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from hivg_hf.conversion import load_official_clip
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.loading import refuse_several_targets
-from hivg_hf.hilora import is_new_parameter
+from hivg_hf.hilora import PROGRESSIVE_ADAPTER, is_new_parameter
+from hivg_hf.hilora.folders import add_trained_adapter
+from hivg_hf.hub import resolve_model
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.presets_hivg import preset_fields
@@ -31,8 +33,10 @@ OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 
 
-def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
+def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     """The model that the first phase starts from, in float32; new weights come from torch's random state.
+
+    Where its folder holds an adapter to go on with, a `PeftModel` around it.
 
     Args:
         recipe: Where it comes from.
@@ -40,11 +44,13 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     """
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        model = load_growing(recipe.checkpoint, fields)
+        model = load_growing(plain_checkpoint(resolve_model(recipe.checkpoint)), fields)
+        if adapter := continued_adapter(recipe):
+            return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
-        model = _around_clip(recipe.clip, {**shape, **fields})
+        model = _around_clip(_place(recipe.clip), {**shape, **fields})
     else:
         config = HiVGConfig.preset(recipe.preset or "", **fields)
         tokenizer = load_tokenizer(recipe)
@@ -56,6 +62,18 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
         )
         model = HiVGForVisualGrounding(config)
     return model
+
+
+def continued_adapter(recipe: ModelRecipe) -> Path | None:
+    """The adapter that a run goes on training: that of `hivg convert --lora adapter`, or of progressive HiLoRA."""
+    folder = Path(recipe.checkpoint or "") / "adapters" / PROGRESSIVE_ADAPTER
+    return folder if recipe.checkpoint and folder.is_dir() else None
+
+
+def plain_checkpoint(checkpoint: str) -> str:
+    """The model itself: `base/` of a folder that also holds adapters."""
+    base = Path(checkpoint) / "base"
+    return str(base) if base.is_dir() else checkpoint
 
 
 def load_growing(source: str | Path, changes: Mapping[str, Any]) -> HiVGForVisualGrounding:
@@ -84,7 +102,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any]) -> HiVGForVisualGrounding
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(recipe.checkpoint)
+        return HiVGProcessor.from_pretrained(plain_checkpoint(resolve_model(recipe.checkpoint)))
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 
@@ -97,7 +115,12 @@ def load_tokenizer(recipe: ModelRecipe) -> Any:
     source = recipe.tokenizer or recipe.clip
     if source is None or Path(source).is_file():
         raise ValueError("The file in model.clip holds no tokenizer: name CLIP's folder or Hub id in model.tokenizer.")
-    return AutoTokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(_place(source))
+
+
+def _place(name: str) -> str:
+    """Where a CLIP or a tokenizer lies: a file or folder as it is, else what the name of a model stands for."""
+    return name if Path(name).exists() else resolve_model(name)
 
 
 def row_options(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +189,7 @@ def build_arguments(
         early_stop=phase.early_stop if evaluates and isinstance(phase, GroundingPhase) else None,
         metric_for_best_model="accuracy" if evaluates else None,
         unique_images=recipe.data.unique_images,
+        protocol=recipe.data.protocol,
         dataloader_num_workers=recipe.workers,
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",

@@ -16,6 +16,7 @@ one take the same way and end with the same weights.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
@@ -33,6 +35,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hivg_hf.evaluation.records import describe_versions
 from hivg_hf.hilora import (
+    PROGRESSIVE_ADAPTER,
     HiLoraConfig,
     load_adapter_state,
     merge_stages,
@@ -45,6 +48,7 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import find_damage, write_manifest
+from hivg_hf.utils.plugins import allowing_code
 
 from .phases import Phase
 from .preflight import check_before_training
@@ -57,6 +61,7 @@ from .setup import (
     build_arguments,
     build_model,
     build_processor,
+    continued_adapter,
     count_parameters,
     load_growing,
 )
@@ -74,10 +79,11 @@ class StagedTraining:
     Args:
         recipe: What to train.
         folder: Where; made if it is not there.
+        allow_code: Let a data source be `package.module:function`; the folder does not remember the permission.
     """
 
-    def __init__(self, recipe: Recipe, folder: str | Path) -> None:
-        self.recipe, self.folder = recipe, Path(folder)
+    def __init__(self, recipe: Recipe, folder: str | Path, allow_code: bool = False) -> None:
+        self.recipe, self.folder, self.allow_code = recipe, Path(folder), allow_code
         self.rows = RowCache()
         self.state = PartialState()
         self._whole: set[Path] = set()  # results whose checksums were compared
@@ -94,7 +100,8 @@ class StagedTraining:
             OSError: If the folder cannot be written or the disk is too small.
             NonFiniteLossError: If a loss or gradient is not finite; the message names the last good checkpoint.
         """
-        with folder_lock(self.folder) if self.state.is_main_process else nullcontext():
+        lock = folder_lock(self.folder) if self.state.is_main_process else nullcontext()
+        with allowing_code(self.allow_code), lock:
             if self.state.is_main_process:
                 check_writable(self.folder)
                 claim_folder(self.folder, self.recipe)
@@ -127,10 +134,21 @@ class StagedTraining:
             trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
+        if phase.keep == "best_but_last_heads" and trainer.is_fsdp_enabled:
+            raise ValueError(
+                f"Phase {phase.name!r}: `keep: best_but_last_heads` needs whole weights; train without FSDP."
+            )
         with training_config(_plain(model).config, self.recipe, phase):
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) is not None)
         outcome = choose_weights(phase, trainer, before)
-        if outcome["kept"] == "before":
+        if before is not None and phase.keep == "best_but_last_heads":
+            heads = heads_of(trainer.model)
+            if outcome["best_step"]:
+                trainer.load_best_weights()
+            else:
+                model, processor = self._load_start(number)
+            heads_of(model, heads)
+        elif outcome["kept"] == "before":
             model, processor = self._load_start(number, new_stage=False)
         elif trainer.is_fsdp_enabled:
             state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
@@ -157,6 +175,7 @@ class StagedTraining:
             eval_dataset=self.rows.load(recipe.data.validation) if evaluates and recipe.data.validation else None,
             processing_class=processor,
             callbacks=[ReadableLog(phase.name)],
+            compute_loss_func=phase.loss_function(),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -206,6 +225,8 @@ class StagedTraining:
         self.state.wait_for_everyone()
 
     def _save_model(self, model: Any, processor: HiVGProcessor, name: str) -> None:
+        if model.config.bridge_lora:
+            model = copy.deepcopy(model).fold_bridge_lora()
         with atomic_folder(self.folder / name) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
@@ -241,14 +262,17 @@ class StagedTraining:
         set_seed(self.recipe.seed + 1000 * number)
         changes = self.recipe.phases[number].config if number < len(self.recipe.phases) else {}
         plain = [index for index in range(number) if not self.recipe.phases[index].has_adapters]
-        if plain:
+        continued = continued_adapter(self.recipe.model)  # then every phase trains on it, and results hold it
+        if plain and not continued:
             source = self._result(plain[-1])
             model: Any = load_growing(source, changes)
             processor = HiVGProcessor.from_pretrained(source)
         else:
             model = build_model(self.recipe.model, **changes)
             processor = build_processor(self.recipe.model, model.config)
-        if number and self.recipe.phases[number - 1].has_adapters:
+        if continued:
+            self._check_continued(model)
+        if number and (continued or self.recipe.phases[number - 1].has_adapters):
             model = self._with_adapters(model, number - 1)
         if number < len(self.recipe.phases):
             phase = self.recipe.phases[number]
@@ -260,13 +284,40 @@ class StagedTraining:
 
     def _with_adapters(self, model: Any, number: int) -> Any:
         """The model with the adapters, bridge and head of the result of the `lora` phase `number`."""
-        config, result = self._hilora(), self._result(number)
-        for stage in range(1, self._stage_of(number) + 1):
-            if (result / config.adapter_name(stage)).is_dir():
-                model = start_stage(model, config, stage)
+        result = self._result(number)
+        if self.recipe.phases[number].has_adapters:
+            config = self._hilora()
+            for stage in range(1, self._stage_of(number) + 1):
+                if (result / config.adapter_name(stage)).is_dir():
+                    model = start_stage(model, config, stage)
         if isinstance(model, PeftModel):
             load_adapter_state(model, result)
         return model
+
+    def _check_continued(self, model: PeftModel) -> None:
+        """Refuse phases that cannot train on the adapter that the model comes with.
+
+        Raises:
+            ValueError: Stages would add adapters of their own or want another shape, or a phase trains CLIP itself or
+                changes the model.
+        """
+        hilora, adapter = self.recipe.hilora_config(), model.peft_config[PROGRESSIVE_ADAPTER]
+        where = f"The model {self.recipe.model.checkpoint} comes with the adapter {PROGRESSIVE_ADAPTER!r}"
+        if hilora is not None and hilora.mode != "progressive":
+            raise ValueError(f"{where}, which stages go on training with hilora.mode: progressive. Got {hilora.mode}.")
+        for phase in self.recipe.phases:
+            if phase.train not in ("heads", "lora") or phase.config:
+                raise ValueError(
+                    f"{where}; phase {phase.name!r} must train heads or lora, without `config`. To train everything, "
+                    "take its merged form (hivg convert --lora merge)."
+                )
+        for stage in hilora.stages if hilora is not None else ():
+            found = (adapter.r, float(adapter.lora_alpha), float(adapter.lora_dropout))
+            if found != (stage.rank, float(stage.alpha), float(stage.dropout)):
+                raise ValueError(
+                    f"{where} of rank, alpha and dropout {found}, and stage {stage.name!r} asks for "
+                    f"{(stage.rank, float(stage.alpha), float(stage.dropout))}: give the same."
+                )
 
     def _stage_of(self, number: int) -> int:
         return 1 + sum(phase.has_adapters for phase in self.recipe.phases[:number])
@@ -287,6 +338,8 @@ class StagedTraining:
         model, processor = self._load_start(len(self.recipe.phases))
         if isinstance(model, PeftModel):
             model = merge_stages(model)
+        if model.config.bridge_lora:
+            model.fold_bridge_lora()
         name = "model" if self.recipe.hilora_config() is None else "merged"
         if self.state.is_main_process and name == "model":
             self._save_model(model, processor, name)
@@ -307,6 +360,14 @@ class StagedTraining:
         return results
 
 
+def heads_of(model: Any, heads: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """A copy of what `grounding_head` holds; with `heads`, that is put into it first."""
+    head = _plain(model).grounding_head
+    if heads is not None:
+        head.load_state_dict(heads)
+    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+
+
 def choose_weights(phase: Phase, trainer: HiVGTrainer, before: float | None) -> dict[str, Any]:
     """Load the best weights of a finished phase into its model, or say that those it began with are to be kept.
 
@@ -324,6 +385,9 @@ def choose_weights(phase: Phase, trainer: HiVGTrainer, before: float | None) -> 
         outcome["why"] = "no validation data to choose by: the last weights are kept"
     elif phase.keep == "last":
         outcome["why"] = "the recipe keeps the last weights"
+    elif phase.keep == "best_but_last_heads":
+        since = f"step {state.best_global_step}" if state.best_global_step else "the beginning of the phase"
+        outcome["why"] = f"the recipe keeps the last heads, and the best of all else, that of {since}"
     elif state.best_global_step:
         trainer.load_best_weights()
         outcome["why"] = f"accuracy {state.best_metric:.4f} at step {state.best_global_step} ({before:.4f} at first)"

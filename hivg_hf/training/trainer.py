@@ -4,7 +4,8 @@ What it adds, each in the method where it happens:
 
 - batches that are the same for any number of processes (`get_train_dataloader`, `compute_loss`);
 - every loss term in the log, unweighted, averaged over the logging window and the processes (`log`);
-- accuracy in pixels of the original images, each row counted once (`evaluate`);
+- accuracy in pixels of the original images, each row counted once, in transformers' own evaluation loop
+  (`trainer_evaluation.py`);
 - a stop at the first non-finite loss or gradient, naming the last good checkpoint (`training_step`);
 - checkpoints that appear whole or not at all, with all adapters, the bridge and the head (`trainer_checkpoints.py`).
 """
@@ -22,14 +23,14 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import get_last_checkpoint
 
-from hivg_hf.data import EpochSampler, GroundingCollator, KeyedDataset, UniqueImageSampler
-from hivg_hf.data.order import image_ids_of, without_image_decoding
+from hivg_hf.data import EpochSampler, GroundingCollator, UniqueImageSampler
+from hivg_hf.data.order import image_ids_of
 
-from .arguments import HiVGTrainingArguments
+from .arguments import HiVGTrainingArguments, accumulation_steps
 from .batches import EpochDataLoader, GlobalBatchSampler
 from .sharding import widen_scalars
 from .trainer_checkpoints import CheckpointingTrainer
-from .trainer_evaluation import EarlyStop, EvaluationCollator, EvaluationRows, box_figures, evaluation_shares
+from .trainer_evaluation import EarlyStop, EvaluatingTrainer, gives_own_order, keyed_rows
 
 logger = logging.getLogger(__name__)
 
@@ -38,39 +39,73 @@ class NonFiniteLossError(RuntimeError):
     """Training stopped because a loss or a gradient was not a finite number."""
 
 
-class HiVGTrainer(CheckpointingTrainer):
+class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
     """Train a HiVG model, plain or with HiLoRA adapters, on rows of the one schema.
 
     Args:
         model: A `HiVGForVisualGrounding`, or the `PeftModel` of `start_stage`.
         args: `HiVGTrainingArguments`.
-        train_dataset: Rows of the schema; a `datasets.Dataset` or any sequence of such rows.
+        data_collator: Rows to a batch; a `GroundingCollator` without augmentation by default. Evaluation uses it
+            without its augmentation.
+        train_dataset: Rows with at least `image`, `expression` and `box`: a `datasets.Dataset`, any sequence, or a
+            stream (`IterableDataset`). A stream of `load_grounding_dataset` trains as a table does; with any other,
+            `max_steps` says how long.
         eval_dataset: The same, or a dict of several by name.
-        processing_class: The `HiVGProcessor`; also maps boxes back to pixels in evaluation.
-        data_collator: Rows to a batch; a `GroundingCollator` without augmentation by default.
+        processing_class: The `HiVGProcessor`, saved beside the checkpoints.
+        model_init: Makes the model anew for every `train()`, for `hyperparameter_search`.
         initial_accuracy: Accuracy before the first step. A checkpoint only counts as best if it beats this, so that
             training never ends worse than it began.
+        kwargs: What else `transformers.Trainer` takes: `compute_metrics`, `callbacks`, `optimizers`, ...
+
+    Example:
+        >>> import hivg_hf
+        >>> from hivg_hf import HiVGTrainer, HiVGTrainingArguments
+        >>> from transformers import AutoModel, AutoProcessor
+        >>> rows = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=2)
+        >>> trainer = HiVGTrainer(
+        ...     AutoModel.from_pretrained(hivg_hf.TINY_CHECKPOINT),
+        ...     HiVGTrainingArguments("runs/mine", max_steps=1, per_device_train_batch_size=2),
+        ...     train_dataset=rows,
+        ...     eval_dataset=rows,
+        ...     processing_class=AutoProcessor.from_pretrained(hivg_hf.TINY_CHECKPOINT),
+        ... )
+        >>> metrics = trainer.evaluate()
+        >>> sorted(metrics)[:3]
+        ['epoch', 'eval_accuracy', 'eval_loss']
+
+    Raises:
+        TypeError: If `args` are plain `TrainingArguments`.
+        ValueError: If there is no processor.
     """
 
     args: HiVGTrainingArguments
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        args: HiVGTrainingArguments,
+        model: torch.nn.Module | None = None,
+        args: HiVGTrainingArguments | None = None,
         data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        model_init: Callable[..., torch.nn.Module] | None = None,
+        *,
         initial_accuracy: float | None = None,
         **kwargs: Any,
     ) -> None:
+        args = HiVGTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, HiVGTrainingArguments):
+            raise TypeError(
+                f"HiVGTrainer takes HiVGTrainingArguments, got {type(args).__name__}: write "
+                "HiVGTrainingArguments(output_dir, ...) with the same values, or use transformers' Trainer with "
+                "data_collator=GroundingCollator(processor)."
+            )
         if processing_class is None:
             raise ValueError("HiVGTrainer needs the model's HiVGProcessor: pass it as processing_class.")
         if data_collator is None:
             data_collator = GroundingCollator(processing_class, seed=args.seed)
         # not given to transformers, which would copy the tokenizer's special ids into the model's config
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, model_init=model_init, **kwargs)
         self.processor = processing_class
         if self.is_fsdp_enabled:
             widen_scalars(self.model)
@@ -85,8 +120,17 @@ class HiVGTrainer(CheckpointingTrainer):
     # ---- batches ----
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of rows by `(epoch, index)` keys; see `training_batches`."""
-        args, rows = self.args, KeyedDataset(self.train_dataset)
+        """Batches of rows by `(epoch, index)` keys; of a stream without row numbers, those of transformers."""
+        if self.train_dataset is None:
+            raise ValueError("HiVGTrainer: training needs a train_dataset.")
+        args, rows = self.args, keyed_rows(self.train_dataset)
+        if args.global_batch_size is not None:  # a search may have changed it, or the micro-batch
+            args.gradient_accumulation_steps = accumulation_steps(
+                args.global_batch_size, args.world_size, args.per_device_train_batch_size
+            )
+        if gives_own_order(self.train_dataset):
+            self._check_stream_settings()
+            return super().get_train_dataloader()
         batch = args.global_batch_size or (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
@@ -94,7 +138,8 @@ class HiVGTrainer(CheckpointingTrainer):
         if args.unique_images:
             order: EpochSampler = UniqueImageSampler(image_ids_of(self.train_dataset), batch, seed=args.seed)
         else:
-            order = EpochSampler(len(rows), seed=args.seed)
+            shuffle = getattr(self.train_dataset, "shuffle_rows", True)  # a stream may be asked for its own order
+            order = EpochSampler(len(rows), seed=args.seed, shuffle=shuffle)
         sampler = GlobalBatchSampler(
             order, batch, args.gradient_accumulation_steps, rank=args.process_index, processes=args.world_size
         )
@@ -107,6 +152,38 @@ class HiVGTrainer(CheckpointingTrainer):
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=False,
         )
+
+    def _check_stream_settings(self) -> None:
+        """Refuse what a stream without row numbers cannot give.
+
+        Raises:
+            ValueError: If such a setting is on.
+        """
+        args = self.args
+        held = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        refused = [name for name in ("unique_images", "schedule_by_epoch") if getattr(args, name)]
+        if args.global_batch_size not in (None, held):
+            refused.append(f"global_batch_size={args.global_batch_size} (the processes take {held} rows at a time)")
+        if refused:
+            raise ValueError(
+                f"{' and '.join(refused)} needs rows that can be asked for by number, and train_dataset is a stream "
+                "that gives them in its own order: leave it out, or train on a table."
+            )
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own.
+
+        Raises:
+            ValueError: If a stream without row numbers would have to be entered in a later pass than its first.
+        """
+        begun = super()._init_training_state(*args, **kwargs)
+        if gives_own_order(self.train_dataset) and (self.state.epoch or 0) >= 1:
+            raise ValueError(
+                f"The checkpoint of step {self.state.global_step} was made after the first pass of a stream whose "
+                "rows cannot be asked for by number, which can be entered in its first pass only: train on a table or "
+                "on a stream of load_grounding_dataset, or start anew."
+            )
+        return begun
 
     def _check_equal_shares(self, batch: int) -> None:
         """Gathered negatives need as many samples from every process.
@@ -231,63 +308,6 @@ class HiVGTrainer(CheckpointingTrainer):
             self._term_sums.clear()
             self._term_steps = 0
         super().log(logs, start_time)
-
-    # ---- evaluation ----
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Accuracy and mean IoU in pixels of the original images, each row counted once.
-
-        Returns:
-            `{prefix}_accuracy` (IoU >= 0.5, over rows with a target), `{prefix}_mean_iou`, `{prefix}_samples` (N) and
-            `{prefix}_rows` (with those that name nothing).
-        """
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(eval_dataset, dict):
-            parts = (
-                self.evaluate(rows, metric_key_prefix=f"{metric_key_prefix}_{name}")
-                for name, rows in eval_dataset.items()
-            )
-            return {name: value for part in parts for name, value in part.items()}
-        boxes = self.predict_boxes(eval_dataset)  # (N, 4)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in box_figures(boxes, eval_dataset).items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args,
-            self.state,
-            self.control,  # type: ignore[has-type]
-            metrics,
-        )
-        return metrics
-
-    def predict_boxes(self, rows: Any) -> np.ndarray:
-        """Boxes (N, 4) xyxy in pixels of the original images, in the order of the rows, on every process."""
-        args, model = self.args, self.model
-        loader = DataLoader(
-            EvaluationRows(without_image_decoding(rows)),
-            batch_sampler=evaluation_shares(len(rows), args.eval_batch_size, args.process_index, args.world_size),
-            collate_fn=EvaluationCollator(self.processor),
-            num_workers=args.dataloader_num_workers,
-        )
-        if not self.is_in_train:
-            model.to(args.device)  # a model that is to be sharded is still where it was loaded
-        found = np.zeros((len(rows), 4))
-        was_training = model.training
-        model.eval()
-        for meta, inputs in loader:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**self._prepare_inputs(inputs))
-            results = self.processor.post_process_grounding(outputs, [size for _, *size in meta])
-            for (index, *_), result in zip(meta, results):
-                if index >= 0:
-                    found[index] = result["box"].numpy()
-        model.train(was_training)
-        if args.world_size > 1:  # each row was set by exactly one process, the others hold zeros there
-            gathered = torch.from_numpy(found).to(args.device)
-            torch.distributed.all_reduce(gathered)
-            found = gathered.cpu().numpy()
-        return found
 
 
 def _constant_within_epochs(factor: Callable[[int], float], steps_per_epoch: int) -> Callable[[int], float]:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
 
 from hivg_hf.hilora import load_adapter_state, save_adapter_state
 from hivg_hf.utils.atomic import flush, flush_folder
@@ -45,10 +46,11 @@ class CheckpointingTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        if self.state.best_metric is None and self.initial_accuracy is not None:
+        by_accuracy = self.args.metric_for_best_model in ("accuracy", "eval_accuracy")
+        if self.state.best_metric is None and self.initial_accuracy is not None and by_accuracy:
             self.state.best_metric = self.initial_accuracy
         is_best = super()._determine_best_metric(metrics, trial)
-        if is_best:
+        if is_best and self.args.save_strategy != SaveStrategy.NO:
             self.control.should_save = True  # the best checkpoint exists even where it falls between two regular ones
         return is_best
 
@@ -84,12 +86,16 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _checkpoint(self, step: int) -> Path:
-        return Path(self.args.output_dir) / f"checkpoint-{step}"
+        return self._run_folder() / f"checkpoint-{step}"
+
+    def _run_folder(self) -> Path:
+        """`output_dir`; in a search for hyperparameters, the trial's own folder below it."""
+        return Path(self._get_output_dir(getattr(self, "_trial", None)))
 
     def _delete_old_checkpoints(self) -> None:
         """Keep the newest `save_total_limit` checkpoints and the best; one that goes loses its name first."""
         limit = self.args.save_total_limit
-        found = {int(path.name.split("-")[1]): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
+        found = {int(path.name.split("-")[1]): path for path in self._run_folder().glob("checkpoint-*")}
         keep = {step for step in (self.state.best_global_step, self.state.global_step) if step}
         for step in sorted(found, reverse=True):
             if limit is None or len(keep) < limit or step in keep:

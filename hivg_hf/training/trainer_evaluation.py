@@ -1,4 +1,4 @@
-"""How the trainer evaluates: who answers which row, and how answers are judged."""
+"""Evaluation in transformers' own loop, with accuracy in pixels of the original images beside the user's metrics."""
 
 from __future__ import annotations
 
@@ -6,66 +6,102 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback
 
-from hivg_hf.data import GroundingCollator
-from hivg_hf.metrics.overlaps import paired_iou
+from hivg_hf.data import KeyedDataset
+from hivg_hf.data.order import without_image_decoding
+from hivg_hf.metrics.batch import batch_box_iou, iou_figures
 
 ACCURACY_THRESHOLD = 0.5
 
 
-def evaluation_shares(rows: int, batch_size: int, rank: int, processes: int) -> list[list[int]]:
-    """Row numbers of each evaluation batch of one process, -1 where there is no row left.
+class EvaluatingTrainer(Trainer):
+    """transformers' Trainer, whose evaluation also gives accuracy and mean IoU, each row counted once."""
 
-    Every process gets the same number of batches of the same size, since sharded models communicate in forward; each
-    row number appears exactly once over all processes.
-    """
-    share = -(-rows // processes)
-    mine = [row if row < rows else -1 for row in range(rank * share, (rank + 1) * share)]
-    return [mine[start : start + batch_size] for start in range(0, share, batch_size)]
+    data_collator: Any
+    _overlaps: list[torch.Tensor] | None = None  # IoU of the rows seen by the evaluation in progress
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> Any:
+        """Rows with the images undecoded, and without augmentation where nothing is trained."""
+        collator = self.data_collator
+        if not is_training and hasattr(collator, "for_evaluation"):
+            is_official = getattr(self.args, "protocol", "pixel") == "official"
+            self.data_collator = collator.for_evaluation("official" if is_official else "exact")
+        try:
+            return super()._get_dataloader(keyed_rows(dataset), description, *args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """transformers' own; while evaluating, the overlap of each row's box is kept."""
+        labels = inputs.get("labels")  # a loss function of the user's own takes them out
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._overlaps is not None and labels is not None:
+            # The official protocol compares in the padded square, ours clips boxes to the picture first.
+            inside = None if getattr(self.args, "protocol", "pixel") == "official" else inputs.get("pixel_mask")
+            ious = batch_box_iou(outputs["pred_boxes"], labels, inside)  # (B,)
+            self._overlaps.append(self.gather_function(ious.to(labels.device)).cpu())
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """transformers' own loop, with a few figures added under the prefix.
+
+        Returns:
+            What transformers' loop returns. Its metrics also hold `accuracy` (IoU >= 0.5, over rows with a target),
+            `mean_iou`, `samples` (rows with a target) and `rows`, where `compute_metrics` gives none of that name.
+        """
+        stand_in = self.is_fsdp_enabled and not self.accelerator._models
+        if stand_in:  # before training the model is whole, and is not sharded without its optimizer
+            self.accelerator._models.append(self.model.to(self.args.device))
+        was_training, self._overlaps = self.model.training, []
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            for name, value in overlap_figures(self._overlaps).items():
+                output.metrics.setdefault(f"{metric_key_prefix}_{name}", value)
+            return output
+        finally:
+            self._overlaps = None
+            self.model.train(was_training)
+            if stand_in:
+                self.accelerator._models.pop()
 
 
-class EvaluationRows:
-    """Rows by number for a `DataLoader`; -1 repeats the first row, to be thrown away by its number."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[max(index, 0)], "row_index": index}
+def gives_own_order(dataset: Any) -> bool:
+    """Whether a dataset is a stream whose rows cannot be asked for by number."""
+    return isinstance(dataset, IterableDataset) and not hasattr(dataset, "row_at")
 
 
-class EvaluationCollator:
-    """Rows to a batch without targets, and what is needed to map its boxes back: (row_index, height, width)."""
-
-    def __init__(self, processor: Any) -> None:
-        self.collator = GroundingCollator(processor, masks=False)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[tuple[int, int, int]], dict[str, torch.Tensor]]:
-        inputs = self.collator(rows)
-        inputs.pop("labels")
-        inputs.pop("image_ids")
-        return [(row["row_index"], row["height"], row["width"]) for row in rows], inputs
+def keyed_rows(dataset: Any) -> Any:
+    """Rows by number, each carrying its number; a stream that has none as it is, its images undecoded."""
+    return without_image_decoding(dataset) if gives_own_order(dataset) else KeyedDataset(dataset)
 
 
-def box_figures(boxes_xyxy: np.ndarray, rows: Any) -> dict[str, float]:
-    """Accuracy at IoU 0.5 and mean IoU of boxes (N, 4) against the rows' own; xyxy pixels of the original image."""
-    boxes = rows["box"] if hasattr(rows, "column_names") else [row["box"] for row in rows]
-    truth = [[np.nan] * 4 if box is None else box for box in boxes]
-    targets = np.asarray(truth, dtype=np.float64).reshape(-1, 4)
-    named = ~np.isnan(targets).any(axis=1)
-    if not named.any():
-        raise ValueError("None of the evaluation rows has a box, so there is nothing to measure.")
-    ious = paired_iou(boxes_xyxy[named], targets[named])
-    return {
-        "accuracy": float((ious >= ACCURACY_THRESHOLD).mean()),
-        "mean_iou": float(ious.mean()),
-        "samples": int(named.sum()),
-        "rows": len(targets),
-    }
+def overlap_figures(overlaps: list[torch.Tensor]) -> dict[str, float]:
+    """Accuracy at IoU 0.5, mean IoU, and how many rows were measured; without a target no accuracy."""
+    ious = torch.cat(overlaps).double().numpy() if overlaps else np.empty(0)
+    found = iou_figures(ious, (ACCURACY_THRESHOLD,))
+    counts = {"samples": int(found["n"]), "rows": len(ious)}
+    if not counts["samples"]:
+        return {**counts}
+    return {"accuracy": found[f"acc@{ACCURACY_THRESHOLD}"], "mean_iou": found["mean_iou"], **counts}
 
 
 class EarlyStop(TrainerCallback):
@@ -76,15 +112,23 @@ class EarlyStop(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # a run killed just after it had stopped must not go on to another evaluation
-        control.should_training_stop |= _evaluations_since_best(state, state.log_history) >= self.patience
+        stale = _evaluations_since_best(state, state.log_history, _metric_name(args))
+        control.should_training_stop |= stale >= self.patience
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # the entry of this evaluation is in the history already, but it has not been judged yet
-        newest = state.log_history[-1].get("eval_accuracy", 0.0)
-        if state.best_metric is not None and newest <= state.best_metric:
-            stale = 1 + _evaluations_since_best(state, state.log_history[:-1])
+        name = _metric_name(args)
+        newest = state.log_history[-1].get(name)
+        if state.best_metric is None or newest is None:
+            return
+        if newest <= state.best_metric if args.greater_is_better else newest >= state.best_metric:
+            stale = 1 + _evaluations_since_best(state, state.log_history[:-1], name)
             control.should_training_stop |= stale >= self.patience
 
 
-def _evaluations_since_best(state: Any, history: list[dict[str, float]]) -> int:
-    return sum("eval_accuracy" in entry and entry["step"] > (state.best_global_step or 0) for entry in history)
+def _metric_name(args: Any) -> str:
+    return f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+
+
+def _evaluations_since_best(state: Any, history: list[dict[str, float]], name: str) -> int:
+    return sum(name in entry and entry["step"] > (state.best_global_step or 0) for entry in history)

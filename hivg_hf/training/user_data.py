@@ -12,8 +12,7 @@ from typing import Any
 
 from hivg_hf.data.augmentation import DIRECTION_WORDS
 from hivg_hf.data.readers.common import ROW_ERRORS
-from hivg_hf.data.reading import open_source
-from hivg_hf.data.splits import UnknownSplitError
+from hivg_hf.data.reading import list_splits, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ SIZES = (
 STEPS_PER_PHASE = 600
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 40
 ROWS_FOR_WORKERS = 1_000
-ANY_SPLIT = "(any)"  # a name that no file has: the refusal lists those that it has
 HOLDOUT_BY_SIZE = -1.0  # stands for the share that the number of rows decides, until they are counted
 
 # Official: 2.5e-4 for the warm-up of bridge and heads, 1e-4 for the first stage, at width 768 (hivg_train.py:22-34).
@@ -57,8 +55,9 @@ def plan_user_training(
     """Plan a training run on somebody's own table.
 
     Args:
-        data: a CSV, TSV, JSONL, Parquet or COCO-style JSON file. A `split` column with `train` and `val` is followed;
-            without one, images are held out for validation.
+        data: whatever `load_grounding_dataset` reads: a table, a folder that `datasets` saved, a dataset on the Hub.
+            A `split` column with `train` and `val` is followed, and so are splits that are stored apart; without
+            either, images are held out for validation.
         images: folder of the pictures; the table's own folder unless told.
         base: folder or Hub id of a HiVG model or of a plain CLIP.
         out: folder of the run; only its name is read, as the name of the run.
@@ -89,6 +88,8 @@ def plan_user_training(
         rows, images_of_train = _count(specs["train"])
     held_out, _ = _count(specs["validation"])
     logger.info("%s: %s rows to train on, %s held out for validation.", data, f"{rows:,}", f"{held_out:,}")
+    if share := specs["validation"].get("holdout"):
+        logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
     tests = {"test": specs.pop("test")} if "test" in specs else {}
     batch_size = min(defaults["batch_size"], rows)
     return {
@@ -165,11 +166,7 @@ def _divide(reading: dict[str, Any], val: str | None) -> dict[str, dict[str, Any
 def _splits_of(reading: Mapping[str, Any]) -> set[str]:
     """The splits that the rows of a source name; empty where they name none."""
     options = {key: value for key, value in reading.items() if key not in ("source", "on_error")}
-    try:
-        open_source(str(reading["source"]), ANY_SPLIT, **{**options, "verify_images": "no"})
-    except UnknownSplitError as error:
-        return set(error.known) - {"all"}
-    return set()
+    return set(list_splits(str(reading["source"]), **options)) - {"all"}
 
 
 def _count(spec: Mapping[str, Any]) -> tuple[int, int]:

@@ -66,6 +66,13 @@ def _counter(machine: CheckedUnpickler, counts: Any = None) -> collections.Count
     return collections.Counter({key: need(count, int) for key, count in counts.items()})
 
 
+def _path(machine: CheckedUnpickler, *parts: Any) -> str:
+    """A `pathlib` path, such as an argument of a training, as the string it stands for."""
+    for part in parts:
+        machine.spend(len(need(part, str)))
+    return "/".join(parts).replace("//", "/", 1) if parts[:1] == ("/",) else "/".join(parts)
+
+
 def _complex(machine: CheckedUnpickler, real: Any, imaginary: Any) -> complex:
     return complex(need(real, float, int), need(imaginary, float, int))
 
@@ -139,6 +146,11 @@ PLAIN_NAMES = stand_ins(
         **{f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")},
         **{f"{module}.bytearray": _bytearray for module in ("builtins", "__builtin__")},
         **{f"{module}.complex": _complex for module in ("builtins", "__builtin__")},
+        **{
+            f"{module}.{kind}": _path
+            for module in ("pathlib", "pathlib._local")
+            for kind in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+        },
         "numpy.dtype": _numpy_type,
         "numpy.ndarray": None,
         **{f"numpy.{core}.multiarray._reconstruct": _numpy_array for core in ("core", "_core")},

@@ -66,6 +66,15 @@ def test_lora_as_an_adapter(files: Path, case: OfficialCase) -> None:
     assert (recorded["r"], recorded["lora_alpha"]) == (32, 16)
 
 
+def test_a_preset_of_a_clip_of_your_own(files: Path) -> None:
+    options = ["--preset", "base-unc", "--clip-config", str(files / "clip.json")]
+    result = CliRunner().invoke(app, ["convert", str(files / "official.safetensors"), str(files / "out"), *options])
+    assert result.exit_code == 2
+    for part in ("fusion_ffn_dim is 64 in the file and 2048 in the config", "patches and words is 93"):
+        assert part in result.output.replace("\n", " ")
+    assert "vision width" not in result.output  # the CLIP is the given one
+
+
 def test_another_alpha(files: Path) -> None:
     assert convert(files, "--alpha", "0").exit_code == 0
     official = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12])).state
@@ -97,7 +106,7 @@ def test_a_plain_clip_has_no_adapter(files: Path, case: OfficialCase) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "base-unc"], "Give either --preset, or --args"),
+        (["--preset", "base-unc"], "Give either --preset or --args"),
         (["--args", "nothing.json"], "There is no file nothing.json, which --args names"),
         (["--alpha", "x"], "alpha"),
     ],

@@ -65,17 +65,20 @@ def test_demo_without_gradio_says_how_to_install_it(
 def test_demo_serves_with_its_limits(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
     served: dict[str, Any] = {}
-    monkeypatch.setattr("hivg_hf.inference.web_page.build_page", lambda pipe: served.update(pipe=pipe) or "page")
+    monkeypatch.setattr(
+        "hivg_hf.inference.web_page.build_page", lambda pipe, name: served.update(pipe=pipe, name=name) or "page"
+    )
     monkeypatch.setattr("hivg_hf.inference.web_page.serve", lambda *arguments: served.update(arguments=arguments))
     assert run("demo", "--model", model_folder, "--port", "8123", "--queue-size", "5", "--max-upload-mb", "2") == 0
     assert served["arguments"] == ("page", "127.0.0.1", 8123, 5, 2)
     assert isinstance(served["pipe"], VisualGroundingPipeline)
+    assert served["name"] == model_folder
 
 
 def test_demo_passes_on_what_a_service_needs(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
     served: dict[str, Any] = {}
-    monkeypatch.setattr("hivg_hf.inference.web_page.build_page", lambda pipe, **limits: served.update(limits=limits))
+    monkeypatch.setattr("hivg_hf.inference.web_page.build_page", lambda *_, **limits: served.update(limits=limits))
     monkeypatch.setattr("hivg_hf.inference.web_page.serve", lambda *arguments, **more: served.update(more=more))
     options = ("--workers", "3", "--time-limit", "7.5", "--root-path", "/hivg")
     assert run("demo", "--model", model_folder, *options) == 0

@@ -368,3 +368,40 @@ def test_recorded_files_load_by_their_arguments_in_a_pth(tmp_path: Path) -> None
     recorded = recorded_case("base-mixup-stage1")
     model = load_official_checkpoint(save_pth(recorded, tmp_path / "a.pth"), clip_config=recorded.clip_config)
     assert model.config.bridge_text_source == "projection"
+
+
+def test_other_weights_in_a_file_are_reported(case: OfficialCase, tmp_path: Path) -> None:
+    path = save_pth(case, tmp_path / "best.pth", model_ema={"reg_token.weight": torch.zeros(1, 16)})
+    report = convert_official_checkpoint(path, clip_config=case.clip_config).report
+    assert report.unread == ("model_ema",)
+    assert "The file also holds weights under model_ema, which were not read." in str(report)
+
+
+def test_paths_among_the_arguments_are_read_as_strings(case: OfficialCase, tmp_path: Path) -> None:
+    args = argparse.Namespace(**case.args, output_dir=tmp_path / "runs", split_root=Path("a/b"))
+    conversion = convert_official_checkpoint(
+        save_pth(case, tmp_path / "best.pth", args=args), clip_config=case.clip_config
+    )
+    assert conversion.model.config.bridge_text_layers == [6, 12]
+    from hivg_hf.utils.safe_pickle import load_torch_file
+
+    read = load_torch_file(tmp_path / "best.pth")["args"]
+    assert (read.output_dir, read.split_root) == (str(tmp_path / "runs"), "a/b")
+
+
+@torch.no_grad()
+def test_terms_of_the_bridges_go_on_with_the_adapter(case: OfficialCase, tmp_path: Path) -> None:
+    """With `bridge_lora` the authors' pairs stay apart, whole, and the model is the same."""
+    config = config_of(case, bridge_lora=True)
+    path = save_pth(case, tmp_path / "best.pth")
+    kept = convert_official_checkpoint(path, config, lora="adapter")
+    assert not kept.report.merged
+    plain = kept.model.get_base_model()
+    pair = plain.clip.vision_model.encoder.layers[3].bridge.attention.v_proj
+    official = "clip.base_model.model.base_model.model.vision_model.encoder.layers.3.cross_attn.v_proj.lora_A.default"
+    assert torch.equal(pair.down, case.state[f"{official}.weight"])
+    assert_outputs_match(run_ours(plain.eval(), case), case.run(mixes_batch=False))
+    merged = convert_official_checkpoint(path, config)  # --lora merge: fresh terms of 0
+    assert_outputs_match(run_ours(merged.model, case), case.run(mixes_batch=False))
+    with pytest.raises(ValueError, match=r"bridge terms of rank 32 and scale 0.25; `bridge_lora` is of rank 32 and"):
+        convert_official_checkpoint(path, config_of(case, bridge_lora=True), lora="adapter", lora_alpha=8)

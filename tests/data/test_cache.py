@@ -145,7 +145,7 @@ def test_wrong_uses_are_named(tmp_path, rows, processor):
         write_cache({"val": rows}, tmp_path / "cache", "eval")
     with pytest.raises(ValueError, match="holds other files and no cache"):
         write_cache({"val": rows}, tmp_path, "train")
-    with pytest.raises(ValueError, match=r"Unknown data source .*, a folder \(VOC, YOLO, .* or one made by prepare"):
+    with pytest.raises(ValueError, match=r"Unknown data source .*, a folder \(VOC, YOLO, .* or one made by `hivg"):
         load_grounding_dataset(tmp_path, "val")
     write_cache({"val": rows}, tmp_path / "cache", "train")
     with pytest.raises(ValueError, match="has no split 'train'; it has val"):

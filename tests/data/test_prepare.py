@@ -1,25 +1,26 @@
 """The survey of datasets: counts, faults, leaks, statistics, contact sheets, and the script around it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hivg_hf.cli import main
 from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.prepare import contact_sheet, summarize, survey, write_survey
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """`hivg survey`, as a function of its words that returns the exit status."""
+
+    def run(arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["survey", *arguments])
+        return ended.value.code or 0
+
+    return run
 
 
 @pytest.fixture
@@ -89,15 +90,16 @@ def test_sheets_are_written_for_each_split_and_can_be_opened(tmp_path):
     assert names == [
         "survey.json",
         "problems.txt",
+        "survey.html",
         "refshapes-val.contact-sheet.jpg",
         "refshapes-none.contact-sheet.jpg",
     ]
-    assert Image.open(files[2]).size == (4 * 320, 2 * 360)
+    assert Image.open(files[3]).size == (4 * 320, 2 * 360)
 
 
-def test_the_script_prints_writes_and_exits_with_1_where_rows_are_faulty(table, tmp_path, script, capsys):
+def test_the_verb_prints_writes_and_exits_with_1_where_rows_are_faulty(table, tmp_path, script, capsys):
     arguments = [f"{table}:train", f"{table}:val", "--box-format", "xyxy", "--out", str(tmp_path / "out"), "--quick"]
-    assert script.main(arguments) == 1
+    assert script(arguments) == 1
     printed = capsys.readouterr().out
     assert "share 1 images" in printed
     assert str(tmp_path / "out" / "survey.json") in printed
@@ -105,7 +107,7 @@ def test_the_script_prints_writes_and_exits_with_1_where_rows_are_faulty(table, 
     assert json.loads((tmp_path / "out" / "survey.json").read_text())["shared_images"]
 
 
-def test_the_script_makes_a_cache_that_loads(table, tmp_path, script, capsys):
+def test_the_verb_makes_a_cache_that_loads(table, tmp_path, script, capsys):
     out = tmp_path / "out"
     arguments = [
         f"{table}:train",
@@ -118,18 +120,18 @@ def test_the_script_makes_a_cache_that_loads(table, tmp_path, script, capsys):
         "--for",
         "train",
     ]
-    assert script.main(arguments) == 2
+    assert script(arguments) == 2
     assert "2 of 4 rows cannot be used" in capsys.readouterr().err
-    assert script.main([*arguments, "--on-error", "skip"]) == 0
+    assert script([*arguments, "--on-error", "skip"]) == 0
     assert load_grounding_dataset(out / "cache", "train")[0]["expression"] == "the red dog"
     assert len(load_grounding_dataset(out / "cache", "val")) == 1
 
 
-def test_the_script_makes_a_cache_for_a_model(table, tmp_path, script, processor):
+def test_the_verb_makes_a_cache_for_a_model(table, tmp_path, script, processor):
     processor.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
     arguments = [f"{table}:val", "--box-format", "xyxy", "--out", str(out), "--on-error", "skip", "--for", "eval"]
-    assert script.main([*arguments, "--model", str(tmp_path / "model")]) == 0
+    assert script([*arguments, "--model", str(tmp_path / "model")]) == 0
     assert load_grounding_dataset(out / "cache", "val")[0]["letterboxed"]["settings"]["size"] == 64
 
 
@@ -138,10 +140,32 @@ def test_the_script_makes_a_cache_for_a_model(table, tmp_path, script, processor
     [
         (["refcoco"], "'refcoco' names no split; write SOURCE:SPLIT"),
         (["refcoco:val"], "refcoco is read from files: give root="),
-        (["refcoco:val", "--option", "masks"], "--option 'masks' should be KEY=VALUE"),
+        (["refcoco:val", "--option", "masks"], "--option takes NAME=VALUE, got 'masks'"),
         (["refshapes:val", "--option", "size=2", "--for", "eval"], "say which with --model"),
     ],
 )
-def test_the_script_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
-    assert script.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+def test_the_verb_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
+    assert script([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_page_shows_leaks_by_content_and_needs_nothing_else(tmp_path, make_image):
+    make_image(tmp_path / "a.png", 64, 48, seed=1)
+    make_image(tmp_path / "b.png", 64, 48, seed=2)
+    Image.open(tmp_path / "a.png").save(tmp_path / "copy.webp", lossless=True)
+    rows = ["a.png,red <star>,1 2 30 40,train", "b.png,blue,1 2 30 40,train", "copy.webp,Blue,1 2 30 40,val"]
+    (tmp_path / "my.csv").write_text("image,expression,box,split\n" + "\n".join([*rows, "gone.png,x,1 2 3 4,val"]))
+    specs = [{"source": str(tmp_path / "my.csv"), "split": name, "box_format": "xyxy"} for name in ("train", "val")]
+    result = survey(specs)
+    pair = f"{tmp_path / 'my.csv'}:train and {tmp_path / 'my.csv'}:val"
+    assert result.leaks == {}
+    assert result.lookalikes == {pair: ["copy.webp = a.png"]}
+    assert result.shared_expressions == {pair: ["blue"]}
+    assert "near-identical images, for example copy.webp = a.png" in summarize(result)
+    page = next(path for path in write_survey(result, tmp_path / "out") if path.name == "survey.html").read_text()
+    assert "copy.webp = a.png" in page
+    assert "&lt;star&gt;" in page
+    assert "there is no image file" in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "http://" not in page
+    assert "https://" not in page

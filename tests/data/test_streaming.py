@@ -7,8 +7,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
+from hivg_hf.data import GroundingAugmentation, GroundingCollator, KeyedDataset
 from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.schema import FEATURES
 
@@ -37,7 +39,7 @@ def test_a_stream_is_an_iterable_dataset_of_the_schema(source):
     stream = _stream(source, shuffle=False)
     assert isinstance(stream, datasets.IterableDataset)
     row = next(iter(stream))
-    assert set(row) == {*FEATURES, "epoch", "row_index"}
+    assert set(row) == {*FEATURES, "row_index"}
     assert (row["expression"], row["box"], row["image"]["bytes"]) == ("object 0", [1.0, 2.0, 30.0, 40.0], None)
     assert len(stream) == ROWS
     assert [
@@ -67,8 +69,11 @@ def test_resuming_in_the_middle_of_an_epoch_loses_no_row_and_repeats_none(source
     def loader(stream):
         return DataLoader(stream, batch_size=5, num_workers=workers, collate_fn=list)
 
-    whole = _seen(loader(_stream(source, seed=3, batch_size=5)))
+    unbroken = _stream(source, seed=3, batch_size=5)
+    unbroken.set_epoch(0)
+    whole = _seen(loader(unbroken))
     interrupted = _stream(source, seed=3, batch_size=5)
+    interrupted.set_epoch(0)
     reader = iter(loader(interrupted))
     first = [next(reader) for _ in range(batches)]
     state = json.loads(json.dumps(interrupted.state_dict(rows_seen=batches * 5)))
@@ -98,6 +103,28 @@ def test_the_next_epoch_has_another_order_and_workers_that_live_on_see_it(source
         orders.append(_seen(loader))
     assert sorted(orders[1]) == [(1, index) for index in range(ROWS)]
     assert [index for _, index in orders[0]] != [index for _, index in orders[1]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loop_that_names_no_epoch_draws_another_augmentation_in_each(source, workers, tiny_processor):
+    augmentation = GroundingAugmentation.for_processor(tiny_processor)
+    stream = _stream(source, seed=1, batch_size=8)
+    loader = DataLoader(
+        stream, 8, num_workers=workers, collate_fn=GroundingCollator(tiny_processor, augmentation, masks=False)
+    )
+    first, second = (torch.cat([batch["pixel_values"] for batch in loader]) for _ in range(2))
+    assert len(first) == len(second) == ROWS
+    assert (first != second).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_rows_of_a_named_epoch_are_the_same_whenever_they_are_asked_for(source, tiny_processor):
+    augmentation = GroundingAugmentation.for_processor(tiny_processor)
+    collate = GroundingCollator(tiny_processor, augmentation, masks=False)
+    stream = _stream(source, seed=1, batch_size=8)
+    stream.set_epoch(3)
+    row = next(iter(stream))
+    keyed = KeyedDataset(stream)[3, row["row_index"]]
+    assert torch.equal(collate([row])["pixel_values"], collate([keyed])["pixel_values"])
 
 
 def test_a_state_of_another_seed_is_refused(source):

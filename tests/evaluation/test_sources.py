@@ -1,13 +1,18 @@
 """Models and data as the command line names them."""
 
+import argparse
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from parity.official_cases import made_case
+from PIL import Image
 
-import hivg_hf
+from benchmarks.speed.official_reference import OfficialLayers
+from hivg_hf.data.splits import split_names
 from hivg_hf.evaluation import sources
-from hivg_hf.evaluation.sources import open_data, open_foils, open_model, split_names
+from hivg_hf.evaluation.sources import open_data, open_foils, open_model
 from hivg_hf.utils.strict_mapping import read_options
 
 
@@ -37,18 +42,35 @@ def test_a_local_model_has_no_commit_and_takes_another_setting(checkpoint):
 
 
 def test_the_included_checkpoint_has_a_name(checkpoint, monkeypatch):
-    assert Path(hivg_hf.TINY_CHECKPOINT).name == sources.INCLUDED_MODEL
-    monkeypatch.setattr("hivg_hf.checkpoints.TINY_CHECKPOINT", str(checkpoint))
+    monkeypatch.setattr("hivg_hf.hub.names.TINY_CHECKPOINT", str(checkpoint))
     assert open_model("hivg-tiny-refshapes").model.config.image_size == 64
+    assert open_model("tiny").model.config.image_size == 64
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(FileNotFoundError, match=r"There is no model folder /no/such\."):
+    with pytest.raises(FileNotFoundError, match=r"There is no model folder '/no/such'\."):
         open_model("/no/such")
 
 
-def test_an_official_file_has_neither_revision_nor_settings(tmp_path):
-    with pytest.raises(ValueError, match="is an official file: it has no revision"):
+def test_an_official_file_around_an_unpublished_clip_opens(tmp_path, tiny_tokenizer):
+    case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12]), vl_enc_layers=1)
+    path = str(tmp_path / "best.pth")
+    torch.save({"model": case.state, "args": argparse.Namespace(**case.args)}, path)
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    opened = open_model(
+        path,
+        overrides={"bridge_mixes_batch": True},
+        clip_config=case.clip_config,
+        tokenizer=str(tmp_path / "tokenizer"),
+    )
+    assert opened.model.config.bridge_mixes_batch
+    assert opened.processor.image_processor.pad_align == "pixel"
+    with pytest.raises(ValueError, match="give them for official files alone"):
+        open_model(str(tmp_path / "tokenizer"), tokenizer="x")
+
+
+def test_an_official_file_has_no_revision(tmp_path):
+    with pytest.raises(ValueError, match="is an official file, which has no revision: omit it"):
         open_model(str(tmp_path / "best.pth"), revision="main")
 
 
@@ -76,3 +98,10 @@ def test_options_are_read_as_values():
         "root": "/data", "size": 5, "masks": False, "note": "a=b", "empty": ""}  # fmt: skip
     with pytest.raises(ValueError, match="--set takes NAME=VALUE, got 'score'"):
         read_options(["score"], "--set")
+
+
+def test_another_image_size_reaches_model_and_processor(checkpoint):
+    opened = open_model(str(checkpoint), overrides={"image_size": 96})
+    inputs = opened.processor(images=Image.new("RGB", (120, 60), "red"), text="red")
+    assert inputs["pixel_values"].shape[-2:] == (96, 96)
+    assert opened.model(**inputs).pred_boxes.shape == (1, 4)

@@ -92,7 +92,8 @@ class HubHandler(BaseHTTPRequestHandler):
         wish = json.loads(self.body)
         repo_id = f"{wish.get('organization') or self.user}/{wish['name']}"
         self.hub.may_write(self.user, repo_id)
-        answer = {"url": f"{self.address}/{repo_id}", "name": repo_id, "id": repo_id}
+        kind = "datasets/" if wish.get("type") == "dataset" else ""
+        answer = {"url": f"{self.address}/{kind}{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repositories:
             return self.reply(answer | {"error": "You already created this model repo"}, 409)
         self.hub.create(repo_id, private=bool(wish.get("private")) or wish.get("visibility") == "private")
@@ -151,7 +152,8 @@ class HubHandler(BaseHTTPRequestHandler):
             else:
                 raise HubRefusalError(400, message=f"Unknown operation {kind}")
         oid = repository.commit(title, files, frozenset(lfs), branch=revision)
-        answer = {"commitOid": oid, "commitUrl": f"{self.address}/{repo_id}/commit/{oid}", "hookOutput": ""}
+        kind = "datasets/" if self.path.startswith("/api/datasets/") else ""
+        answer = {"commitOid": oid, "commitUrl": f"{self.address}/{kind}{repo_id}/commit/{oid}", "hookOutput": ""}
         self.reply({"success": True, **answer})
 
     def branch(self, repo_id: str, name: str) -> None:
@@ -187,6 +189,13 @@ class HubHandler(BaseHTTPRequestHandler):
             entries += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)]
         self.reply(entries)
 
+    def paths_info(self, repo_id: str, revision: str) -> None:
+        _, commit = self.hub.revision(self.user, repo_id, revision)
+        wanted = parse_qs(self.body.decode())["paths"] if b"paths=" in self.body else json.loads(self.body)["paths"]
+        entries = [file_entry(commit, path) for path in wanted if path in commit.files]
+        folders = [path for path in wanted if any(file.startswith(f"{path}/") for file in commit.files)]
+        self.reply([*entries, *({"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders)])
+
     def resolve(self, repo_id: str, revision: str, path: str) -> None:
         _, commit = self.hub.revision(self.user, repo_id, revision)
         if path not in commit.files:
@@ -215,21 +224,22 @@ class HubHandler(BaseHTTPRequestHandler):
         ("GET", "/api/whoami-v2", whoami),
         ("POST", "/api/validate-yaml", validate_card),
         ("POST", "/api/repos/create", create_repository),
-        ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", preupload),
-        ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", large_file_batch),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", preupload),
+        ("POST", r"/(?:datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", large_file_batch),
         ("PUT", "/_large/([0-9a-f]{64})", put_large_file),
         ("GET HEAD", "/_large/(.+)/([0-9a-f]{64})", get_large_file),
-        ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", commit),
-        ("POST", r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", branch),
-        ("POST", r"/api/models/([^/]+/[^/]+)/tag/([^/]+)", tag),
-        ("GET HEAD", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", info),
-        ("GET HEAD", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", tree),
-        ("GET HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", commit),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/branch/([^/]+)", branch),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/tag/([^/]+)", tag),
+        ("GET HEAD", r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", info),
+        ("POST", r"/api/(?:models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", paths_info),
+        ("GET HEAD", r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", tree),
+        ("GET HEAD", r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
     ]
 
 
 @contextmanager
-def serve_hub(users: dict[str, str], lfs_pattern: str = r"\.safetensors$") -> Iterator[tuple[Hub, str]]:
+def serve_hub(users: dict[str, str], lfs_pattern: str = r"\.(safetensors|parquet)$") -> Iterator[tuple[Hub, str]]:
     """Serve a new Hub on a free port of the loopback interface; yields its state and its address.
 
     Args:

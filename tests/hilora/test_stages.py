@@ -17,9 +17,11 @@ from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.hilora import (
     HiLoraConfig,
     HiLoraStage,
+    load_adapter_state,
     load_stages,
     merge_stages,
     publish_stages,
+    save_adapter_state,
     start_stage,
     target_pattern,
 )
@@ -431,3 +433,53 @@ def test_progressive_stages_grow_one_adapter(tiny_model, tiny_config):
     model = start_stage(model, config, 2)
     assert list(model.peft_config) == ["hilora"]
     assert trainable(model, "vision_model.encoder.layers.3.self_attn.q_proj.lora_A") == first
+
+
+def test_terms_inside_the_bridges_are_folded_in_everything_published(tiny_model, tiny_config, question, tmp_path):
+    config = copy.deepcopy(tiny_config)
+    config.bridge_lora = True
+    plain = HiVGForVisualGrounding(config).eval()
+    plain.load_state_dict(tiny_model.state_dict(), strict=False)
+    model = start_stage(plain, HiLoraConfig.for_model(config, 2, rank=2), 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    assert [name for name, p in model.named_parameters() if p.requires_grad and name.endswith("q_proj.up")]
+    publish_stages(model, tmp_path, "stage_1")
+    wanted = answer(model, question)
+    for form in (load_stages(tmp_path), HiVGForVisualGrounding.from_pretrained(tmp_path / "merged")):
+        torch.testing.assert_close(answer(form.eval(), question), wanted, atol=1e-5, rtol=1e-5)
+        assert not form.config.bridge_lora
+    export = PeftModel.from_pretrained(copy.deepcopy(tiny_model), tmp_path / "exports" / "stage_1")
+    torch.testing.assert_close(answer(export.eval(), question), wanted, atol=1e-5, rtol=1e-5)
+    assert plain.config.bridge_lora  # and trains on
+
+
+@pytest.mark.parametrize("mode", ["additive", "progressive"])
+def test_targets_inside_the_bridges_train_and_are_published(mode, tiny_model, tiny_config, question, tmp_path):
+    targets = ("q_proj", "bridge.q_proj", "bridge.v_proj", "bridge.fc2")
+    config = HiLoraConfig.for_model(tiny_config, 2, rank=2, mode=mode, targets=targets)
+    model = copy.deepcopy(tiny_model)
+    for stage in (1, 2):
+        model = start_stage(model, config, stage)
+        trains = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+        layers = {name.split("layers.")[1].split(".")[0] for name in trains if ".bridge." in name}
+        assert layers == {"1"} if stage == 1 else {"1", "3"}
+        assert all(f".{config.adapter_name(stage)}." in name for name in trains)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn(parameter.shape))
+    publish_stages(model, tmp_path, "stage_2")
+    wanted = answer(model, question)
+    for form in (load_stages(tmp_path), HiVGForVisualGrounding.from_pretrained(tmp_path / "merged")):
+        torch.testing.assert_close(answer(form, question), wanted, atol=1e-5, rtol=1e-5)
+    export = PeftModel.from_pretrained(copy.deepcopy(tiny_model), tmp_path / "exports" / "stage_2")
+    torch.testing.assert_close(answer(export, question), wanted, atol=1e-5, rtol=1e-5)
+    save_adapter_state(model, tmp_path / "state")
+    again = start_stage(start_stage(copy.deepcopy(tiny_model), config, 1), config, 2)
+    load_adapter_state(again, tmp_path / "state")
+    torch.testing.assert_close(answer(again, question), wanted, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="and one of a tower's own among them"):
+        HiLoraConfig.for_model(tiny_config, 2, targets=("bridge.q_proj",))

@@ -154,3 +154,14 @@ def test_update_replaces_weights_that_the_new_model_has_not(
     assert not left & {*shards, "model.safetensors.index.json"}
     expected = boxes(home, PIPELINE, "alice/tiny", picture)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_path_in_place_of_a_repository_is_a_trial(home: Interpreter, folder: Path, hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "trial"
+    done = push(home, folder, str(out), token="")
+    assert done["status"] == 0, done["output"]
+    assert f"Nothing was sent; this would be pushed: {out}" in done["output"]
+    pushed(home, folder, "alice/tiny")
+    sent = {path for path in hub.repositories["alice/tiny"].head.files if path != ".gitattributes"}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == sent
+    assert push(home, folder, str(out), token="")["status"] == 2

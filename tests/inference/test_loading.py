@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hivg_hf.hub import names
 from hivg_hf.inference import loading
 
 
@@ -11,7 +12,7 @@ def test_without_the_included_checkpoint_the_way_to_get_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = str(tmp_path / "hivg-tiny-refshapes")
-    monkeypatch.setattr(loading, "TINY_CHECKPOINT", absent)
+    monkeypatch.setattr(names, "TINY_CHECKPOINT", absent)
     with pytest.raises(FileNotFoundError, match=r"train it with `hivg train hivg-tiny-refshapes"):
         loading.load_pipeline(absent)
 

@@ -257,6 +257,29 @@ def test_damaged_pictures_and_odd_words_give_an_answer_or_a_sentence(
     assert min(counts.values()) > 20
 
 
+@pytest.mark.parametrize(
+    ("name", "knows_shapes", "shown"),
+    [
+        (
+            "tiny",
+            True,
+            "Model: <code>tiny</code>, which knows rendered shapes only. For photos: <code>hivg demo --model",
+        ),
+        ("official:base-mixup", False, "Model: <code>official:base-mixup</code>"),
+        ("me/<b>", False, "Model: <code>me/&lt;b&gt;</code>"),
+    ],
+)
+def test_the_page_names_its_model_and_has_examples_for_the_one_that_knows_them(
+    pipe: VisualGroundingPipeline, name: str, knows_shapes: bool, shown: str
+) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
+    components = build_page(pipe, name).config["components"]
+    (about,) = [part["props"]["value"] for part in components if part["props"].get("elem_id") == "model"]
+    assert about.startswith(shown)
+    assert ("rendered shapes" in about) == knows_shapes
+    assert any(part["type"] == "dataset" for part in components) == knows_shapes
+
+
 @pytest.fixture(scope="module")
 def address(pipe: VisualGroundingPipeline) -> Iterator[str]:
     """The page of the shipped checkpoint, or, in a checkout without it, of a tiny model."""

@@ -22,6 +22,18 @@ def grefcoco(predictions, references, protocol="pixel", threshold=0.7):
     ]
 
 
+def test_one_box_for_several_targets_is_said_beside_the_figure():
+    reference = {"id": 0, "box": None, "boxes": [[0, 0, 10, 10], [50, 0, 60, 10]]}
+    one = compute_grounding_metrics(
+        [{"id": 0, "box_xyxy": [0, 0, 10, 10], "score": 0.9}], [reference], score_threshold=0.5, resamples=0
+    )
+    assert one["figures"]["f1_precision"] == 0
+    assert one["notes"]["f1_precision"].startswith("1 rows have several targets and the model gives one box")
+    several = {"id": 0, "box_xyxy": [0, 0, 10, 10], "boxes_xyxy": reference["boxes"], "scores": [0.9, 0.9]}
+    found = compute_grounding_metrics([several], [reference], score_threshold=0.5, resamples=0)
+    assert (found["figures"]["f1_precision"], found["notes"]) == (1.0, {})
+
+
 def test_f1_precision_n_acc_and_t_acc_by_hand():
     references = [[LEFT, RIGHT], [LEFT, RIGHT], [LEFT], [LEFT], [], []]
     predictions = [

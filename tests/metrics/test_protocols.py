@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hivg_hf.data.official_targets import truncate_ground_truth
 from hivg_hf.metrics import score_rows
-from hivg_hf.metrics.protocols import truncate_ground_truth
 
 COUNT = 400
 

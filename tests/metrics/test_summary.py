@@ -173,8 +173,8 @@ def test_breakdowns_by_length_size_shape_category_and_source():
     assert {name: entry["n"] for name, entry in tables["object_size"].items()} == {"small": 1, "medium": 2, "large": 1}
     assert {name: entry["n"] for name, entry in tables["image_shape"].items()} == {"wide": 1, "tall": 1, "square": 2}
     assert tables["category"] == {
-        "cat": {"n": 2, "acc@0.5": 0.5, "mean_iou": 0.5},
-        "dog": {"n": 1, "acc@0.5": 1.0, "mean_iou": 1.0},
+        "cat": {"n": 2, "acc@0.5": 0.5, "mean_iou": 0.5, "macc": 0.5},
+        "dog": {"n": 1, "acc@0.5": 1.0, "mean_iou": 1.0, "macc": 1.0},
     }
     assert tables["source"]["a"]["acc@0.5"] == 0.5
     assert tables["image_shape"]["tall"]["acc@0.5"] == 0.0
@@ -192,6 +192,7 @@ def test_ref_l4_sizes_and_class_average():
         "small": 1, "medium": 1, "large": 1}  # fmt: skip
     assert result["figures"]["acc@0.5"] == pytest.approx(2 / 3)
     assert result["figures"]["class_acc@0.5"] == pytest.approx((1 / 2 + 1) / 2)
+    assert [entry["macc"] for entry in result["breakdowns"]["object_size"].values()] == [1.0, 0.0, 1.0]
 
 
 def test_ref_l4_merges_classes_with_their_twins_before_it_averages():

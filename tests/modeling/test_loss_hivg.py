@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hivg_hf.modeling.loss_hivg import (
     box_giou_loss,
     box_l1_loss,
+    checked_labels,
     contrastive_loss,
     dice_loss,
     focal_loss,
@@ -119,3 +121,70 @@ def test_equal_expressions_hash_alike_whatever_their_padding():
 def test_pairs_share_the_image_or_the_expression():
     same = same_pairs(torch.tensor([1, 1, 2]), torch.tensor([7, 8, 8]))
     assert same.tolist() == [[True, True, False], [True, True, True], [False, True, True]]
+
+
+def test_a_registered_term_is_weighed_computed_and_left_out_of_saved_configs(monkeypatch, tmp_path):
+    from hivg_hf import HiVGConfig
+    from hivg_hf.modeling import configuration_hivg, loss_hivg, modeling_hivg
+
+    known = {}
+    for module in (loss_hivg, configuration_hivg, modeling_hivg):
+        monkeypatch.setattr(module, "EXTRA_LOSSES", known)
+    with pytest.raises(StrictDataclassError, match="Unknown terms in `loss_weights`"):
+        HiVGConfig.preset("tiny", loss_weights={"mine": 1})
+    with pytest.raises(ValueError, match="`giou` is a term of HiVG's own"):
+        loss_hivg.register_loss("giou", lambda outputs, targets, config: 0)
+    with pytest.raises(ValueError, match=r"may need token_logits, mask_logits. Got \['boxes'\]"):
+        loss_hivg.register_loss("mine", lambda outputs, targets, config: 0, needs=("boxes",))
+    loss_hivg.register_loss(
+        "mine", lambda out, targets, config: out["mask_logits"].mean() * 0 + 3, needs=("mask_logits",)
+    )
+    off = dict.fromkeys(loss_hivg.LOSS_NAMES, 0)
+    config = HiVGConfig.preset("tiny", loss_weights={**off, "mine": 2})
+    model = modeling_hivg.HiVGForVisualGrounding(config).eval()
+    ids, pixels = torch.tensor([[689, 4, 690]]), torch.zeros(1, 3, 112, 112)
+    output = model(input_ids=ids, pixel_values=pixels, labels=torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+    assert output.loss.item() == 6
+    assert list(output.loss_dict) == ["mine"]
+    config.save_pretrained(tmp_path)
+    known.clear()
+    assert set(HiVGConfig.from_pretrained(tmp_path).loss_weights) == set(loss_hivg.LOSS_NAMES)
+
+
+def test_weights_that_are_not_named_keep_their_default():
+    from hivg_hf import HiVGConfig
+    from hivg_hf.modeling.presets_hivg import OFFICIAL_LOSS_WEIGHTS
+
+    config = HiVGConfig.preset("tiny", loss_weights={"mask_dice": 0})
+    assert config.loss_weights == {**OFFICIAL_LOSS_WEIGHTS, "score": 1.0, "mask_dice": 0}
+    again = HiVGConfig.from_dict(config.to_dict(), loss_weights={"giou": 1})
+    assert (again.loss_weights["giou"], again.loss_weights["mask_dice"]) == (1, 0)
+
+
+BOXES = torch.tensor([[0.5, 0.5, 0.2, 0.4], [torch.nan] * 4, [0.95, 0.5, 1.05, 1.05]])
+
+
+def test_labels_may_be_rows_or_lists_as_detr_takes_them():
+    listed = [{"boxes": BOXES[:1], "class_labels": torch.tensor([0])}, {"boxes": []}, {"boxes": BOXES[2:].tolist()}]
+    for labels in (BOXES, BOXES.double(), listed):
+        found = checked_labels(labels, BOXES)
+        assert found.dtype == torch.float32
+        assert torch.equal(found.nan_to_num(-1), BOXES.nan_to_num(-1))
+
+
+@pytest.mark.parametrize(
+    "box", [[10.0, 20, 30, 40], [0.5, 0.5, 1.2, 0.2], [0.5, -0.2, 0.2, 0.2], [0.5, 0.5, 0.2, float("inf")]]
+)
+def test_labels_outside_0_to_1_are_refused_with_what_to_do(box):
+    labels = torch.cat([BOXES, torch.tensor([box])])
+    with pytest.raises(
+        ValueError, match=r"must be \(cx, cy, w, h\) in 0..1 .* Row 3 is \[.*processor\(images, text, box"
+    ):
+        checked_labels(labels, BOXES)
+    with pytest.raises(ValueError, match=r"Row 0 is"):
+        checked_labels([{"boxes": [box]}], BOXES)
+
+
+def test_several_boxes_for_one_expression_are_refused():
+    with pytest.raises(ValueError, match=r"Row 1 of `labels` has 2 boxes, and an expression has one target here"):
+        checked_labels([{"boxes": BOXES[:1]}, {"boxes": BOXES[[0, 2]]}], BOXES)

@@ -584,6 +584,43 @@ def test_positions_are_interpolated_for_a_larger_image(tiny_config):
     assert run(model, inputs, output_token_logits=True).token_logits.shape == (1, 144)
 
 
+def test_another_image_size_interpolates_the_positions_of_patches_alone(tiny_model, batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    larger = HiVGForVisualGrounding.from_pretrained(tmp_path, image_size=96).eval()
+    assert larger.config.image_size == larger.grounding_head.config.image_size == 96
+    trained = tiny_model.grounding_head.position_embedding.weight
+    rows = larger.grounding_head.position_embedding.weight
+    assert len(rows) == 2 + 144 + 77
+    assert torch.equal(rows[:2], trained[:2])
+    assert torch.equal(rows[-77:], trained[-77:])
+    square = trained[2:-77].T.reshape(1, -1, 8, 8)
+    square = torch.nn.functional.interpolate(square, size=(12, 12), mode="bicubic", antialias=True)
+    torch.testing.assert_close(rows[2:-77], square[0].flatten(1).T)
+    words = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    output = run(larger, {**words, "pixel_values": torch.randn(3, 3, 96, 96)}, output_masks=True)
+    assert output.mask_logits.shape == (3, 96, 96)
+
+    larger.save_pretrained(tmp_path / "larger")
+    again = HiVGForVisualGrounding.from_pretrained(tmp_path / "larger")
+    assert again.config.image_size == 96
+    assert torch.equal(again.grounding_head.position_embedding.weight, rows)
+
+
+def test_auto_classes_and_configs_ask_for_another_image_size_too(tiny_model, batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    smaller = AutoModel.from_pretrained(tmp_path, image_size=32)
+    assert smaller.grounding_head.position_embedding.weight.shape[0] == 2 + 16 + 77
+    config = HiVGConfig.from_pretrained(tmp_path, image_size=96)
+    model, report = HiVGForVisualGrounding.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+    assert (model.config.image_size, config.image_size) == (96, 96)
+    same = HiVGForVisualGrounding.from_pretrained(tmp_path, image_size=64).eval()
+    assert torch.equal(run(same, batch).pred_boxes, run(tiny_model, batch).pred_boxes)
+    with pytest.raises(ValueError, match=r"`image_size` must be a multiple of CLIP's patch size\. Got 100 and 8"):
+        HiVGForVisualGrounding.from_pretrained(tmp_path, image_size=100)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -17,8 +17,9 @@ import torch
 from transformers import pipeline
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf.data.schema import decode_mask
 from hivg_hf.modeling.pipeline_hivg import LOOKAHEAD
-from hivg_hf.modeling.pipeline_streams_hivg import PendingItem, take_batch
+from hivg_hf.modeling.pipeline_streams_hivg import PendingItem, mask_in_form, take_batch
 
 SIZES = [(30, 60), (64, 20), (50, 50), (1, 90), (200, 100), (64, 64), (33, 77), (20, 21)]
 EXPRESSIONS = [
@@ -469,3 +470,67 @@ def test_official_models_take_no_reduced_pictures(pipe: VisualGroundingPipeline)
     other.model = SimpleNamespace(config=SimpleNamespace(skip_padded_patches=False))
     with pytest.raises(ValueError, match="computes as the official code does"):
         other._sanitize_parameters(reduce_jpeg=True)
+
+
+class Frame:
+    """What pandas and polars have in common with a table."""
+
+    def __init__(self, rows: list[dict[str, Any]], method: str) -> None:
+        self.columns = list(rows[0])
+        setattr(self, method, lambda *orient: [dict(row) for row in rows])
+
+
+def test_tables_texts_from_generators_and_encoded_pictures_are_understood(
+    pipe: VisualGroundingPipeline, pictures: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "a picture.png"
+    pictures[0].save(path)
+    expected = pipe(pictures[0], "the star")
+    encoded = base64.b64encode(path.read_bytes())
+    lines = "\n".join(encoded.decode()[start : start + 76] for start in range(0, len(encoded), 76))
+    urls = [f"data:image/png;base64,{lines}", f" data:image/png;base64,\r\n{lines}\r\n"]
+    files = [path.as_uri(), f"file://localhost{path}", f"FILE:{path}"]
+    for image in (encoded, encoded.decode(), lines, *urls, *files):
+        assert pipe(image, "the star") == expected
+    assert pipe(str(path), (text for text in ["the star"])) == [expected]
+    assert pipe([str(path)], (text for text in ["the star"])) == [expected]
+    rows = [{"image": str(path), "expression": "the star"}] * 2
+    for method in ("to_dict", "to_dicts"):
+        assert pipe(Frame(rows, method)) == [expected] * 2
+        assert [one["expression"] for one in pipe(Frame(rows, method), "red")] == ["red", "red"]
+
+
+def test_a_file_of_another_machine_and_several_datasets_are_refused_in_a_sentence(
+    pipe: VisualGroundingPipeline,
+) -> None:
+    with pytest.raises(ValueError, match=r"'file://server/a.png' names a file of the machine 'server': give a path"):
+        pipe("file://server/a.png", "red")
+    with pytest.raises(FileNotFoundError, match=r"Image file not found: '/no/such.png'"):
+        pipe("file:///no/such.png", "red")
+    table = datasets.Dataset.from_dict({"image": ["a.png"]})
+    splits = datasets.DatasetDict({"train": table, "val": table})
+    with pytest.raises(ValueError, match=r"DatasetDict holds datasets by name \('train', 'val'\): pass one of them"):
+        pipe(splits, "red")
+
+
+def test_a_mask_comes_as_array_picture_or_run_lengths(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    array = pipe(pictures[0], "the star", mask=True)["mask"]
+    assert array.dtype == bool
+    assert np.array_equal(pipe(pictures[0], "the star", mask="array")["mask"], array)
+    picture = pipe(pictures[0], "the star", mask="pil")["mask"]
+    assert (picture.mode, picture.size) == ("L", pictures[0].size)
+    assert np.array_equal(np.asarray(picture) == 255, array)
+    assert np.array_equal(decode_mask(pipe(pictures[0], "the star", mask="rle")["mask"]), array)
+    assert "mask" not in pipe(pictures[0], "the star", mask=False)
+    with pytest.raises(ValueError, match=r"mask must be True, False or one of array, pil, rle, got 'png'"):
+        pipe(pictures[0], "the star", mask="png")
+
+
+@pytest.mark.parametrize("corner", [False, True])
+@pytest.mark.parametrize("fill", [False, True])
+def test_run_lengths_are_those_of_coco(fill: bool, corner: bool) -> None:
+    mask = np.full((3, 4), fill)
+    mask[0, 0] = mask[2, 3] = corner
+    encoded = mask_in_form(mask, "rle")
+    assert np.array_equal(decode_mask(encoded), mask)
+    assert sum(encoded["counts"]) == 12

@@ -65,13 +65,16 @@ def recorded_case(name: str) -> OfficialCase:
     )
 
 
-def made_case(layers: OfficialLayers, seed: int = 0, clip_image_size: int | None = None, **args: Any) -> OfficialCase:
+def made_case(
+    layers: OfficialLayers, seed: int = 0, clip_image_size: int | None = None, vocab_size: int = 128, **args: Any
+) -> OfficialCase:
     """A random official file with inputs, for arguments whose layers the caller states (they are what is tested).
 
     Args:
         layers: what the official constructor would derive from `args`.
         seed: of weights and inputs.
         clip_image_size: the size of CLIP's own positions, where `imsize` differs from it.
+        vocab_size: of the text tower.
         args: official arguments beside the tiny widths.
     """
     large = args.get("model", "ViT-B/16").startswith("ViT-L")
@@ -93,7 +96,7 @@ def made_case(layers: OfficialLayers, seed: int = 0, clip_image_size: int | None
         "normalize_before": True,
         **args,
     }
-    text = {"vocab_size": 128, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 12}
+    text = {"vocab_size": vocab_size, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 12}
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 24 if large else 12}
     clip_config = {
         "projection_dim": 16,

@@ -1,10 +1,9 @@
-"""Batches are the same for any number of processes and micro-batches, and evaluation covers each row once."""
+"""Batches are the same for any number of processes and micro-batches."""
 
 import pytest
 
 from hivg_hf.data.order import EpochSampler
 from hivg_hf.training.batches import GlobalBatchSampler
-from hivg_hf.training.trainer_evaluation import EvaluationRows, evaluation_shares
 
 
 def global_batches(processes, accumulation, rows=23, batch=7, epoch=2):
@@ -52,17 +51,3 @@ def test_epochs_differ_in_order_and_carry_their_number():
 def test_an_epoch_without_a_whole_batch_is_refused():
     with pytest.raises(ValueError, match=r"has 5 rows, fewer than one batch of 7"):
         GlobalBatchSampler(EpochSampler(5), 7)
-
-
-@pytest.mark.parametrize(("rows", "batch", "processes"), [(11, 4, 1), (11, 4, 2), (5, 2, 4), (3, 8, 2), (1, 1, 3)])
-def test_evaluation_gives_each_row_to_exactly_one_process(rows, batch, processes):
-    shares = [evaluation_shares(rows, batch, rank, processes) for rank in range(processes)]
-    assert len({tuple(len(part) for part in share) for share in shares}) == 1  # sharded models step together
-    seen = sorted(index for share in shares for part in share for index in part if index >= 0)
-    assert seen == list(range(rows))
-
-
-def test_evaluation_rows_without_a_row_left_repeat_one_and_say_so():
-    rows = EvaluationRows([{"expression": "a"}, {"expression": "b"}])
-    assert rows[1] == {"expression": "b", "row_index": 1}
-    assert rows[-1] == {"expression": "a", "row_index": -1}

@@ -231,3 +231,26 @@ def test_a_test_does_not_take_the_place_of_the_validation_rows():
     rows = {"source": "refshapes", "split": "val"}
     with pytest.raises(ValueError, match=r"data\.tests may not be named `validation`"):
         parse_recipe(recipe(data={"train": rows, "validation": rows, "tests": {"validation": rows}}))
+
+
+def test_a_loss_term_from_outside_needs_a_name_that_somebody_offers(monkeypatch, tmp_path):
+    from hivg_hf.modeling import loss_hivg
+    from hivg_hf.utils.plugins import allowing_code
+
+    monkeypatch.setattr(loss_hivg, "EXTRA_LOSSES", {})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_losses.py").write_text(
+        "def distance(outputs, targets, config):\n    return outputs['pred_boxes'].sum()\n"
+    )
+    asked = recipe(**two_phases(loss_weights={"my_losses:distance": 0.5}))
+    with pytest.raises(ValueError, match="as a loss term would import and run code of that module"):
+        parse_recipe(asked)
+    with allowing_code():
+        assert parse_recipe(asked).phases[1].loss_weights == {"my_losses:distance": 0.5}
+    assert "my_losses:distance" in loss_hivg.EXTRA_LOSSES
+    in_config = {
+        **recipe(**two_phases()),
+        "model": {"checkpoint": "x", "config": {"loss_weights": {"my_losses:distance": 1.0}}},
+    }
+    with pytest.raises(ValueError, match=r"Unknown key `my_losses:distance` in model.config.loss_weights"):
+        parse_recipe(in_config)

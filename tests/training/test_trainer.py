@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from helpers.training import ROWS, coloured_box_rows, fresh_model, make_trainer
+from helpers.training import ROWS, fresh_model, make_trainer
 from hivg_hf.hilora import HiLoraConfig, start_stage
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 from hivg_hf.training.trainer import NonFiniteLossError
-from hivg_hf.training.trainer_evaluation import box_figures
 
 
 def losses(trainer):
@@ -118,31 +117,6 @@ def test_a_resumed_training_equals_an_unbroken_one_bit_for_bit(adapters, tiny_mo
     assert losses(second)[-2:] == losses(whole)[-2:]
     for (name, one), two in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
-
-
-def test_evaluation_counts_each_row_once(tiny_model, tiny_processor, tmp_path):
-    rows = coloured_box_rows(11, seed=2)
-    rows[3] = {**rows[3], "box": None, "boxes": [], "no_target": True}
-    trainer = make_trainer(fresh_model(tiny_model), tiny_processor, tmp_path, eval_rows=rows)
-    metrics = trainer.evaluate()
-    assert metrics["eval_samples"] == 10
-    assert metrics["eval_rows"] == 11
-    alone = make_trainer(
-        fresh_model(tiny_model), tiny_processor, tmp_path, eval_rows=rows, per_device_eval_batch_size=1
-    )
-    assert metrics["eval_mean_iou"] == pytest.approx(alone.evaluate()["eval_mean_iou"], abs=1e-6)
-
-
-def test_boxes_are_judged_in_pixels_of_the_original_image():
-    rows = [
-        {"box": [0.0, 0.0, 10.0, 10.0]},
-        {"box": [0.0, 0.0, 10.0, 10.0]},
-        {"box": None},
-    ]
-    boxes = np.array([[0, 0, 10, 5], [20, 20, 30, 30], [1, 1, 2, 2]], dtype=float)  # IoU 0.5, 0, no target
-    assert box_figures(boxes, rows) == {"accuracy": 0.5, "mean_iou": 0.25, "samples": 2, "rows": 3}
-    with pytest.raises(ValueError, match=r"None of the evaluation rows has a box"):
-        box_figures(boxes[2:], rows[2:])
 
 
 class Poison(TrainerCallback):

@@ -1,9 +1,13 @@
 """Readers: one small file per annotation format. `SOURCES` says which reader reads which name."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
+from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
+
+from ..schema import shown
 from .common import Annotations
 from .recognition import recognize
 
@@ -13,15 +17,17 @@ class Source:
     """A name that `load_grounding_dataset` knows.
 
     Attributes:
-        reader: `module:function` below this package.
+        reader: `module:function` below this package, or a function of another one.
         published_as: its name among the published totals.
     """
 
-    reader: str
+    reader: str | Callable[..., Annotations]
     published_as: str = ""
 
     def load(self) -> Callable[..., Annotations]:
         """Import the reader; readers of other formats, and what they need, stay unloaded."""
+        if not isinstance(self.reader, str):
+            return self.reader
         module, _, function = self.reader.partition(":")
         return getattr(import_module(f"{__name__}.{module}"), function)
 
@@ -71,6 +77,8 @@ FORMATS: Mapping[str, Source] = {
     "hub": Source("tabular:read_hub_table"),
 }
 
+PLUGINS = "hivg_hf.readers"  # the entry points by which other packages add formats
+
 # Names under which several different things are published: asking back is better than choosing.
 AMBIGUOUS = {
     "refcocog": "refcocog-umd (recommended) or refcocog-google (its train and val share images)",
@@ -79,14 +87,14 @@ AMBIGUOUS = {
 
 
 def find_source(name: str, file_format: str | None = None) -> Source:
-    """The source of a name, of a file or of a folder.
+    """The source of a name, a file or a folder, of another package's entry point or of `package.module:function`.
 
     Args:
         name: what `load_grounding_dataset` was given.
         file_format: a key of `FORMATS` where the user says it; otherwise the content tells.
 
     Raises:
-        ValueError: the name is unknown or means several things, or the format is unknown.
+        ValueError: the name is unknown or means several things, is code that nobody allowed, or the format is unknown.
     """
     if file_format is not None:
         if file_format not in FORMATS:
@@ -94,13 +102,20 @@ def find_source(name: str, file_format: str | None = None) -> Source:
         return FORMATS[file_format]
     if name in SOURCES:
         return SOURCES[name]
+    if reader := find_plugin(PLUGINS, name):
+        return Source(reader)
+    if is_code_name(name) and not os.path.exists(name):
+        return Source(load_code(name, "the data source"))
     if name in AMBIGUOUS:
         raise ValueError(f"{name!r} means two things; say {AMBIGUOUS[name]}.")
-    recognized = recognize(name)
+    try:
+        recognized = recognize(name)
+    except OSError:  # a name that no file can have
+        recognized = None
     if recognized is not None:
         return FORMATS[recognized]
     raise ValueError(
-        f"Unknown data source {name!r}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json or .xml), a "
-        f"folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by prepare_data), a dataset of the Hub as owner/name, or "
-        f"one of {', '.join(SOURCES)}."
+        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml), "
+        f"a folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a Hub dataset as owner/name, "
+        f"or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
     )

@@ -122,7 +122,7 @@ def refuse_contradicted(looks: Iterable[Look], box_format: str, source: str) -> 
     layout, full = layout_and_full(box_format)
     if full is None and wrong == 0 and len(looks) >= FEWEST_FOR_SCALE:
         for name, most in ((f"{layout}_100", 100), (f"{layout}_1000", 1000)):
-            if _crowded(looks, most) and all(fits(*look, name) for look in looks):
+            if _crowded(looks, layout, most) and all(fits(*look, name) for look in looks):
                 raise ValueError(
                     f"{source}: the numbers of the {count} end at {most}, in images of at least "
                     f"{min(min(look[1:]) for look in looks)} pixels: they are probably {name}, not pixels; say "
@@ -130,7 +130,7 @@ def refuse_contradicted(looks: Iterable[Look], box_format: str, source: str) -> 
                 )
 
 
-def _crowded(looks: Sequence[Look], most: int) -> bool:
-    """Whether numbers reach up to `most` and no further, in images more than twice as large."""
-    largest = max(max(raw) for raw, _, _ in looks)
+def _crowded(looks: Sequence[Look], layout: str, most: int) -> bool:
+    """Whether boxes reach up to `most` and no further, in images more than twice as large."""
+    largest = max(max(LAYOUTS[layout](raw)) for raw, _, _ in looks)
     return 0.8 * most <= largest <= most and min(min(width, height) for _, width, height in looks) > 2 * most

@@ -53,7 +53,7 @@ def read_chat(
         box_format: `xyxy` (pixels of the original image) or `xyxy_1000`; ms-swift's `bbox_type` may say it instead.
         images: folder or folders of the pictures; the file's own folder by default.
         holdout: share of the images whose rows are `val`.
-        several: `together`, boxes of one answer with the same label are targets of one row; `apart`, rows of their own.
+        several: `together`, boxes of one answer with one label are targets of one row; `apart`, rows of their own.
         prompt: the question with `{expression}` in it, such as `Locate {expression}.`; the expression is then what
             stands there, not the label in the answer.
         check_format: whether to refuse a box format that the numbers contradict.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ..division import choose_rows
 from ..schema import shown
 from .common import ROW_ERRORS, Annotations, Draft, ImageFinder, cell_text, file_stem, need_file, truth
-from .phrases import Phrase, PhraseFile, Several
+from .phrases import Entry, Phrase, PhraseFile, Several, each
 from .refer import Instances, id_key
 
 EXPRESSION_KEYS = ("expression", "caption", "phrase", "sentence", "sentences")
@@ -51,7 +51,7 @@ def read_coco_json(
     folders = images if images is not None else path.parent
     if expressions == "category":
         return _detections(instances, path, folders, several, masks).annotations(split, holdout)
-    if instances.annotations and not any(map(lambda note: _says_something(note, instances), instances.annotations)):
+    if instances.annotations and not any(_says_something(note, instances) for note in instances.annotations):
         raise ValueError(
             f"{path}: no annotation has an expression; looked for {', '.join(EXPRESSION_KEYS)}, and for the caption "
             "of its image. Say expressions='category' to take the names of the categories."
@@ -83,21 +83,29 @@ def _detections(instances: Instances, path: Path, folders: Any, several: Several
         key = id_key(annotation.get("image_id")) if isinstance(annotation, Mapping) else None
         notes.setdefault(key, []).append(annotation)
 
-    def parse(image: Mapping[str, Any], _: int) -> list[Phrase]:
+    def phrase(note: Any, image: Mapping[str, Any]) -> list[Phrase]:
+        name = instances.category_name(note)
+        segmentation = [note["segmentation"]] if masks and note.get("segmentation") else []
         shared = {key: image.get(key) for key in ("width", "height", "split")}
-        phrases = []
-        for note in notes.get(id_key(image.get("id")), ()):
-            name = instances.category_name(note)
-            segmentation = [note["segmentation"]] if masks and note.get("segmentation") else []
-            phrases.append(
-                Phrase(image["file_name"], name, [note["bbox"]], category=name, segmentations=segmentation, **shared)
-            )
-        return phrases
+        return [Phrase(image["file_name"], name, [note["bbox"]], category=name, segmentations=segmentation, **shared)]
+
+    known = {id_key(image.get("id")) for image in instances.images if isinstance(image, Mapping)}
+    lost = [note for key, members in notes.items() if key not in known for note in members]
+    units = [*instances.images, *lost]
+
+    def parse(unit: Mapping[str, Any], position: int) -> list[Entry]:
+        if position >= len(instances.images):  # an annotation of no image
+            instances.image(unit.get("image_id"))
+        members = notes.get(id_key(unit.get("id")), ())
+        image = instances.image(unit["id"]) if members else unit
+        return each(members, lambda note: phrase(note, image))
 
     def place(position: int) -> str:
-        return f"image {shown(instances.images[position].get('file_name'))} of {path.name}"
+        if position < len(instances.images):
+            return f"image {shown(units[position].get('file_name'))} of {path.name}"
+        return f"an annotation of no image in {path.name}"
 
-    return PhraseFile(path.stem, str(path), instances.images, parse, place, "xywh", folders, several)
+    return PhraseFile(path.stem, str(path), units, parse, place, "xywh", folders, several)
 
 
 def _says_something(annotation: Any, instances: Instances) -> bool:

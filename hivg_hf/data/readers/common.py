@@ -58,6 +58,8 @@ class Draft:
         boxes: every target, xyxy pixels of the original image; [] with `no_target`.
         mask: COCO run lengths `{"size", "counts"}` of all targets together, or None.
         width, height: of the image as annotated; None where the source does not say.
+        box: the one box that stands for several, where the source says so already.
+        source: where the annotation came from at first, where a table holds rows of several sources.
     """
 
     image: Any
@@ -71,6 +73,8 @@ class Draft:
     width: int | None = None
     height: int | None = None
     category: str | None = None
+    box: list[float] | None = None
+    source: str | None = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from ..schema import shown
 from .common import Annotations, ImageFinder, need_file
-from .phrases import Phrase, PhraseFile, Several
+from .phrases import Entry, Phrase, PhraseFile, Several, each
 from .tables import open_records, place_of
 
 Expressions = Literal["ref_exps", "noun_chunks"]
@@ -46,19 +46,19 @@ def read_grit(
     folders = images if images is not None else path.parent
     find = ImageFinder(folders)
 
-    def parse(row: Mapping[str, Any], _: int) -> list[Phrase]:
-        phrases = []
-        for entry in row.get(expressions) or []:
-            if len(entry) < 6:
-                raise ValueError(f"{expressions} has {shown(entry)}, expected [start, end, x1, y1, x2, y2, score]")
-            start, end, *box = entry
-            if len(entry) > 6 and entry[6] < min_score:
-                continue
-            if not (0 <= start < end <= len(row["caption"]) and start == int(start) and end == int(end)):
-                raise ValueError(f"characters {start} to {end} are not within its caption")
-            words = row["caption"][int(start) : int(end)].strip()
-            phrases.append(Phrase(image=_file_name(str(row["key"]), find), expression=words, boxes=[list(box[:4])]))
-        return phrases
+    def phrase(row: Mapping[str, Any], entry: Any) -> list[Phrase]:
+        if len(entry) < 6:
+            raise ValueError(f"{expressions} has {shown(entry)}, expected [start, end, x1, y1, x2, y2, score]")
+        start, end, *box = entry
+        if len(entry) > 6 and entry[6] < min_score:
+            return []
+        if not (0 <= start < end <= len(row["caption"]) and start == int(start) and end == int(end)):
+            raise ValueError(f"characters {start} to {end} are not within its caption")
+        words = row["caption"][int(start) : int(end)].strip()
+        return [Phrase(image=_file_name(str(row["key"]), find), expression=words, boxes=[list(box[:4])])]
+
+    def parse(row: Mapping[str, Any], _: int) -> list[Entry]:
+        return each(row.get(expressions) or [], lambda entry: phrase(row, entry))
 
     file = PhraseFile(
         path.stem,

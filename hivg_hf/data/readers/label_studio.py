@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from ..schema import shown
 from .common import Annotations, ImageFinder, need_file
-from .phrases import Phrase, PhraseFile, Several
+from .phrases import Entry, Phrase, PhraseFile, Several, each
 from .tables import load_json_array
 
 Annotator = Literal["only", "first", "last"]
@@ -54,7 +54,7 @@ def read_label_studio(
     folders = images if images is not None else path.parent
     find = ImageFinder(folders)
 
-    def parse(task: Mapping[str, Any], _: int) -> list[Phrase]:
+    def parse(task: Mapping[str, Any], _: int) -> list[Entry]:
         data = task["data"] if isinstance(task.get("data"), Mapping) else task
         picture = _file_name(_picture(data, image_key), find)
         return _phrases(_regions(task, annotator), {"image": picture, "split": data.get("split")}, data)
@@ -104,7 +104,7 @@ def _regions(task: Mapping[str, Any], annotator: Annotator) -> list[Mapping[str,
     return list(best[-1 if annotator == "last" else 0]["result"])
 
 
-def _phrases(regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], data: Mapping[str, Any]) -> list[Phrase]:
+def _phrases(regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], data: Mapping[str, Any]) -> list[Entry]:
     texts: dict[Any, list[Any]] = {}
     rectangles: dict[Any, Mapping[str, Any]] = {}
     labels: dict[Any, list[str]] = {}
@@ -116,28 +116,30 @@ def _phrases(regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], da
         elif {"x", "y", "width", "height"} <= set(value) and region.get("type", "").startswith("rectangle"):
             rectangles[region_id] = region
         labels.setdefault(region_id, []).extend(value.get("rectanglelabels") or value.get("labels") or [])
-    phrases = []
-    for region_id, region in rectangles.items():
+    if not rectangles and data.get("no_target"):
+        return [Phrase(expression=data.get("expression"), boxes=[], no_target=True, **shared)]
+
+    def phrases(region_id: Any) -> list[Phrase]:
+        region, named = rectangles[region_id], labels.get(region_id) or []
         value = region["value"]
         if value.get("rotation") or region.get("image_rotation"):
             raise ValueError("a box of it, or its image, is rotated; expected upright ones")
-        named = labels.get(region_id) or []
-        for words in texts.get(region_id) or [" ".join(map(str, named)) or None]:
-            if words is None:
-                raise ValueError("a box of it has neither a text nor a label")
-            phrases.append(
-                Phrase(
-                    expression=words,
-                    boxes=[[value[key] for key in ("x", "y", "width", "height")]],
-                    width=region.get("original_width"),
-                    height=region.get("original_height"),
-                    category=str(named[0]) if len(named) == 1 and texts.get(region_id) else None,
-                    **shared,
-                )
+        words = texts.get(region_id) or ([" ".join(map(str, named))] if named else [])
+        if not words:
+            raise ValueError("a box of it has neither a text nor a label")
+        return [
+            Phrase(
+                expression=said,
+                boxes=[[value[key] for key in ("x", "y", "width", "height")]],
+                width=region.get("original_width"),
+                height=region.get("original_height"),
+                category=str(named[0]) if len(named) == 1 and texts.get(region_id) else None,
+                **shared,
             )
-    if not rectangles and data.get("no_target"):
-        phrases = [Phrase(expression=data.get("expression"), boxes=[], no_target=True, **shared)]
-    return phrases
+            for said in words
+        ]
+
+    return each(rectangles, phrases)
 
 
 def _picture(data: Mapping[str, Any], image_key: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..schema import shown
 from .common import Annotations, need_file
-from .phrases import Phrase, PhraseFile, Several
+from .phrases import Entry, Phrase, PhraseFile, Several, each
 from .tables import JsonLines, load_json, place_of
 
 
@@ -35,7 +35,7 @@ def read_odvg(
         source: the path of the JSONL file.
         images: folder or folders of the pictures; the file's own folder by default.
         holdout: share of the images whose rows are `val`.
-        several: `together`, boxes of one image with the same phrase are targets of one row; `apart`, rows of their own.
+        several: `together`, boxes of one image with one phrase are targets of one row; `apart`, rows of their own.
         caption: True takes a line's caption as its one expression, with the boxes of all its regions.
         label_map: JSON file from label to class name, for detection lines without `category`.
         box_format: xyxy pixels unless the file departs from the format.
@@ -45,7 +45,7 @@ def read_odvg(
     records = JsonLines(path)
     names = {} if label_map is None else load_json(need_file(Path(label_map), "the label map"))
 
-    def parse(line: Mapping[str, Any], _: int) -> list[Phrase]:
+    def parse(line: Mapping[str, Any], _: int) -> list[Entry]:
         shared = {
             "image": line["filename"] if "filename" in line else line["file_name"],
             **{key: line.get(key) for key in ("width", "height", "split")},
@@ -53,10 +53,7 @@ def read_odvg(
         if "grounding" in line:
             return _grounding(line["grounding"], shared, caption)
         if "detection" in line:
-            return [
-                Phrase(expression=(name := _category(entry, names)), category=name, boxes=[entry["bbox"]], **shared)
-                for entry in line["detection"]["instances"]
-            ]
+            return each(line["detection"]["instances"], lambda entry: [_instance(entry, names, shared)])
         raise ValueError("it has neither 'grounding' nor 'detection'")
 
     file = PhraseFile(
@@ -72,15 +69,19 @@ def read_odvg(
     return file.annotations(split, holdout, check_format)
 
 
-def _grounding(grounding: Mapping[str, Any], shared: dict[str, Any], caption: bool) -> list[Phrase]:
-    regions = [(region.get("phrase"), _boxes(region["bbox"])) for region in grounding["regions"]]
+def _grounding(grounding: Mapping[str, Any], shared: dict[str, Any], caption: bool) -> list[Entry]:
+    regions = grounding["regions"]
     if grounding.get("no_target"):
         return [Phrase(expression=grounding["caption"], boxes=[], no_target=True, **shared)]
     if caption:
-        return [
-            Phrase(expression=grounding["caption"], boxes=[box for _, boxes in regions for box in boxes], **shared)
-        ]
-    return [Phrase(expression=phrase, boxes=boxes, **shared) for phrase, boxes in regions]
+        boxes = [box for region in regions for box in _boxes(region["bbox"])]
+        return [Phrase(expression=grounding["caption"], boxes=boxes, **shared)]
+    return each(regions, lambda region: [Phrase(expression=region["phrase"], boxes=_boxes(region["bbox"]), **shared)])
+
+
+def _instance(instance: Mapping[str, Any], names: Mapping[str, str], shared: dict[str, Any]) -> Phrase:
+    name = _category(instance, names)
+    return Phrase(expression=name, category=name, boxes=[instance["bbox"]], **shared)
 
 
 def _boxes(bbox: Any) -> list[Any]:

@@ -11,6 +11,8 @@ Official: datasets/data_loader.py:257-323. It casts boxes to int before use; her
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from hivg_hf.utils.safe_pickle import load_torch_file
 
 from ..splits import resolve_split
@@ -27,8 +29,8 @@ from .common import (
 )
 
 SPLITS = {
-    "unc": ("train", "val", "testA", "testB"),
-    "unc+": ("train", "val", "testA", "testB"),
+    "unc": ("train", "val", "trainval", "testA", "testB"),
+    "unc+": ("train", "val", "trainval", "testA", "testB"),
     "gref": ("train", "val"),
     "gref_umd": ("train", "val", "test"),
     "referit": ("train", "val", "trainval", "test"),
@@ -36,6 +38,8 @@ SPLITS = {
     "mixup": ("train", "val", "test"),
 }
 XYXY_DATASETS = ("referit", "flickr")
+# Official: datasets/data_loader.py:244-246. ReferIt has a file of its own for it.
+JOINED = {("unc", "trainval"): ("train", "val"), ("unc+", "trainval"): ("train", "val")}
 
 
 def read_official_split(
@@ -48,22 +52,23 @@ def read_official_split(
         source: `unc`, `unc+`, `gref`, `gref_umd`, `referit`, `flickr` or `mixup`.
         root: the folder that holds `<dataset>/<dataset>_<split>.pth`.
         images: folder or folders of the pictures; `root` unless told.
-        masks: whether to draw COCO's polygons into run-length masks.
+        masks: whether to draw COCO's polygons (or run lengths) into run-length masks.
     """
     aliases = {"test": "testA"} if source in ("unc", "unc+") else {}
     split = resolve_split(split, SPLITS[source], source, aliases)
     root = need_folder(root, source)
-    path = need_file(root / source / f"{source}_{split}.pth", source)
-    records = load_torch_file(path)
+    files = JOINED.get((source, split), (split,))
+    paths = [need_file(root / source / f"{source}_{file}.pth", source) for file in files]
+    records = [record for path in paths for record in load_torch_file(path)]
     find = ImageFinder(images if images is not None else root)
     convert = as_xyxy if source in XYXY_DATASETS else xywh_to_xyxy
 
     def read(numbered: tuple[int, Any]) -> Draft:
         # The tuples carry no ids: their place in the file is the only stable name.
         position, record = numbered
-        file_name, size, box, phrase, polygons = _fields(record, source)
+        file_name, size, box, phrase, polygons = map(_plain, _fields(record, source))
         width, height = (int(size["width"]), int(size["height"])) if isinstance(size, Mapping) else (None, None)
-        drawn = masks and width is not None and height is not None and isinstance(polygons, list)
+        drawn = masks and width is not None and height is not None and isinstance(polygons, (list, Mapping))
         return Draft(
             image=find(file_name),
             expression=phrase,
@@ -78,6 +83,13 @@ def read_official_split(
 
     numbered = list(enumerate(records))
     return Annotations(source, split, numbered, read, lambda record, _: f"record {record[0]}", counts_objects=False)
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays, however deep in lists and tuples, as Python's."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _fields(record: Any, source: str) -> tuple[Any, Any, Any, Any, Any]:

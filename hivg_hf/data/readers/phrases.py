@@ -4,7 +4,7 @@ Such a reader only turns one unit (a line of ODVG, an XML file, a Label Studio t
 belong to a split, boxes that belong together, names for messages and the look at the numbers are here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -47,7 +47,20 @@ class Phrase:
     segmentations: list[Any] = field(default_factory=list)
 
 
-Parse = Callable[[Any, int], list[Phrase]]
+# A phrase that cannot be read stands as its error, and costs none of its neighbors.
+Entry = Phrase | Exception
+Parse = Callable[[Any, int], Sequence[Entry]]
+
+
+def each(items: Iterable[Any], make: Callable[[Any], list[Phrase]]) -> list[Entry]:
+    """The phrases of every item of a unit, and for an item that cannot be read, its error."""
+    entries: list[Entry] = []
+    for item in items:
+        try:
+            entries += make(item)
+        except ROW_ERRORS as error:
+            entries.append(error)
+    return entries
 
 
 @dataclass
@@ -61,8 +74,8 @@ class PhraseFile:
         parse: a unit and its position to phrases; raises one of `ROW_ERRORS` where it is not what the format promises.
         place: the position of a unit to words, for messages.
         box_format: what the four values of a box mean.
-        several: whether boxes of one image that have the same expression are targets of one row, or rows of their own.
-        sized: False where the annotated size is not that of the file (pictures may have been scaled): the file decides.
+        several: whether boxes of one image with the same expression are targets of one row, or rows of their own.
+        sized: False where pictures may have been scaled, so that the file decides on the size.
     """
 
     source: str
@@ -81,7 +94,7 @@ class PhraseFile:
         if self.box_format not in BOX_FORMATS:
             raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}.")
         self.find = ImageFinder(self.images)
-        self._last: tuple[int, list[Phrase]] = (-1, [])
+        self._last: tuple[int, list[Entry]] = (-1, [])
 
     def annotations(self, split: str, holdout: float | None = None, check: bool = True) -> Annotations:
         """The rows of one split; a unit that cannot be read is a row of every split, so that none loses it.
@@ -92,14 +105,14 @@ class PhraseFile:
         keys, splits, empty = self._index()
         keys_of = np.asarray(keys, dtype=np.int64).reshape(-1, 2)
         positions, split = choose_rows(splits, lambda: self._pictures(keys_of), split, holdout, self.path, self.find)
-        chosen = keys_of[positions]
+        chosen: Any = keys_of[positions]
         has_splits = any(splits)
         if check:
             refuse_contradicted(self._looks(chosen), self.box_format, self.path)
         notes = [f"{empty:,} entries without expressions give no rows"] if empty else []
 
         def read(key: Sequence[int]) -> Draft:
-            phrase = self._phrases(int(key[0]))[int(key[1])]
+            phrase = self._phrase(key)
             if has_splits and not cell_text(phrase.split):
                 raise ValueError("it names no split, while others do")
             return self._draft(phrase, f"{int(key[0])}:{int(key[1])}")
@@ -129,10 +142,21 @@ class PhraseFile:
                 continue
             empty += not phrases
             keys += [(position, number) for number in range(len(phrases))]
-            splits += [cell_text(phrase.split) for phrase in phrases]
+            splits += [None if isinstance(phrase, Exception) else cell_text(phrase.split) for phrase in phrases]
         return keys, splits, empty
 
-    def _phrases(self, position: int) -> list[Phrase]:
+    def _phrase(self, key: Sequence[int]) -> Phrase:
+        """One phrase.
+
+        Raises:
+            ValueError: it cannot be read, or another of `ROW_ERRORS`.
+        """
+        entry = self._phrases(int(key[0]))[int(key[1])]
+        if isinstance(entry, Exception):
+            raise entry
+        return entry
+
+    def _phrases(self, position: int) -> list[Entry]:
         """The phrases of a unit; those of the last one are kept, since rows are mostly read in order."""
         if self._last[0] != position:
             phrases = self.parse(self.units[position], position)
@@ -140,13 +164,14 @@ class PhraseFile:
         return self._last[1]
 
     def _pictures(self, keys: np.ndarray) -> list[Any]:
-        return [None if number < 0 else self._phrases(int(unit))[number].image for unit, number in keys]
+        entries = [None if number < 0 else self._phrases(int(unit))[number] for unit, number in keys]
+        return [entry.image if isinstance(entry, Phrase) else None for entry in entries]
 
     def _looks(self, keys: np.ndarray) -> Iterator[Look]:
         """Boxes all over the rows with the sizes of their images; what cannot be read is left out."""
-        for unit, number in keys[:: max(1, len(keys) // MOST_BOXES)]:
+        for key in keys[:: max(1, len(keys) // MOST_BOXES)]:
             try:
-                phrase = self._phrases(int(unit))[int(number)]
+                phrase = self._phrase(key)
                 boxes = [numbers_of(box) for box in phrase.boxes]
                 width, height = self._size(phrase)
             except ROW_ERRORS:
@@ -186,10 +211,13 @@ class PhraseFile:
         )
 
 
-def _together(phrases: Sequence[Phrase]) -> list[Phrase]:
+def _together(entries: Sequence[Entry]) -> list[Entry]:
     """Phrases with the same words on the same image become one with all their boxes, in the place of the first."""
-    merged: dict[Any, Phrase] = {}
-    for number, phrase in enumerate(phrases):
+    merged: dict[Any, Any] = {}
+    for number, phrase in enumerate(entries):
+        if isinstance(phrase, Exception):
+            merged[number] = phrase
+            continue
         words = phrase.expression if isinstance(phrase.expression, str) and phrase.expression.strip() else number
         image = phrase.image if isinstance(phrase.image, str) else id(phrase.image)
         first = merged.setdefault((image, words, phrase.no_target), phrase)
@@ -201,10 +229,13 @@ def _together(phrases: Sequence[Phrase]) -> list[Phrase]:
     return list(merged.values())
 
 
-def _apart(phrases: Sequence[Phrase]) -> list[Phrase]:
+def _apart(entries: Sequence[Entry]) -> list[Entry]:
     """A phrase for every box."""
-    split: list[Phrase] = []
-    for phrase in phrases:
+    split: list[Entry] = []
+    for phrase in entries:
+        if isinstance(phrase, Exception):
+            split.append(phrase)
+            continue
         masks = phrase.segmentations if len(phrase.segmentations) == len(phrase.boxes) else [None] * len(phrase.boxes)
         split += [
             Phrase(**{**phrase.__dict__, "boxes": [box], "segmentations": [mask] if mask else []})

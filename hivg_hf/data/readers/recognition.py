@@ -1,6 +1,7 @@
 """Which format a file or a folder is in, by its name and by what it begins with; None where nothing tells."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,12 @@ def recognize(name: str) -> str | None:
 
 def is_cache(folder: Path) -> bool:
     """Whether a folder is one that `write_cache` made."""
-    return (folder / "cache.json").is_file()
+    return os.path.isfile(folder / "cache.json")  # pathlib raises where no file can have the name
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` of `datasets` made."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def _folder_format(folder: Path) -> str | None:
@@ -54,6 +60,8 @@ def _folder_format(folder: Path) -> str | None:
         return "yolo"
     if roboflow_splits(folder):
         return "roboflow"
+    if is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None:
+        return "hub"
     first = next(folder.rglob("*.xml"), None)
     if first is None:
         return None

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..schema import shown_text
 from .common import cell_text
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
@@ -41,12 +42,52 @@ def open_records(path: Path, encoding: str | None = None) -> Sequence[dict[str, 
     if suffix == ".parquet":
         import datasets
 
-        from ..order import without_image_decoding
-
-        return without_image_decoding(datasets.Dataset.from_parquet(str(path)))
+        return undecoded(datasets.Dataset.from_parquet(str(path)))
     if suffix == ".json":
-        return load_json_array(path)
+        return JsonRows(load_json_array(path))
     raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
+
+
+def stored_splits(source: str, config: str | None = None, revision: str | None = None) -> list[str]:
+    """The splits that a folder of `datasets` or a dataset on the Hub keeps apart; [] of a single saved table.
+
+    Raises:
+        ValueError: the source is neither here nor on the Hub.
+    """
+    import datasets
+
+    if (Path(source) / "state.json").is_file():
+        return []
+    index = Path(source) / "dataset_dict.json"
+    if index.is_file():
+        return list(json.loads(index.read_text(encoding="utf-8"))["splits"])
+    try:
+        return list(datasets.get_dataset_split_names(source, config, revision=revision))
+    except (OSError, ValueError) as error:  # also what datasets and huggingface_hub raise: both derive from these
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"There is no file or folder {source}, and as a dataset on the Hub it cannot be read: {shown_text(reason)}"
+        ) from error
+
+
+def open_stored(source: str, split: str | None, config: str | None = None, revision: str | None = None) -> Any:
+    """One of the `stored_splits`, or the single table, with its pictures undecoded."""
+    import datasets
+
+    if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(source)
+        return undecoded(saved[split] if split else saved)
+    return undecoded(datasets.load_dataset(source, config, split=split, revision=revision))
+
+
+def undecoded(table: Any) -> Any:
+    """The same table with every column of pictures as paths and bytes."""
+    import datasets
+
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
 
 
 def load_json(path: Path) -> Any:
@@ -83,6 +124,8 @@ def place_of(records: Sequence[Any], position: int, path: Path) -> str:
 
 def header_of(records: Sequence[dict[str, Any]]) -> list[str]:
     """The columns of a table, gathered from its first hundred records: JSON objects may leave keys out."""
+    if hasattr(records, "column_names"):
+        return list(records.column_names)
     columns: dict[str, None] = {}
     for position in range(min(len(records), 100)):
         try:
@@ -92,8 +135,12 @@ def header_of(records: Sequence[dict[str, Any]]) -> list[str]:
     return list(columns)
 
 
-def column_of(records: Sequence[dict[str, Any]], column: str) -> list[str | None]:
+def column_of(records: Any, column: str) -> list[str | None]:
     """One column as text; None for a record that cannot be read."""
+    if hasattr(records, "select_columns"):  # other columns may hold pictures
+        if column not in records.column_names:
+            return [""] * len(records)
+        return [cell_text(value) for value in records.select_columns([column])[column]]
     values: list[str | None] = []
     for position in range(len(records)):
         try:
@@ -154,6 +201,16 @@ class JsonLines(Sequence[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
+
+
+class JsonRows(list[Any]):
+    """The objects of a JSON array by position; one that is not an object is refused when it is asked for."""
+
+    def __getitem__(self, position: Any) -> Any:
+        content = super().__getitem__(position)
+        if not isinstance(position, slice) and not isinstance(content, dict):
+            raise ValueError(f"it is a {type(content).__name__}, expected an object {{...}}")
+        return content
 
 
 def _json_object(line: str | bytes) -> dict[str, Any]:

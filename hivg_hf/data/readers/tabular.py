@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ..division import choose_rows, embedded_name
-from ..schema import checked_run_lengths, shown
-from ..splits import resolve_split
+from ..division import choose_rows, embedded_name, picture_key
+from ..schema import FEATURES, checked_run_lengths, shown
+from ..splits import VALIDATION, resolve_split
 from .boxes import (
     BOX_FORMATS,
     FEWEST_BOXES,
@@ -38,6 +38,7 @@ from .common import (
     Draft,
     ImageFinder,
     cell_text,
+    four_numbers,
     is_blank_number,
     need_file,
     segmentation_to_mask,
@@ -45,7 +46,7 @@ from .common import (
     whole_side,
 )
 from .phrases import Several
-from .tables import column_of, header_of, open_records, place_of
+from .tables import column_of, header_of, open_records, open_stored, place_of, stored_splits
 
 
 def read_tabular(
@@ -95,33 +96,41 @@ def read_hub_table(
     box_format: str | None = None,
     images: Any = None,
     columns: Mapping[str, str] | None = None,
+    holdout: float | None = None,
     several: Several | None = None,
     check_format: bool = True,
     masks: bool = True,
     config: str | None = None,
     revision: str | None = None,
 ) -> Annotations:
-    """Read one split of any dataset on the Hub (or of a folder of it) that has an image, an expression and a box a row.
+    """Read one split of any dataset on the Hub, or of a folder, that has an image, an expression and a box a row.
 
     Args:
-        split: as the Hub has it.
-        source: `owner/name`, or a local folder of such a repository.
+        split: as the Hub has it. Of a dataset in one piece, as its `split` column has it, or `all`.
+        source: `owner/name`, a local folder of such a repository, or one that `save_to_disk` made.
         box_format: what its boxes mean, as for a file.
         images: folder or folders of the pictures where the dataset does not hold them.
         columns: our name to the dataset's name, where they differ.
+        holdout: of a dataset in one piece, the share of the images whose rows are `val`, as for a file.
         several: whether rows of one image with the same expression are one row, as for a file.
         check_format: whether to refuse a box format that the numbers contradict.
         masks: whether to keep masks.
         config: which of several configurations.
         revision: branch, tag or commit.
     """
-    import datasets
+    stored = stored_splits(source, config, revision)
+    folder = images if images is not None else source if Path(source).is_dir() else "."
 
-    from ..order import without_image_decoding
+    def open_table(name: str | None) -> Table:
+        records = open_stored(source, name, config, revision)
+        return Table(records, Path(source), columns or {}, box_format, folder, masks)
 
-    split = resolve_split(split, datasets.get_dataset_split_names(source, config, revision=revision), source)
-    records = without_image_decoding(datasets.load_dataset(source, config, split=split, revision=revision))
-    table = Table(records, Path(source), columns or {}, box_format, images if images is not None else ".", masks)
+    # A dataset of one split is a table like any other: `push_to_hub` calls everything train that has no name.
+    whole = split in stored or (split in VALIDATION and bool({*VALIDATION} & {*stored}))
+    if len(stored) <= 1 and (holdout is not None or not whole):
+        return open_table(stored[0] if stored else None).annotations(split, source, holdout, check_format, several)
+    split = resolve_split(split, stored, source)
+    table = open_table(split)
     table.names["split"] = "(the Hub's)"  # a column of that name would be another division
     annotations = table.annotations("all", source, None, check_format, several)
     annotations.split = split
@@ -152,7 +161,8 @@ class Table:
         self.records, self.path, self.masks = records, path, masks
         self.find = ImageFinder(images)
         header = header_of(records)
-        if box_format is None and set(header) >= DETECTION_CSV:
+        self.is_own_schema = set(header) >= set(FEATURES) and not columns
+        if box_format is None and (self.is_own_schema or set(header) >= DETECTION_CSV):
             box_format = "xyxy"
         if box_format not in BOX_FORMATS:
             raise ValueError(
@@ -179,6 +189,7 @@ class Table:
             refuse_contradicted(self._looks(self.names, positions), self.box_format, str(self.path))
         together = several == "together" or (several is None and self.names["expression"].lower() in CLASS_NAMES)
         groups = self._groups(positions) if together else None
+        shared = self._refs_on_several_images(positions)
 
         def read(number: int) -> Draft:
             members = [positions[number]] if groups is None else groups[number]
@@ -187,10 +198,21 @@ class Table:
                 record = self.records[position]
                 if has_splits and not cell_text(record.get(column)):
                     raise ValueError(f"its {column} is blank, while other rows name one")
-                drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                if position in shared:
+                    raise ValueError(f"{shared[position]}; give the objects of each image ids of their own")
+                try:
+                    drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                except ROW_ERRORS as error:
+                    if position == members[0]:
+                        raise
+                    raise ValueError(f"{error}, in {place_of(self.records, position, self.path)}") from error
             if len(drafts) > 1:
                 drafts[0].boxes = [box for draft in drafts for box in draft.boxes]
                 drafts[0].mask = None  # masks of several rows are not one mask
+            if self.is_own_schema:
+                drafts[0].source = cell_text(record.get("source")) or None
+                if len(drafts[0].boxes) > 1 and record.get("box") is not None:
+                    drafts[0].box = four_numbers(record["box"])
             return drafts[0]
 
         def position_of(number: int) -> int:
@@ -212,12 +234,37 @@ class Table:
             try:
                 record = self.records[position]
                 picture = _picture(record, self.names)
-                key = (self.find.picture_name(picture), record.get(self.names["expression"]))
-                hash(key)
+                words = cell_text(record.get(self.names["expression"]))
+                key = (self.find.picture_name(picture), words) if words else (position, None)
             except ROW_ERRORS:
                 key = (position, None)
             groups.setdefault(key, []).append(position)
         return list(groups.values())
+
+    def _refs_on_several_images(self, positions: Sequence[int]) -> dict[int, str]:
+        """Positions of rows whose `ref_id` is on several images, with what is wrong: one object is in one image."""
+        column, image_column = self.names["ref_id"], self.names["image_id"]
+        if column not in self.header:
+            return {}
+        refs = column_of(self.records, column)
+        if self.is_own_schema:  # rows of several sources, which number their objects apart
+            refs = [ref and f"{name} {ref}" for name, ref in zip(column_of(self.records, "source"), refs, strict=True)]
+        images: Sequence[Any] = column_of(self.records, image_column) if image_column in self.header else []
+        if not any(images):
+            images = [picture_key(self.find, picture) for picture in self._pictures()]
+        images_of: dict[str, dict[Any, None]] = {}
+        for position in positions:
+            ref, image = refs[position], images[position]
+            if ref and image:
+                images_of.setdefault(ref, {})[image] = None
+        several = {
+            ref: [key[0] if isinstance(key, tuple) else key for key in found] for ref, found in images_of.items()
+        }
+        return {
+            position: f"its ref_id is on {len(found)} images ({', '.join(map(shown, found[:3]))})"
+            for position in positions
+            if len(found := several.get(refs[position] or "", [])) > 1
+        }
 
     def _pictures(self) -> list[Any]:
         """The picture of every row; None where it has none."""
@@ -259,6 +306,8 @@ def _picture(record: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
         ValueError: it names none.
     """
     picture = record.get(names["image"])
+    if isinstance(picture, (bytes, bytearray)):
+        return {"path": None, "bytes": bytes(picture)}
     if isinstance(picture, Mapping):
         if picture.get("bytes") is not None:
             return {"path": picture.get("path"), "bytes": picture["bytes"]}

@@ -9,13 +9,13 @@ DIOR-RSVG's loader (ZhanYang-nwpu/RSVG-pytorch data_loader.py); VOC and CVAT onl
 """
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..schema import shown
 from .common import Annotations, need_file, need_folder
-from .phrases import Phrase, PhraseFile, Several
+from .phrases import Entry, Phrase, PhraseFile, Several, each
 
 WORDS = ("description", "expression", "caption", "phrase", "referring_expression", "text")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -51,12 +51,9 @@ def read_voc(
     listed = _listed_splits(root)
     files = [(path, _split_of(path, root, listed)) for path in sorted(root.rglob("*.xml"))]
 
-    def parse(file: tuple[Path, str], _: int) -> list[Phrase]:
-        path, part = file
-        return [
-            Phrase(expression=words, boxes=[box], category=name, split=part, **shared)
-            for words, name, box, shared in _objects(path, one_based)
-        ]
+    def parse(file: tuple[Path, str], _: int) -> list[Entry]:
+        root, shared = _voc_image(file[0])
+        return each(root.findall("object"), lambda entry: [_object(entry, one_based, split=file[1], **shared)])
 
     folders = images if images is not None else _picture_folders(root)
     reader = PhraseFile(
@@ -84,16 +81,17 @@ def read_dior_rsvg(split: str, *, source: str, images: Any = None) -> Annotation
     files = sorted((root / "Annotations").rglob("*.xml"), key=lambda path: path.name)
     units = [(path, number) for path in files for number in range(_count_objects(path))]
 
-    def parse(unit: tuple[Path, int], position: int) -> list[Phrase]:
-        words, name, box, shared = _objects(unit[0], False)[unit[1]]
-        return [Phrase(expression=words, boxes=[box], category=name, split=parts.get(position), **shared)]
+    def parse(position: int, _: int) -> list[Entry]:
+        path, number = units[position]
+        image, shared = _voc_image(path)
+        return [_object(image.findall("object")[number], False, split=parts.get(position), **shared)]
 
     chosen = [position for position in range(len(units)) if position in parts]
     reader = PhraseFile(
         root.name,
         str(root),
-        [(units[position], position) for position in chosen],
-        lambda unit, _: parse(*unit),
+        chosen,
+        parse,
         lambda at: f"object {units[chosen[at]][1]} of {units[chosen[at]][0].name}",
         "xyxy",
         images if images is not None else _picture_folders(root),
@@ -125,23 +123,23 @@ def read_cvat(
     """
     path = need_file(Path(source), "the CVAT file")
     pictures = _root_of(path).findall("image")
+    keys = WORDS if attribute is None else (attribute,)
 
-    def parse(picture: Any, _: int) -> list[Phrase]:
+    def phrase(box: Any, shared: Mapping[str, Any]) -> list[Phrase]:
+        if float(box.get("rotation") or 0):
+            raise ValueError("a box of it is rotated; expected upright ones")
+        attributes = {entry.get("name"): entry.text or "" for entry in box.findall("attribute")}
+        label = box.get("label")
+        words = next((attributes[key] for key in keys if key in attributes), label if attribute is None else None)
+        if words is None:
+            raise ValueError(f"a box of it has no attribute {attribute!r}; it has {shown(sorted(attributes))}")
+        corners = [box.attrib[key] for key in CVAT_CORNERS]
+        return [Phrase(expression=words, category=label, boxes=[corners], **shared)]
+
+    def parse(picture: Any, _: int) -> list[Entry]:
         shared = {"image": picture.get("name"), "split": picture.get("subset")}
         shared |= {side: picture.get(side) for side in ("width", "height")}
-        phrases = []
-        for box in picture.findall("box"):
-            if float(box.get("rotation") or 0):
-                raise ValueError("a box of it is rotated; expected upright ones")
-            attributes = {entry.get("name"): entry.text for entry in box.findall("attribute")}
-            keys = WORDS if attribute is None else (attribute,)
-            words = next((attributes[key] for key in keys if attributes.get(key)), None)
-            if words is None and attribute is not None:
-                raise ValueError(f"a box of it has no attribute {attribute!r}; it has {shown(sorted(attributes))}")
-            corners = [box.attrib[key] for key in CVAT_CORNERS]
-            label = box.get("label")
-            phrases.append(Phrase(expression=words or label, category=label, boxes=[corners], **shared))
-        return phrases
+        return each(picture.findall("box"), lambda box: phrase(box, shared))
 
     file = PhraseFile(
         path.stem,
@@ -171,24 +169,25 @@ def _root_of(path: Path) -> Any:
         raise ValueError(f"{path} is not XML ({error})") from error
 
 
-def _objects(path: Path, one_based: bool) -> list[tuple[Any, str | None, list[Any], dict[str, Any]]]:
-    """(words, class, corners, image and size) of each object of a VOC file."""
+def _voc_image(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The root of a VOC file, and what its objects share."""
     root = _root_of(path)
-    name = root.findtext("filename") or root.findtext("path")
-    shared = {"image": (name or "").strip()}
-    shared |= {side: _size(root.findtext(f"size/{side}")) for side in ("width", "height")}
-    found = []
-    for entry in root.findall("object"):
-        corners = entry.find("bndbox")
-        if corners is None:
-            raise ValueError("an object of it has no bndbox")
-        box: list[Any] = [corners.findtext(key) for key in CORNERS]
-        if one_based:
-            box = [float(edge) - (position < 2) for position, edge in enumerate(box)]
-        words = next((text for key in WORDS if (text := entry.findtext(key))), None)
-        category = entry.findtext("name")
-        found.append((words or category, category, box, shared))
-    return found
+    name = root.findtext("filename") or root.findtext("path") or ""
+    sides = {side: _size(root.findtext(f"size/{side}")) for side in ("width", "height")}
+    return root, {"image": name.strip(), **sides}
+
+
+def _object(entry: Any, one_based: bool, **shared: Any) -> Phrase:
+    """The phrase of an object of a VOC file."""
+    corners = entry.find("bndbox")
+    if corners is None:
+        raise ValueError("an object of it has no bndbox")
+    box: list[Any] = [corners.findtext(key) for key in CORNERS]
+    if one_based:
+        box = [float(edge) - (position < 2) for position, edge in enumerate(box)]
+    category = entry.findtext("name")
+    words = next((text for key in WORDS if (text := entry.findtext(key)) is not None), category)
+    return Phrase(expression=words, boxes=[box], category=category, **shared)
 
 
 def _count_objects(path: Path) -> int:
@@ -207,9 +206,7 @@ def _listed_splits(root: Path) -> dict[str, str]:
     """Name of an image without suffix to its split, from the lists of the layout."""
     lists = [root / folder / f"{name}.txt" for folder in ("ImageSets/Main", "") for name in SPLITS]
     return {
-        line.split()[0].rsplit(".", 1)[0]
-        if line.split()[0].lower().endswith((".jpg", ".png"))
-        else line.split()[0]: path.stem
+        line.split()[0].removesuffix(".jpg").removesuffix(".png"): path.stem
         for path in lists
         if path.is_file()
         for line in path.read_text(encoding="utf-8-sig").splitlines()

@@ -13,7 +13,7 @@ from ..schema import shown
 from ..splits import resolve_split
 from .common import Annotations, need_folder
 from .label_studio import IMAGE_SUFFIXES
-from .phrases import Phrase, PhraseFile, Several
+from .phrases import Entry, Phrase, PhraseFile, Several, each
 
 SPLIT_KEYS = ("train", "val", "test")
 ROBOFLOW_FILES = ("_annotations.csv", "_annotations.coco.json")
@@ -46,17 +46,11 @@ def read_yolo(
     names = _class_names(content.get("names"), config)
     pictures = list(_pictures(content, root))
 
-    def parse(picture: tuple[Path, str], _: int) -> list[Phrase]:
+    def parse(picture: tuple[Path, str], _: int) -> list[Entry]:
         labels = _label_file(picture[0])
-        if not labels.is_file():
-            return []
-        lines = labels.read_text(encoding="utf-8-sig").splitlines()
-        return [
-            Phrase(expression=name, category=name, boxes=[box], image=str(picture[0]), split=picture[1])
-            for line in lines
-            if line.strip()
-            for name, box in [_object(line, names)]
-        ]
+        lines = labels.read_text(encoding="utf-8-sig").splitlines() if labels.is_file() else []
+        shared = {"image": str(picture[0]), "split": picture[1]}
+        return each(filter(str.strip, lines), lambda line: [_object(line, names, **shared)])
 
     file = PhraseFile(
         root.name,
@@ -152,11 +146,21 @@ def _files_of(place: str, base: Path, root: Path) -> list[Path]:
     stripped = place.removeprefix("../").removeprefix("./")
     for candidate in (base / place, root / place, root / stripped):
         if candidate.is_dir():
-            return sorted(path for path in candidate.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            pictures = [path for path in candidate.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+            return sorted([*pictures, *_lost_pictures(candidate, pictures)])
         if candidate.is_file():
             lines = candidate.read_text(encoding="utf-8-sig").split("\n")
             return [candidate.parent / line.strip().removeprefix("./") for line in lines if line.strip()]
     raise FileNotFoundError(f"There is no folder {base / place}, which data.yaml names.")
+
+
+def _lost_pictures(folder: Path, pictures: list[Path]) -> Iterator[Path]:
+    """Pictures that have boxes and are not there: their rows are named as missing, not passed over."""
+    known = {_label_file(path) for path in pictures}
+    labels = _label_file(folder / "any.jpg").parent
+    for path in labels.rglob("*.txt") if labels != folder else ():
+        if path not in known:
+            yield folder / path.relative_to(labels).with_suffix(".jpg")
 
 
 def _label_file(picture: Path) -> Path:
@@ -169,7 +173,7 @@ def _label_file(picture: Path) -> Path:
     return Path(*parts)
 
 
-def _object(line: str, names: Mapping[int, str]) -> tuple[str, list[float]]:
+def _object(line: str, names: Mapping[int, str], **shared: Any) -> Phrase:
     """The class and the box (cx, cy, w, h) of a line."""
     first, *rest = line.split()
     try:
@@ -181,9 +185,7 @@ def _object(line: str, names: Mapping[int, str]) -> tuple[str, list[float]]:
     if len(values) >= 6 and len(values) % 2 == 0:
         xs, ys = values[::2], values[1::2]
         left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
-        return names[number], [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
+        values = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
     if len(values) != 4:
-        raise ValueError(
-            f"its line {shown(line)} has {len(values)} numbers, expected cx cy w h or the corners of a polygon"
-        )
-    return names[number], values
+        raise ValueError(f"its line {shown(line)} has {len(values)} numbers, expected cx cy w h or a polygon")
+    return Phrase(expression=names[number], category=names[number], boxes=[values], **shared)

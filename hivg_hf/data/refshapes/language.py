@@ -70,24 +70,40 @@ def referents(meaning: Meaning, scene: Scene) -> list[int] | None:
         return candidates
     places = [_position(scene, i, meaning.direction or "") for i in range(len(scene.objects))]
     if meaning.kind in ("extreme", "ordinal"):
-        rank = meaning.rank or 1
-        ordered = sorted(candidates, key=lambda i: -places[i])
-        if len(ordered) < rank:
-            return []
-        clear = all(places[a] - places[b] >= MARGIN for a, b in pairwise(ordered[: rank + 1]))
-        return [ordered[rank - 1]] if clear else None
+        return _at_rank(meaning.rank or 1, candidates, places)
     anchors = [i for i, item in enumerate(scene.objects) if meaning.anchor and meaning.anchor.matches(item)]
     if meaning.kind == "relation":
-        if len(anchors) > 1:
-            return None
-        beyond = [(i, places[i] - places[anchor]) for anchor in anchors for i in candidates if i != anchor]
-        return None if any(abs(gap) < MARGIN for _, gap in beyond) else [i for i, gap in beyond if gap > 0]
+        return _beyond(anchors, candidates, places)
+    return _beyond_so_many(meaning.number, anchors, candidates, places)
+
+
+def _at_rank(rank: int, candidates: list[int], places: list[float]) -> list[int] | None:
+    """The candidate that comes `rank`-th in the direction: "the second ring from the left"."""
+    ordered = sorted(candidates, key=lambda i: -places[i])
+    if len(ordered) < rank:
+        return []
+    clear = all(places[a] - places[b] >= MARGIN for a, b in pairwise(ordered[: rank + 1]))
+    return [ordered[rank - 1]] if clear else None
+
+
+def _beyond(anchors: list[int], candidates: list[int], places: list[float]) -> list[int] | None:
+    """The candidates that lie beyond the one anchor: "the ring above the blue square"."""
+    if len(anchors) > 1:
+        return None
+    gaps = [(i, places[i] - places[anchor]) for anchor in anchors for i in candidates if i != anchor]
+    return None if any(abs(gap) < MARGIN for _, gap in gaps) else [i for i, gap in gaps if gap > 0]
+
+
+def _beyond_so_many(
+    number: int | None, anchors: list[int], candidates: list[int], places: list[float]
+) -> list[int] | None:
+    """The candidates that have so many anchors beyond them: "the ring with two squares above it"."""
     named = []
     for i in candidates:
         gaps = [places[anchor] - places[i] for anchor in anchors if anchor != i]
         if any(abs(gap) < MARGIN for gap in gaps):
             return None
-        if sum(gap > 0 for gap in gaps) == meaning.number:
+        if sum(gap > 0 for gap in gaps) == number:
             named.append(i)
     return named
 

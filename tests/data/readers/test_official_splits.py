@@ -1,5 +1,6 @@
 """The official `.pth` splits: five datasets and the mixture, two box conventions."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,3 +93,30 @@ def test_a_malicious_split_file_is_refused_and_has_not_run(tmp_path, make_image)
     with pytest.raises(ValueError, match=r"unc_val\.pth was refused"):
         load_grounding_dataset("unc", "val", root=tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_trainval_is_train_and_val_behind_each_other(tmp_path, make_image, facts):
+    make_image(tmp_path / COCO_FILE)
+    for split, phrase in (("train", "first"), ("val", "second")):
+        _save(tmp_path, "unc+", split, [(COCO_FILE, SIZE, [10, 5, 20, 22], phrase, POLYGON)])
+    rows = facts(load_grounding_dataset("unc+", "trainval", root=tmp_path))
+    assert [(row["expression"], row["ref_id"], row["split"]) for row in rows] == [
+        ("first", "0", "trainval"),
+        ("second", "1", "trainval"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        {"size": [48, 64], "counts": [100, 400, 48 * 64 - 500]},
+        [np.array(POLYGON[0])],
+        [[np.float16(number) for number in POLYGON[0]]],
+    ],
+)
+def test_run_lengths_and_numpy_numbers_are_read_as_polygons_are(tmp_path, make_image, facts, polygons):
+    make_image(tmp_path / COCO_FILE)
+    box = np.array([10, 5, 20, 22], dtype=np.float16)
+    _save(tmp_path, "unc", "val", [(COCO_FILE, SIZE, box, "guy in yellow", polygons)])
+    (row,) = facts(load_grounding_dataset("unc", "val", root=tmp_path))
+    assert (row["box"], row["mask"]) == ([10.0, 5.0, 30.0, 27.0], 400)

@@ -1,0 +1,1 @@
+../../../modeling/video_hivg.py

@@ -1,0 +1,85 @@
+"""`hivg clean`: rank rows whose labels look wrong, for people to review.
+
+    hivg clean my.csv review/ --model runs/mine/merged --box-format xyxy
+    hivg clean refcoco review/ --model me/hivg --split train --option root=/data --option images=/data/train2014
+
+Writes review.csv (every suspicious row, with why), label-studio.json (the same rows to correct in Label Studio), and
+kept.txt: ids of the rows without suspicion. The data stays as it is. docs/data.md says how well it works.
+"""
+
+import csv
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import run_verb
+from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
+
+HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression", "boxes", "model_box", "reasons")
+
+
+def clean(
+    source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, or name of a dataset; docs/data.md.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the review; made where it is not there.")],
+    model: Annotated[
+        str, typer.Option(help="Folder or Hub id of a model that knows such data, or tiny, the shipped one.")
+    ] = "tiny",
+    split: Annotated[str, typer.Option(help="Split to look at.")] = "all",
+    images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")] = None,
+    box_format: Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(help="Rows with this probability of a wrong label or a higher one are listed.", min=0, max=1),
+    ] = 0.5,
+    batch_size: Annotated[int, typer.Option(help="Rows of one forward pass.", min=1)] = 32,
+) -> None:
+    """Rank suspicious rows by a model's disagreement and by contradictions between rows."""
+    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.evaluation import predict
+    from hivg_hf.evaluation.sources import open_model
+    from hivg_hf.evaluation.suspects import find_suspects
+
+    rows = load_grounding_dataset(source, split, **reader_options(option, column, images, box_format))
+    opened = open_model(model)
+    predictions = predict(opened[0], opened[1], rows, batch_size=batch_size, description="looking")
+    found = find_suspects(rows, predictions)
+    listed = [int(at) for at in found.ranking() if found.probability[at] >= threshold or found.reasons[at]]
+    out.mkdir(parents=True, exist_ok=True)
+    _write_review(out, rows, predictions, found, listed)
+    suspicious = set(listed)
+    kept = [name for at, name in enumerate(rows["sent_id"]) if at not in suspicious]
+    (out / "kept.txt").write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+    typer.echo(f"{len(listed):,} of {len(rows):,} rows look suspicious: {(out / 'review.csv').resolve()}")
+    typer.echo(f"To correct them in Label Studio: {(out / 'label-studio.json').resolve()}")
+    typer.echo(f"The others: {(out / 'kept.txt').resolve()}")
+
+
+def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found: Any, listed: list[int]) -> None:
+    """The table and the tasks of the rows at these positions, the most suspicious first."""
+    from hivg_hf.data.order import without_image_decoding
+    from hivg_hf.data.writers import Pictures
+    from hivg_hf.data.writers.label_studio import LABELING_SETUP, label_studio_task
+    from hivg_hf.utils.atomic import atomic_path, write_json
+
+    plain, pictures = without_image_decoding(rows), Pictures(out, copy=False)
+    tasks = []
+    with atomic_path(out / "review.csv") as path, path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEAD)
+        for rank, at in enumerate(listed, 1):
+            row, why = plain[at], "; ".join(found.reasons[at])
+            probability, iou = round(float(found.probability[at]), 4), round(float(found.iou[at]), 4)
+            names = (row["sent_id"], row["image_id"], row["expression"])
+            model_box = [round(edge, 2) for edge in predictions[at]["box_xyxy"]]
+            writer.writerow([rank, probability, iou, at, *names, row["boxes"], model_box, why])
+            tasks.append(label_studio_task(row, pictures.name(row), reasons=why, probability=probability, number=at))
+    write_json(out / "label-studio.json", tasks)
+    (out / "label-studio.xml").write_text(LABELING_SETUP, encoding="utf-8")
+
+
+def main() -> None:
+    """Entry of `python -m hivg_hf.cli.clean`."""
+    run_verb("clean")

@@ -1,0 +1,168 @@
+"""`hivg ground-dataset IN OUT`: ground every row of a table, on one process or a Ray cluster.
+
+    hivg ground-dataset pairs.csv grounded --image-column file_name --text-column caption
+    hivg ground-dataset 'shards/*.tar' grounded --image-column jpg --text-column json.caption
+    hivg ground-dataset owner/pairs grounded --split train --push owner/pairs-grounded
+    hivg ground-dataset pairs.parquet grounded --engine ray --concurrency 8 --num-gpus 0.5
+
+Exit status: 0 all rows answered, 1 some rows have an error, 2 nothing could be done.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.inference.dataset_input import DatasetInput
+from hivg_hf.inference.dataset_run import DatasetRun, Progress
+from hivg_hf.inference.ground_batch import GroundBatch
+
+from . import run_verb
+
+EXIT_STATUS_SOME_FAILED = 1
+ENGINES = ("local", "ray")
+# Names that tables commonly give to the two columns, tried in order where none is named.
+IMAGE_COLUMNS = ("image", "file_name", "image_path", "path", "jpg", "png", "jpeg", "webp")
+TEXT_COLUMNS = ("expression", "caption", "text", "txt", "sentence", "phrase", "json.caption")
+
+
+def ground_dataset(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="A Parquet, CSV, TSV or JSON Lines file, a WebDataset tar, a quoted pattern of them, a folder, or a "
+            "Hub dataset: owner/name or owner/name@revision.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="Folder for Parquet shards with the columns of IN and box, score, found, error. The same command "
+            "again computes the shards that are missing.",
+        ),
+    ],
+    image_column: Annotated[
+        str, typer.Option(help="Column of pictures: embedded, or file names beside IN. Default: a common name.")
+    ] = "",
+    text_column: Annotated[
+        str, typer.Option(help="Column of expressions, one or a list per row; a.b is a field. Default: a common name.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    split: Annotated[str | None, typer.Option(help="Split of a Hub dataset. Default: its only one.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset. Default: its only one.")] = None,
+    streaming: Annotated[
+        bool, typer.Option(help="Read a Hub dataset over the network as it is needed, or download it first.")
+    ] = True,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that relative file names start from. Default: the folder of IN.")
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures that rows name by http or https URLs.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Pairs of picture and expression per pass.", min=1)] = 16,
+    num_workers: Annotated[int, typer.Option(help="Processes that open pictures beside each model.", min=0)] = 0,
+    shard_size: Annotated[
+        int, typer.Option(help="Rows per shard; at most that much work is lost when the run is killed.", min=1)
+    ] = 5000,
+    mask: Annotated[bool, typer.Option("--mask", help="Add the column mask, COCO run lengths.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Put before the added columns' names where IN has them too.")] = "",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
+    backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
+    engine: Annotated[str, typer.Option(help="local: this process; ray: actors on a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster. Default: RAY_ADDRESS, or a local one for this run.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Ray actors, each with a model of its own.", min=1)] = 1,
+    num_gpus: Annotated[float, typer.Option(help="GPUs of each Ray actor; 0.5 lets two share one.", min=0)] = 0,
+    push: Annotated[
+        str | None, typer.Option(help="Upload the result, with a card, as this dataset on the Hub: owner/name.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new Hub dataset visible to you alone.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that a model's Hub repository brings.")
+    ] = False,
+) -> None:
+    """Ground every row of a table: adds box, score, found and error, and writes Parquet shards."""
+    if engine not in ENGINES:
+        raise ValueError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    if engine != "ray" and (address or concurrency > 1 or num_gpus):
+        raise ValueError("--address, --concurrency and --num-gpus are options of --engine ray.")
+    rows = DatasetInput(source, split, config, streaming)
+    options = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
+    ground = GroundBatch(
+        model or TINY_CHECKPOINT,
+        image_column or _first_of(IMAGE_COLUMNS, rows, "--image-column"),
+        text_column or _first_of(TEXT_COLUMNS, rows, "--text-column"),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        mask=mask,
+        threshold=threshold,
+        images=images or rows.folder,
+        allow_paths=rows.is_local and rows.kind != "tar",  # the pictures of a tar are in it
+        allow_urls=allow_urls,
+        prefix=prefix,
+        engine={**options, "trust_remote_code": trust_remote_code or None},
+    )
+    run = DatasetRun(rows, ground, out, shard_size)
+    done = _compute(run, engine, address, concurrency, num_gpus)
+    if push:
+        from hivg_hf.inference.dataset_push import push_run
+
+        typer.echo(f"hivg: pushed to {push_run(run, push, private)}", err=True)
+    if done.failed:
+        raise typer.Exit(EXIT_STATUS_SOME_FAILED)
+
+
+def main() -> None:
+    """Run the verb with the arguments of the process."""
+    run_verb("ground-dataset")
+
+
+def _compute(run: DatasetRun, engine: str, address: str | None, concurrency: int, num_gpus: float) -> Progress:
+    missing = run.missing()
+    rows = failed = 0
+    start = time.monotonic()
+    before = sum(run.read_progress(part).rows for part in set(range(len(run.parts))) - set(missing))
+    if before:
+        typer.echo(f"hivg: {before} rows in {len(run.parts) - len(missing)} shards were done before", err=True)
+    with tqdm(total=run.rows, initial=before, unit=" rows", file=sys.stderr) as bar:
+
+        def report(progress: Progress) -> None:
+            nonlocal rows, failed
+            rows, failed = rows + progress.rows, failed + progress.failed
+            bar.set_postfix(errors=failed, refresh=False)
+            bar.update(progress.rows)
+
+        if engine == "ray" and missing:
+            from hivg_hf.inference.ray import run_parts
+
+            run_parts(run, missing, report, address=address, concurrency=concurrency, num_gpus=num_gpus)
+        else:
+            for part in missing:
+                run.run(part, report)
+    seconds = time.monotonic() - start
+    errors = f"; {failed} have an error" if failed else ""
+    rate = f"{rows} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):.1f} rows/s){errors}"
+    typer.echo(f"hivg: {rate}; {len(run.parts)} shards in {run.folder.resolve()}", err=True)
+    return Progress(rows, failed)
+
+
+def _first_of(names: tuple[str, ...], rows: DatasetInput, option: str) -> str:
+    columns = rows.schema.names
+    for name in names:
+        if name in columns or ("." in name and name.partition(".")[0] in columns):
+            return name
+    raise ValueError(f"'{rows.source}' has the columns {', '.join(columns)}: choose one with {option}.")

@@ -1,0 +1,120 @@
+"""`hivg survey`: look at datasets before anything is trained on them, and write the cache that reads fast.
+
+    hivg survey refcoco:train refcoco:val refcoco:testA --root /data --out prepared
+    hivg survey my.csv:train my.csv:val --images photos --box-format xyxy --out prepared
+    hivg survey refcoco:val --root /data --out prepared --for eval --model FOLDER_OR_HUB_ID
+
+Writes survey.json (counts against the published ones, statistics, every faulty row, images that training and
+evaluation share), problems.txt, and for each split a contact sheet with boxes drawn. With `--for`, also the folder
+`cache`, which is a source like any other: `load_grounding_dataset("prepared/cache", "val")`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from . import run_verb
+
+if TYPE_CHECKING:
+    from hivg_hf.data.prepare import Survey
+
+
+def survey(
+    data: Annotated[list[str], typer.Argument(metavar="SOURCE:SPLIT...", help="As load_grounding_dataset does.")],
+    out: Annotated[Path, typer.Option(help="Folder for the survey and the cache.")],
+    root: Annotated[str | None, typer.Option(help="Folder of the annotations.")] = None,
+    images: Annotated[list[str] | None, typer.Option(help="Folder of pictures; may be given again.")] = None,
+    box_format: Annotated[
+        str | None, typer.Option(help="Of JSONL, CSV and Parquet: xyxy, xywh, cxcywh, or one with _normalized.")
+    ] = None,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of the images that become val in a file without splits.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other reader option; may be given again.")
+    ] = None,
+    multi_target: Annotated[
+        Literal["keep", "union", "drop"] | None, typer.Option(help="For rows with several targets.")
+    ] = None,
+    on_error: Annotated[Literal["raise", "skip"], typer.Option(help="skip: leave faulty rows out.")] = "raise",
+    quick: Annotated[bool, typer.Option("--quick", help="Check headers and ends of pictures, decode none.")] = False,
+    purpose: Annotated[
+        Literal["eval", "train"] | None, typer.Option("--for", help="Also write a cache for this use.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id whose processor letterboxes the cache for eval.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed puts other rows on the contact sheets.")] = 0,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let SOURCE name code, package.module:function, and run it.")
+    ] = False,
+) -> None:
+    """Look at a dataset: counts, faults, shared images, contact sheets. Exit status 1: there are unusable rows."""
+    import logging
+
+    from hivg_hf.data.prepare import summarize, write_survey
+    from hivg_hf.data.prepare import survey as look_at
+    from hivg_hf.utils.plugins import allowing_code
+    from hivg_hf.utils.strict_mapping import read_options
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if model is not None and purpose != "eval":
+        raise ValueError("--model letterboxes a cache for eval: add --for eval, or omit it.")
+    if purpose == "eval" and model is None:
+        raise ValueError("A cache for eval is letterboxed for one model: say which with --model.")
+    given = {
+        "root": root,
+        "images": images,
+        "box_format": box_format,
+        "holdout": holdout,
+        "multi_target": multi_target,
+    }
+    shared = {name: value for name, value in given.items() if value not in (None, [])}
+    shared |= read_options(option or [], "--option")
+    with allowing_code(allow_code):
+        result = look_at([{**_source_and_split(name), **shared} for name in data], decode=not quick)
+    files = write_survey(result, out, seed)
+    typer.echo("\n" + summarize(result) + "\n\nLook at:")
+    typer.echo("".join(f"  {path.resolve()}\n" for path in files), nl=False)
+    if purpose:
+        typer.echo(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")
+    if result.problems and on_error == "raise":
+        raise typer.Exit(1)
+
+
+def _source_and_split(name: str) -> dict[str, str]:
+    source, colon, split = name.rpartition(":")
+    if not colon or not source or not split:
+        raise ValueError(f"{name!r} names no split; write SOURCE:SPLIT, for example refcoco:val.")
+    return {"source": source, "split": split}
+
+
+def _make_cache(result: Survey, out: Path, purpose: Any, model: str | None, on_error: str) -> Path:
+    """Write the cache of everything that was surveyed.
+
+    Raises:
+        BrokenRowsError: some rows cannot be used, and leaving them out was not asked for.
+        ValueError: two sources have a split of the same name.
+    """
+    from hivg_hf.data.cache import write_cache
+    from hivg_hf.data.rows import BrokenRowsError
+
+    if result.problems and on_error == "raise":
+        raise BrokenRowsError("the data", "as a whole", result.problems, sum(len(s.rows) for s in result.splits))
+    names = [split.split for split in result.splits]
+    if len(set(names)) < len(names):
+        raise ValueError(f"one cache cannot hold two splits of one name ({', '.join(names)}); prepare them apart.")
+    image_processor = None
+    if purpose == "eval":
+        from hivg_hf.modeling import HiVGProcessor
+
+        image_processor = HiVGProcessor.from_pretrained(model).image_processor
+    return write_cache({split.split: split.rows for split in result.splits}, out / "cache", purpose, image_processor)
+
+
+def main() -> None:
+    """Run the verb with the process's own arguments."""
+    run_verb("survey")

@@ -1,0 +1,204 @@
+"""What stands outside the package works inside: by entry points, or by name where somebody allowed it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hivg_hf import load_grounding_dataset
+from hivg_hf.metrics import get_protocol
+from hivg_hf.training import StagedTraining, parse_recipe
+from hivg_hf.utils.plugins import allowing_code, find_plugin
+
+MODULE = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from hivg_hf.data.readers.common import Annotations, Draft
+from hivg_hf.metrics.protocols import MetricProtocol, get_protocol
+from hivg_hf.training.phases import HeadsPhase
+
+Path(__file__).with_name("imported").touch()
+
+
+def read_lines(split, source, root):
+    lines = Path(root, f"{split}.txt").read_text().splitlines()
+
+    def read(line):
+        name, box, expression = line.split("|")
+        boxes = [[float(edge) for edge in box.split()]]
+        return Draft(str(Path(root, name)), expression, boxes, name, f"{name}-{box}", line)
+
+    return Annotations(source, split, lines, read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalePhase(HeadsPhase):
+    def choose_parameters(self, model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("box_head" in name)
+
+
+def distance(outputs, labels, num_items_in_batch=None):
+    return (outputs.pred_boxes - labels).abs().mean()
+
+
+def hello(name: str, times: int = 1) -> None:
+    "Greet."
+    print(" ".join(["hello", name] * times))
+
+
+strict = get_protocol("ref-l4")
+"""
+ENTRY_POINTS = """
+[hivg_hf.readers]
+lines = outside_boxes:read_lines
+[hivg_hf.phases]
+box-head = outside_boxes:ScalePhase
+[hivg_hf.losses]
+distance = outside_boxes:distance
+[hivg_hf.metrics]
+mine = outside_boxes:strict
+[hivg_hf.verbs]
+hello = outside_boxes:hello
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A folder on the path with the module `outside_boxes`, which nothing has installed."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "outside_boxes.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "outside_boxes", raising=False)
+    yield folder
+    sys.modules.pop("outside_boxes", None)
+
+
+@pytest.fixture
+def package(module):
+    """The same, installed with its entry points."""
+    metadata = module / "outside_boxes-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-boxes\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
+    return module
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Rows in a format that hivg_hf does not know."""
+    from PIL import Image
+
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    Image.new("RGB", (64, 48), "red").save(folder / "a.png")
+    (folder / "train.txt").write_text("a.png|4 4 20 20|the red box\n" * 4)
+    return {"root": str(folder), "split": "train"}
+
+
+def recipe(source, **changes):
+    phase = {"name": "a", "train": "heads", "steps": 1, "learning_rate": 1e-4, "batch_size": 4, **changes}
+    return {
+        "name": "r",
+        "model": {"preset": "tiny", "tokenizer": "refshapes"},
+        "data": {"train": source, "masks": False},
+        "phases": [phase],
+    }
+
+
+def test_a_reader_of_another_package_is_a_source_like_any_other(package, lines):
+    rows = load_grounding_dataset("lines", **lines)
+    assert (rows[0]["expression"], rows[0]["box"]) == ("the red box", [4.0, 4.0, 20.0, 20.0])
+    parsed = parse_recipe(recipe({"source": "lines", **lines}))
+    assert parsed.data.train["source"] == "lines"
+    with pytest.raises(ValueError, match=r"Unknown key `roott` in data.train: did you mean `root`\?"):
+        parse_recipe(recipe({"source": "lines", "split": "train", "roott": "x"}))
+    with pytest.raises(ValueError, match=r"Unknown data source 'liness'; .*moondream/refcoco-m, lines"):
+        load_grounding_dataset("liness", "train")
+
+
+def test_code_by_name_is_not_imported_unless_somebody_allows_it(module, lines):
+    source = {"source": "outside_boxes:read_lines", **lines}
+    refusals = (
+        lambda: load_grounding_dataset(**source),
+        lambda: parse_recipe(recipe(source)),
+        lambda: parse_recipe(recipe({"source": "mixture", "split": "train", "parts": [source]})),
+        lambda: parse_recipe(recipe({"source": "refshapes", "split": "train"}, loss="outside_boxes:distance")),
+    )
+    for refused in refusals:
+        with pytest.raises(ValueError, match=r"'outside_boxes:\w+' as the .* would import and run code.*--allow-code"):
+            refused()
+    assert not (module / "imported").exists()
+    assert load_grounding_dataset(**source, allow_code=True)[0]["expression"] == "the red box"
+    assert (module / "imported").exists()
+
+
+def test_a_run_does_not_remember_the_permission(module, lines, tmp_path):
+    plan = parse_recipe(recipe({"source": "outside_boxes:read_lines", **lines}), allow_code=True)
+    with pytest.raises(ValueError, match="--allow-code"):
+        StagedTraining(plan, tmp_path / "run").run()
+    assert "allow" not in (tmp_path / "run" / "recipe.json").read_text()
+
+
+def test_a_dry_run_imports_code_only_with_the_option(module, lines, tmp_path):
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    content = recipe({"source": "outside_boxes:read_lines", **lines})
+    path.write_text(yaml.safe_dump(content))
+    words = [sys.executable, "-m", "hivg_hf", "train", str(path), "--dry-run"]
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{module}"}
+    refused = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (refused.returncode, (module / "imported").exists()) == (2, False), refused.stderr
+    assert "--allow-code" in refused.stderr
+    allowed = subprocess.run([*words, "--allow-code"], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "rows                   4" in allowed.stdout
+
+
+def test_a_phase_kind_and_a_loss_of_another_package_train(package, lines, tmp_path):
+    content = recipe({"source": "lines", **lines}, train="box-head", loss="distance")
+    plan = parse_recipe(content)
+    results = StagedTraining(plan, tmp_path / "run").run()
+    (phase,) = results["phases"]
+    trained = {part: train for part, (train, _) in phase["parameters"].items() if train}
+    assert set(trained) == {"grounding head"}
+    assert phase["log"][-1]["train_loss"] < 1  # a mean distance of coordinates in 0..1, not HiVG's sum of terms
+    with pytest.raises(ValueError, match=r"train must be one of .*'lora', 'box-head'. Got 'boxhead'"):
+        parse_recipe(recipe({"source": "lines", **lines}, train="boxhead"))
+    with pytest.raises(ValueError, match=r"nobody offers the loss 'distanc'; installed are: distance"):
+        parse_recipe(recipe({"source": "lines", **lines}, loss="distanc"))
+
+
+def test_a_protocol_and_a_verb_of_another_package_are_found(package, capsys):
+    from hivg_hf.cli import main
+
+    assert get_protocol("mine") is get_protocol("ref-l4")
+    with pytest.raises(SystemExit) as ended:
+        main(["hello", "you", "--times", "2"])
+    assert (ended.value.code or 0, capsys.readouterr().out) == (0, "hello you hello you\n")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "hello" in capsys.readouterr().out
+
+
+def test_what_does_not_load_names_its_package(package):
+    (package / "outside_boxes.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(ImportError, match=r"offers 'lines' as hivg_hf.readers does not load: No module named"):
+        find_plugin("hivg_hf.readers", "lines")
+    assert find_plugin("hivg_hf.readers", "other") is None
+
+
+def test_permission_ends_with_its_block(module):
+    from hivg_hf.utils.plugins import load_code
+
+    with allowing_code():
+        assert callable(load_code("outside_boxes:hello", "the test"))
+        with pytest.raises(ImportError, match="'outside_boxes:nothing' as the test cannot be imported"):
+            load_code("outside_boxes:nothing", "the test")
+    with pytest.raises(ValueError, match="--allow-code"):
+        load_code("outside_boxes:hello", "the test")
