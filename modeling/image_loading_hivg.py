@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -124,7 +124,7 @@ def image_size(opened: PIL.Image.Image | np.ndarray) -> tuple[int, int]:
     return (opened.shape[0], opened.shape[1]) if isinstance(opened, np.ndarray) else (opened.height, opened.width)
 
 
-def is_reduced(opened: PIL.Image.Image | np.ndarray) -> bool:
+def is_reduced(opened: PIL.Image.Image | np.ndarray) -> TypeGuard[PIL.Image.Image]:
     """Whether `open_image` decoded this picture at a smaller scale, for `reduce_to`."""
     return isinstance(opened, PIL.Image.Image) and _FULL_SIZE in vars(opened)
 

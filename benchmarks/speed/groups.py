@@ -156,7 +156,7 @@ def engines_group(name: str, config: HiVGConfig) -> Group:
             boxes = other(**batch).pred_boxes  # the session is open before the folder goes
             differences[f"boxes, {title}"] = largest_difference(boxes, model(**batch).pred_boxes.detach())
             parameters = cases[0].parameters
-            cases.append(Case(title, partial(other, **batch), 1, (), parameters, timed_only=True))
+            cases.append(Case(title, partial(other.forward, **batch), 1, (), parameters, timed_only=True))
     comparisons = [
         Comparison(TORCH, HALF),
         Comparison(TORCH, ONNX, at_least=2.2),

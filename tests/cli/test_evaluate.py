@@ -122,7 +122,7 @@ def test_controls_stand_beside_the_figures_in_one_command(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "/nowhere", *DATA], "There is no model folder /nowhere."),
+        (["--model", "/nowhere", *DATA], "There is no model folder '/nowhere'."),
         (["--model", "MODEL", "--data", "refshapes", "--split", "test"], "unknown RefShapes split 'test'"),
         (["--model", "MODEL", "--data", "refshapes", "--split", "val+"], "A split has no name in 'val+'"),
         (["--model", "MODEL", *DATA, "--protocol", "coco"], "Unknown protocol 'coco': choose one of pixel"),
