@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from helpers.hub_client import PLANTED
+from hivg_hf.hub import write_pushed
 from hivg_hf.hub.files import files_to_push
 
 
@@ -194,6 +195,9 @@ def test_onnx_files_are_sent_where_asked_for_and_others_beside_them_stay(copied:
     names = ("grounding.json", "model.onnx", "model.onnx_data", "model_quantized.onnx")
     assert sent == {f"onnx/{name}" for name in names}
     assert files_to_push(copied) == plain
+    trial = copied.parent / "trial"
+    assert set(write_pushed(copied, trial, onnx=True)) == {path.as_posix() for path in plain} | sent
+    assert {path.name for path in (trial / "onnx").iterdir()} == set(names)
 
 
 def test_an_onnx_file_that_leads_out_of_the_folder_is_refused(copied: Path, tmp_path: Path) -> None:
