@@ -20,7 +20,7 @@ def demo(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
     backend: Annotated[
-        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, about twice as fast.")
+        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")
     ] = "torch",
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: the checkpoint's; fp32 in onnx.")

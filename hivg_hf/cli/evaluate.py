@@ -50,7 +50,7 @@ def evaluate(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
     backend: Annotated[
-        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, about twice as fast.")
+        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")
     ] = "torch",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: fp32.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
