@@ -46,6 +46,12 @@ def letterbox(image, settings):
     return square, mask, (top, left, height, width)
 
 
+def patches_with_image(mask, patch):
+    """Numbers (P,) of the patches that hold at least one pixel of the image, row by row."""
+    grid = len(mask) // patch
+    return np.flatnonzero(mask.reshape(grid, patch, grid, patch).max((1, 3)))
+
+
 def encode(tokenizer, expressions):
     """Resolve HTML entities (the tokenizer cleans the rest), pad to the longest: token ids and mask, each (B, T)."""
     rows = [
@@ -60,12 +66,12 @@ def encode(tokenizer, expressions):
 
 def ground(folder, path, expressions):
     """Yields (expression, score or None, (left, top, right, bottom) in pixels of the image)."""
-    settings = json.loads((folder / "grounding.json").read_text())
+    settings = json.loads((folder / "onnx" / "grounding.json").read_text())
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # their names in an expression are plain text
     tokenizer.no_padding()
     tokenizer.enable_truncation(settings["max_text_length"])
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
 
     image = open_picture(path)
     square, image_mask, (top, left, height, width) = letterbox(image, settings)
@@ -74,10 +80,12 @@ def ground(folder, path, expressions):
     inputs = {
         "input_ids": ids,
         "attention_mask": text_mask,
-        "pixel_values": np.stack([square] * count),
-        "pixel_mask": np.stack([image_mask] * count),
+        "pixel_values": square[None],
+        "pixel_mask": image_mask[None],  # some models read where the image is as pixels, others as patches
+        "patch_index": patches_with_image(image_mask, settings["patch_size"])[None],
+        "image_index": np.zeros(count, dtype=np.int64),  # which image each expression is about
     }
-    outputs = dict(zip(settings["outputs"], session.run(None, inputs)))
+    outputs = dict(zip(settings["outputs"], session.run(None, {name: inputs[name] for name in settings["inputs"]})))
     scores = outputs.get("scores", [None] * count)
     for expression, score, (cx, cy, w, h) in zip(expressions, scores, outputs["pred_boxes"] * settings["size"]):
         x = (np.array([cx - w / 2, cx + w / 2]) - left) * image.width / width

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -37,6 +37,7 @@ FORMATS_WITH_VARIANTS = (*FORMATS, "MPO", "DIB")  # as Pillow calls some files t
 # Room for the photographs of today's telephones (108 megapixels), which then take 0.4 GB.
 MAX_PIXELS = 2**27
 EXIF_ORIENTATION = 0x0112
+_FULL_SIZE = "_hivg_full_size"  # attribute of a reduced picture: (height, width) of the whole one
 
 
 def load_grounding_image(
@@ -68,9 +69,19 @@ def load_grounding_image(
 
 
 def open_image(
-    source: Any, timeout: float | None = None, input_data_format: Any = None, max_pixels: int = MAX_PIXELS
+    source: Any,
+    timeout: float | None = None,
+    input_data_format: Any = None,
+    max_pixels: int = MAX_PIXELS,
+    reduce_to: int | None = None,
 ) -> PIL.Image.Image | np.ndarray:
     """As `load_grounding_image`, but arrays, and pictures of deeper samples, keep their numbers.
+
+    Args:
+        source, timeout, input_data_format, max_pixels: As there.
+        reduce_to: Decode a JPEG file at a half, quarter or eighth of its size, while its longer side stays at least
+            this many pixels: several times faster, other pixels than those of the full picture made small.
+            `image_size` still gives the size of the full picture. Other pictures are opened as ever.
 
     Returns:
         An RGB picture, or an array (H, W) or (H, W, C).
@@ -87,19 +98,19 @@ def open_image(
         source = bytes(source)
         data = base64_bytes(source.decode("ascii")) if source.isascii() else None  # what `b64encode` gives
         name = f"the image given as {len(source)} bytes" + ("" if data is None else " of base64")
-        return _decode_bytes(source if data is None else data, name, max_pixels)
+        return _decode_bytes(source if data is None else data, name, max_pixels, reduce_to)
     if isinstance(source, str) and source.lstrip()[:5].lower() == "data:":
-        return _decode_bytes(data_url_bytes(source.lstrip()), "the image in the data URL", max_pixels)
+        return _decode_bytes(data_url_bytes(source.lstrip()), "the image in the data URL", max_pixels, reduce_to)
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
-        return _decode_bytes(download(source, timeout), f"the image at {shown(source)}", max_pixels)
+        return _decode_bytes(download(source, timeout), f"the image at {shown(source)}", max_pixels, reduce_to)
     if isinstance(source, str) and source[:5].lower() == "file:":
-        return _open_named(file_url_path(source), max_pixels)
+        return _open_named(file_url_path(source), max_pixels, reduce_to)
     if isinstance(source, (str, os.PathLike)):
-        return _open_named(os.fsdecode(source), max_pixels)
+        return _open_named(os.fsdecode(source), max_pixels, reduce_to)
     if hasattr(source, "read"):
         name = getattr(source, "name", None)
         name = f"the image file {shown(name)}" if isinstance(name, str) else "the image in the file object"
-        return _decode_bytes(file_object_bytes(source, name), name, max_pixels)
+        return _decode_bytes(file_object_bytes(source, name), name, max_pixels, reduce_to)
     raise TypeError(
         "An image must be a path, a URL, a PIL image, bytes, a file object, or a numpy or torch array, not "
         f"{type(source).__name__}."
@@ -107,8 +118,15 @@ def open_image(
 
 
 def image_size(opened: PIL.Image.Image | np.ndarray) -> tuple[int, int]:
-    """(height, width) of what `open_image` gives."""
+    """(height, width) of what `open_image` gives; of the whole picture where it was reduced."""
+    if is_reduced(opened):
+        return vars(opened)[_FULL_SIZE]
     return (opened.shape[0], opened.shape[1]) if isinstance(opened, np.ndarray) else (opened.height, opened.width)
+
+
+def is_reduced(opened: PIL.Image.Image | np.ndarray) -> TypeGuard[PIL.Image.Image]:
+    """Whether `open_image` decoded this picture at a smaller scale, for `reduce_to`."""
+    return isinstance(opened, PIL.Image.Image) and _FULL_SIZE in vars(opened)
 
 
 def array_to_image(array: np.ndarray) -> PIL.Image.Image:
@@ -147,23 +165,25 @@ def read_header(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> PIL.
     return image
 
 
-def _open_named(path: str, max_pixels: int) -> PIL.Image.Image | np.ndarray:
+def _open_named(path: str, max_pixels: int, reduce_to: int | None = None) -> PIL.Image.Image | np.ndarray:
     if not os.path.exists(path):
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", path)
         if scheme:
             raise ValueError(f"The image {shown(path)} is neither a path nor an http or https URL.")
         data = base64_bytes(path)
         if data is not None:
-            return _decode_bytes(data, "the image given as base64", max_pixels)
+            return _decode_bytes(data, "the image given as base64", max_pixels, reduce_to)
     name = f"the image file {shown(path)}"
     with open_regular_file(path) as file:
-        return _decode(read_header(file, name, max_pixels), name)
+        return _decode(read_header(file, name, max_pixels), name, reduce_to)
 
 
-def _decode_bytes(data: bytes, name: str, max_pixels: int) -> PIL.Image.Image | np.ndarray:
+def _decode_bytes(
+    data: bytes, name: str, max_pixels: int, reduce_to: int | None = None
+) -> PIL.Image.Image | np.ndarray:
     if not data:
         raise ValueError(f"{capital(name)} is empty (0 bytes).")
-    return _decode(read_header(BytesIO(data), name, max_pixels), name)
+    return _decode(read_header(BytesIO(data), name, max_pixels), name, reduce_to)
 
 
 def _decode_held(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
@@ -180,9 +200,21 @@ def _decode_held(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
     return _to_rgb(image, name)
 
 
-def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image | np.ndarray:
+def _decode(image: PIL.Image.Image, name: str, reduce_to: int | None = None) -> PIL.Image.Image | np.ndarray:
+    width, height = image.size
+    if reduce_to is not None and image.format == "JPEG":
+        # Pillow takes the smallest scale at which neither side is smaller than asked for.
+        share = min(1.0, reduce_to / max(image.size))
+        image.draft("RGB", (max(1, int(width * share)), max(1, int(height * share))))
+    reduced = image.size != (width, height)
     _load(image, name)
-    return _to_rgb(_turn_upright(image), name)
+    turned = _turn_upright(image)
+    opened = _to_rgb(turned, name)
+    if not reduced:
+        return opened
+    on_its_side = turned is not image and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    vars(opened)[_FULL_SIZE] = (width, height) if on_its_side else (height, width)
+    return opened
 
 
 def _load(image: PIL.Image.Image, name: str) -> None:
@@ -243,4 +275,4 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-__all__ = ["array_to_image", "image_size", "load_grounding_image", "open_image", "read_header"]
+__all__ = ["array_to_image", "image_size", "is_reduced", "load_grounding_image", "open_image", "read_header"]

@@ -17,7 +17,8 @@ patches wholly in the letterbox padding are not computed. Identities that give t
 mask head is folded (see `MaskHead`), the last fusion layer is run for the tokens that are read, and nothing is
 computed that was not asked for.
 
-Shapes in comments: B samples, U expressions (U = B unless `text_index` is given), T text tokens, S pixels along one
+Shapes in comments: B samples, U expressions (U = B unless `text_index` is given), I images (I = B unless
+`image_index` is given), T text tokens, S pixels along one
 side, G patches along one side, N = G * G patches, P patches that are computed, V vision width, D text width, H width
 of the fusion encoder, K text states in the bridge.
 """
@@ -427,7 +428,7 @@ class HiVGVisionEmbeddings(CLIPVisionEmbeddings):
         embeddings = patches + resize_positions(table, pixel_values.shape[-1] // self.patch_size)  # (B, N, V)
         if patch_index is not None:
             embeddings = take_tokens(embeddings, patch_index.clamp(min=0))  # (B, P, V)
-        cls = (self.class_embedding + cls_position).expand(len(embeddings), 1, -1)
+        cls = (self.class_embedding + cls_position).expand(embeddings.shape[0], 1, -1)
         return torch.cat([cls, embeddings], dim=1)  # (B, 1 + P, V)
 
 
@@ -458,13 +459,16 @@ class HiVGVisionEncoderLayer(CLIPEncoderLayer):
         attention_mask: torch.Tensor | None = None,
         text_bias: torch.Tensor | None = None,
         *text_states: torch.Tensor,
+        image_index: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(B, 1 + P, V) -> the same. The text states come one by one, each as an argument without a name: reentrant
-        checkpointing hands gradients to no other."""
+        """(B, 1 + P, V) -> the same; with `image_index` (B,), (I, 1 + P, V) -> (B, 1 + P, V). The text states come one
+        by one, each as an argument without a name: reentrant checkpointing hands gradients to no other."""
         residual = hidden_states
         hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = residual + hidden_states
+        if image_index is not None:  # up to here an image knows nothing of what is asked of it
+            hidden_states = hidden_states[image_index]
         if hasattr(self, "bridge") and text_states:  # without an expression the tower is CLIP's own
             hidden_states = self.bridge(hidden_states, text_states, text_bias)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
@@ -483,6 +487,8 @@ class HiVGVisionModel(CLIPVisionModel):
     def __init__(self, config, hivg_config: HiVGConfig):
         super().__init__(config)
         self.embeddings = HiVGVisionEmbeddings(config)
+        # The last layer whose self-attention reads nothing of the expression: all before it is the image's alone.
+        self.last_shared_layer = min(hivg_config.bridge_layers, default=config.num_hidden_layers - 1)
         for i in range(config.num_hidden_layers):
             bridge = HiVGBridge(hivg_config) if i in hivg_config.bridge_layers else None
             self.encoder.layers[i] = HiVGVisionEncoderLayer(config, bridge)
@@ -509,18 +515,21 @@ class HiVGVisionModel(CLIPVisionModel):
         patch_mask: torch.Tensor | None = None,
         text_states: tuple[torch.Tensor, ...] = (),
         text_bias: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The image's tokens, steered by the expression.
 
         Args:
-            pixel_values: (B, 3, S, S).
-            patch_index: (B, P) patches to compute, -1 = none; None computes all.
-            patch_mask: (B, P), 0 = a patch that no token may look at; None where there is none.
+            pixel_values: (I, 3, S, S).
+            patch_index: (I, P) patches to compute, -1 = none; None computes all.
+            patch_mask: (I, P), 0 = a patch that no token may look at; None where there is none.
             text_states: K tensors (B, T, D) for the bridges.
             text_bias: (B, 1, 1, T) attention bias over the words.
+            image_index: (B,) row of `pixel_values` for each expression; None where I = B, in order. States and
+                attentions of layers up to `last_shared_layer` are then recorded once for each image.
         """
-        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, patch_index))  # (B, 1 + P, V)
+        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, patch_index))  # (I, 1 + P, V)
         attention_mask = None
         if patch_mask is not None:
             attention_mask = create_bidirectional_mask(
@@ -528,8 +537,11 @@ class HiVGVisionModel(CLIPVisionModel):
                 hidden_states,
                 F.pad(patch_mask, (1, 0), value=1),  # CLS is always there
             )
-        for layer in self.encoder.layers:
-            hidden_states = layer(hidden_states, attention_mask, text_bias, *text_states, **kwargs)
+        for i, layer in enumerate(self.encoder.layers):
+            asked = {"image_index": image_index} if i == self.last_shared_layer and image_index is not None else {}
+            hidden_states = layer(hidden_states, attention_mask, text_bias, *text_states, **asked, **kwargs)
+            if asked and attention_mask is not None:
+                attention_mask = attention_mask[image_index]
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states, pooler_output=self.post_layernorm(hidden_states[:, 0])
         )
@@ -889,6 +901,40 @@ def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: in
     return full.scatter(1, place, values)[:, :patches]
 
 
+def check_inputs(config: HiVGConfig, input_ids, pixel_values, patch_index, text_index, image_index) -> None:
+    """Refuse inputs that do not fit the config or each other, whatever engine computes the answers.
+
+    Raises:
+        ValueError: with what was given and what was expected.
+    """
+    size, length = config.image_size, config.max_text_length
+    if pixel_values is None or input_ids is None:
+        raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
+    # `len` of a tensor would fix the size in an exported graph.
+    texts = (input_ids if text_index is None else text_index).shape[0]
+    images = (pixel_values if image_index is None else image_index).shape[0]
+    if texts != images and not torch.compiler.is_compiling():
+        raise ValueError(
+            f"Got {texts} expressions for {images} images. Pass one expression per image, or `image_index`, the "
+            "row of `pixel_values` that each expression reads; the processor gives it."
+        )
+    if tuple(pixel_values.shape[-2:]) != (size, size):
+        raise ValueError(
+            f"`pixel_values` must be {size} x {size} pixels for this model. Got {tuple(pixel_values.shape[-2:])}; "
+            "use the processor saved with the model."
+        )
+    if input_ids.shape[1] > length:
+        raise ValueError(
+            f"An expression may have at most {length} tokens with begin and end. Got {input_ids.shape[1]}; use "
+            "the processor saved with the model, which cuts and says what was cut."
+        )
+    if patch_index is not None and not config.skip_padded_patches:
+        raise ValueError(
+            "`patch_index` was given, but this model computes every patch (`skip_padded_patches=False`); use the "
+            "processor saved with the model."
+        )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The model
 # --------------------------------------------------------------------------------------------------------------------
@@ -1088,8 +1134,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(expressions, T)`):
                 1 = token, 0 = padding, on either side: rows are rolled so that their first token comes first. Without
                 it, padding is recognized, with one warning.
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): normalised letterboxed images.
-            pixel_mask (`torch.Tensor` of shape `(batch_size, S, S)`): 1 = image, 0 = padding. Default: all image.
+            pixel_values (`torch.FloatTensor` of shape `(images, 3, S, S)`): normalised letterboxed images.
+            pixel_mask (`torch.Tensor` of shape `(images, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
                 Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named. A list as
                 DETR takes it, `{"boxes": (0 or 1, 4)}` for each row, is understood too.
@@ -1097,14 +1143,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 Target masks. Without them the rasterised box is the target.
             output_masks (`bool`): give `mask_logits`.
             output_token_logits (`bool`): give `token_logits`.
-            patch_index (`torch.LongTensor` of shape `(batch_size, P)`, *optional*):
+            patch_index (`torch.LongTensor` of shape `(images, P)`, *optional*):
                 Patches to compute, -1 = none; only with `config.skip_padded_patches`. Without it all are computed and
                 those in the padding are masked: the same result for more work.
             text_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Row of `input_ids` for each sample, where an expression repeats. Default: row i for sample i.
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Row of `pixel_values`, `pixel_mask` and `patch_index` for each sample, where an image has several
-                expressions. Default: row i for sample i.
+                expressions. The layers before the first bridge, and its self-attention, then run once for each image:
+                the same result for less work. Default: row i for sample i.
             image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Equal for equal images: such pairs are no negatives with `config.contrastive_ignore_duplicates`.
                 Default: `image_index`.
@@ -1133,7 +1180,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         need_tokens |= "token_logits" in needs
         need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
         need_masks |= "mask_logits" in needs
-        self._check_inputs(input_ids, pixel_values, patch_index, text_index, image_index)
+        check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
         labels = None if labels is None else checked_labels(labels, pixel_values)
 
         # 1. Words.
@@ -1150,11 +1197,6 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         end_index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(-1)  # (B,) last token that is there
 
         # 2. Image, steered by the words.
-        if image_index is not None:
-            pixel_values = pixel_values[image_index]
-            pixel_mask = pixel_mask[image_index] if pixel_mask is not None else None
-            patch_index = patch_index[image_index] if patch_index is not None else None
-            image_ids = image_index if image_ids is None else image_ids
         patch_mask = self._patch_mask(pixel_values, pixel_mask, patch_index)
         vision = self.clip.vision_model(
             pixel_values,
@@ -1162,10 +1204,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             patch_mask=patch_mask if config.skip_padded_patches else None,
             text_states=bridge_states,
             text_bias=key_padding_bias(bridge_mask, words.dtype),
+            image_index=image_index,
             output_hidden_states=True if output_hidden_states else list(config.visual_feature_layers),
             output_attentions=output_attentions,
         )
-        levels = torch.cat([vision.hidden_states[i] for i in config.visual_feature_layers], dim=-1)
+        vision_states = self._per_sample(vision.hidden_states, image_index)
+        levels = torch.cat([vision_states[i] for i in config.visual_feature_layers], dim=-1)  # (B, 1 + P, levels * V)
+        if image_index is not None:
+            patch_index, patch_mask = (x if x is None else x[image_index] for x in (patch_index, patch_mask))
+            image_ids = image_index if image_ids is None else image_ids
 
         # 3. Both together. Padding that every row shares is cut: masked keys change nothing.
         length = input_ids.shape[1]
@@ -1199,42 +1246,22 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             mask_logits=outputs["mask_logits"] if output_masks else None,
             logits_per_text=outputs["logits_per_text"],
             logits_per_image=outputs["logits_per_text"].t(),
-            vision_hidden_states=vision.hidden_states if output_hidden_states else None,
+            vision_hidden_states=vision_states if output_hidden_states else None,
             text_hidden_states=text.hidden_states if output_hidden_states else None,
             hidden_states=fused.hidden_states if output_hidden_states else None,
-            vision_attentions=vision.attentions if output_attentions else None,
+            vision_attentions=self._per_sample(vision.attentions, image_index) if output_attentions else None,
             cross_attentions=vision.get("cross_attentions") if output_attentions else None,
             attentions=fused.attentions if output_attentions else None,
         )
 
-    def _check_inputs(
-        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, patch_index, text_index, image_index
-    ) -> None:
-        size, length = self.config.image_size, self.config.max_text_length
-        if pixel_values is None or input_ids is None:
-            raise ValueError("HiVG needs both `pixel_values` and `input_ids`: an image and an expression.")
-        texts = len(input_ids if text_index is None else text_index)
-        images = len(pixel_values if image_index is None else image_index)
-        if texts != images and not torch.compiler.is_compiling():
-            raise ValueError(
-                f"Got {texts} expressions for {images} images. Pass one expression per image, or `image_index`, the "
-                "row of `pixel_values` that each expression reads; the processor gives it."
-            )
-        if tuple(pixel_values.shape[-2:]) != (size, size):
-            raise ValueError(
-                f"`pixel_values` must be {size} x {size} pixels for this model. Got {tuple(pixel_values.shape[-2:])}; "
-                "use the processor saved with the model."
-            )
-        if input_ids.shape[1] > length:
-            raise ValueError(
-                f"An expression may have at most {length} tokens with begin and end. Got {input_ids.shape[1]}; use "
-                "the processor saved with the model, which cuts and says what was cut."
-            )
-        if patch_index is not None and not self.config.skip_padded_patches:
-            raise ValueError(
-                "`patch_index` was given, but this model computes every patch (`skip_padded_patches=False`); use the "
-                "processor saved with the model."
-            )
+    def _per_sample(
+        self, recorded: tuple[torch.Tensor, ...], image_index: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """What each vision layer left, (I, ...) in the layers that images share -> (B, ...) in all of them."""
+        if image_index is None:
+            return recorded
+        shared = 1 + self.clip.vision_model.last_shared_layer
+        return tuple(x[image_index] if i < shared and x is not None else x for i, x in enumerate(recorded))
 
     def _prepare_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

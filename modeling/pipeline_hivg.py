@@ -1,10 +1,11 @@
 """`pipeline("visual-grounding", model)`: images and expressions in, one box each out, in pixels of the original image.
 
-One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, so that a
-second expression needs a second pass. Pairs are batched whatever image they belong to, those with alike numbers of
-patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and the
-workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its expressions,
-and an expression that repeats within a batch is encoded once.
+One unit of work is a pair of an image and an expression: the bridges show the expression to the image tower, whose
+later layers a second expression runs anew. Pairs are batched whatever image they belong to, those with alike numbers
+of patches together, and their answers put back in order; nothing is read further ahead than `LOOKAHEAD` batches and
+the workers' queue, so that a stream of any length needs the same memory. An image is opened once for all its
+expressions; within a batch, its layers before the first bridge run once, and an expression that repeats is encoded
+once.
 """
 
 from collections import deque
@@ -12,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import PIL.Image
 import torch
 from transformers import AutoTokenizer, Pipeline
 
-from .image_loading_hivg import image_size, open_image
+from .image_loading_hivg import image_size, is_reduced, open_image
 from .image_processing_hivg import HiVGImageProcessor
 from .pipeline_streams_hivg import (
     Entry,
@@ -89,6 +91,7 @@ class VisualGroundingPipeline(Pipeline):
         long_text: str | None = None,
         on_error: str | None = None,
         map_side: int | None = None,
+        reduce_jpeg: bool | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort the options by the step that reads them.
@@ -104,7 +107,14 @@ class VisualGroundingPipeline(Pipeline):
                 in its place, and the rest goes on.
             map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
                 at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
+            reduce_jpeg: decode large JPEG files at a reduced scale, of at least twice the model's side: several times
+                faster, with slightly other pixels. Boxes and masks stay in pixels of the whole picture. Never for
+                official models.
         """
+        if reduce_jpeg and not self.model.config.skip_padded_patches:
+            raise ValueError(
+                "reduce_jpeg changes pixels a little, and this model computes as the official code does: leave it out."
+            )
         if "candidate_labels" in unknown:
             raise TypeError(
                 "The visual-grounding pipeline takes expressions as text=...; candidate_labels is what "
@@ -118,7 +128,7 @@ class VisualGroundingPipeline(Pipeline):
             raise ValueError(f"mask must be True, False or one of {', '.join(MASK_FORMS)}, got {mask!r}.")
         if map_side is not None and map_side < 1:
             raise ValueError(f"map_side must be at least 1 pixel, got {map_side}.")
-        preprocess = {"timeout": timeout, "long_text": long_text}
+        preprocess = {"timeout": timeout, "long_text": long_text, "reduce_jpeg": reduce_jpeg}
         forward = {"mask": None if mask is None else bool(mask), "heatmap": heatmap}
         postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side, "mask": mask}
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
@@ -243,8 +253,10 @@ class VisualGroundingPipeline(Pipeline):
         return prepare_item(self.processor, inputs, **options)
 
     def _collate(self, batch: "list[tuple[PendingItem, int]]") -> dict[str, Any]:
-        """Pairs -> model inputs; rows of token ids are unique, `text_index` says which row a pair reads."""
-        features = [pending.features for pending, _ in batch]
+        """Pairs -> model inputs; images and rows of token ids are unique, `image_index` and `text_index` say which of
+        them a pair reads."""
+        images = list(dict.fromkeys(pending for pending, _ in batch))
+        features = [pending.features for pending in images]
         token_ids = [pending.features["token_ids"][place] for pending, place in batch]
         unique = list(dict.fromkeys(token_ids))
         rows = {ids: row for row, ids in enumerate(unique)}
@@ -254,12 +266,15 @@ class VisualGroundingPipeline(Pipeline):
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),  # (U, T)
             "pixel_values": torch.stack([item["pixel_values"] for item in features]),
             "pixel_mask": torch.stack([item["pixel_mask"] for item in features]),
-            "target_sizes": [item["target_size"] for item in features],
+            "target_sizes": [pending.features["target_size"] for pending, _ in batch],
         }
         if "patch_index" in features[0]:
             model_inputs["patch_index"] = _pad_rows([item["patch_index"] for item in features], -1)
         if len(unique) < len(batch):
             model_inputs["text_index"] = torch.tensor([rows[ids] for ids in token_ids])
+        if len(images) < len(batch):
+            places = {pending: place for place, pending in enumerate(images)}
+            model_inputs["image_index"] = torch.tensor([places[pending] for pending, _ in batch])
         return model_inputs
 
     def _forward(self, model_inputs: dict[str, Any], mask: bool = False, heatmap: bool = False) -> dict[str, Any]:
@@ -312,10 +327,19 @@ class VisualGroundingPipeline(Pipeline):
 
 
 def prepare_item(
-    processor: HiVGProcessor, inputs: dict[str, Any], timeout: float | None = None, long_text: str = "warn"
+    processor: HiVGProcessor,
+    inputs: dict[str, Any],
+    timeout: float | None = None,
+    long_text: str = "warn",
+    reduce_jpeg: bool = False,
 ) -> dict[str, Any]:
     """One item `{"image", "text"}` -> tensors of one image (3, S, S) and the token ids of its E expressions."""
-    image = open_image(inputs["image"], timeout=timeout)
+    reduce_to = 2 * processor.image_processor.side if reduce_jpeg else None
+    image = open_image(inputs["image"], timeout=timeout, reduce_to=reduce_to)
+    target_size = image_size(image)
+    if is_reduced(image):  # where the whole picture would lie in the square, to the pixel
+        place = processor.image_processor.geometry(*target_size)
+        image = image.resize((place.new_width, place.new_height), PIL.Image.Resampling.BILINEAR)
     several = not isinstance(inputs["text"], str)
     expressions = list(inputs["text"]) if several else [inputs["text"]]
     opened = processor.image_processor([image], input_data_format="channels_last", return_tensors="pt")
@@ -330,7 +354,7 @@ def prepare_item(
         "token_ids": [tuple(ids[mask].tolist()) for ids, mask in rows],
         "expressions": expressions,
         "several": several,
-        "target_size": image_size(image),
+        "target_size": target_size,
     }
 
 

@@ -1,14 +1,19 @@
 """What is measured beside what: groups of cases that alternate in the same rounds, and the ratios they answer."""
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import nn
 
 from hivg_hf.hilora import HiLoraConfig, start_stage
+from hivg_hf.inference.onnx_export import write_graphs
+from hivg_hf.inference.onnx_model import MODEL_FILES, GraphIdentity, OnnxModel
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
@@ -128,6 +133,68 @@ def _output_differences(model: HiVGForVisualGrounding, plain: Straightforward, b
         "mask logits": largest_difference(ours.mask_logits, theirs.mask_logits[:, 0]),
         "contrastive logits": largest_difference(ours.logits_per_text, theirs.logits_per_text),
     }
+
+
+TORCH, HALF, ONNX, INT8 = "torch fp32", "torch bf16", "onnxruntime fp32", "onnxruntime int8"
+
+
+def engines_group(name: str, config: HiVGConfig) -> Group:
+    """One answer of a new model in each engine and precision of the ordinary calls."""
+    model = HiVGForVisualGrounding(config).eval()
+    batch = random_batch(config, 1)
+    half, half_batch = (
+        copy.deepcopy(model).to(torch.bfloat16),
+        {**batch, "pixel_values": batch["pixel_values"].bfloat16()},
+    )
+    cases = [_ours(TORCH, model, batch), _ours(HALF, half, half_batch)]
+    differences = {}
+    with tempfile.TemporaryDirectory() as folder:
+        identity = GraphIdentity.of_model(model)
+        write_graphs(model, Path(folder), identity, masks=True, tokens=True, int8=True)
+        for title, precision in ((ONNX, "fp32"), (INT8, "int8")):
+            other = OnnxModel(Path(folder) / MODEL_FILES[precision], config)
+            boxes = other(**batch).pred_boxes  # the session is open before the folder goes
+            differences[f"boxes, {title}"] = largest_difference(boxes, model(**batch).pred_boxes.detach())
+            parameters = cases[0].parameters
+            cases.append(Case(title, partial(other.forward, **batch), 1, (), parameters, timed_only=True))
+    comparisons = [
+        Comparison(TORCH, HALF),
+        Comparison(TORCH, ONNX, at_least=2.2),
+        Comparison(TORCH, INT8, at_least=5.5),
+    ]
+    return Group(name, cases, comparisons, differences)
+
+
+def expressions_group(name: str, config: HiVGConfig, count: int) -> Group:
+    """Several expressions of one image, each as an answer of its own against all in one pass that shares the image.
+
+    What stands beside it, one pass over repeated images, says how much of the difference is the batch alone.
+    """
+    model = HiVGForVisualGrounding(config).eval()
+    batch = random_batch(config, count)
+    images: Batch = {key: batch[key][:1] for key in ("pixel_values", "pixel_mask", "patch_index") if key in batch}
+    words: Batch = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    shared = {**words, **images, "image_index": torch.zeros(count, dtype=torch.long)}
+    repeated = {**words, **{key: value.expand(count, *value.shape[1:]) for key, value in images.items()}}
+    single = [{**images, **{key: value[i : i + 1] for key, value in words.items()}} for i in range(count)]
+
+    @torch.no_grad()
+    def one_by_one() -> list[object]:
+        return [model(**inputs, output_scores=False) for inputs in single]
+
+    options = {"output_scores": False}
+    cases = [
+        _case("one by one", one_by_one, model, repeated),
+        _ours("one pass, image repeated", model, repeated, **options),
+        _ours("one pass, image shared", model, shared, **options),
+    ]
+    with torch.no_grad():
+        boxes = [model(**inputs, **options).pred_boxes for inputs in (shared, repeated)]
+    comparisons = [
+        Comparison("one by one", cases[2].name, at_least=1 / 0.78 if count == 4 else None),
+        Comparison(cases[1].name, cases[2].name),
+    ]
+    return Group(name, cases, comparisons, {"boxes": largest_difference(*boxes)})
 
 
 def training_group(name: str, official: HiVGConfig, new: HiVGConfig, batch_size: int) -> Group:

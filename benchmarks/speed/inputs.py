@@ -35,6 +35,8 @@ def random_batch(config: HiVGConfig, size: int, seed: int = 0, labels: bool = Fa
     )
     pictures = [Image.fromarray(random.integers(0, 256, (*PHOTOGRAPH, 3), dtype=np.uint8)) for _ in range(size)]
     batch = dict(processor(pictures, return_tensors="pt"))
+    if config.skip_padded_patches:  # as `HiVGProcessor` does
+        batch["patch_index"] = torch.from_numpy(processor.patch_index_for(batch["pixel_mask"]))
     batch["input_ids"] = torch.from_numpy(_words(config, size, random))
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     if labels:

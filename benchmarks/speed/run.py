@@ -20,7 +20,15 @@ import transformers
 
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
-from .groups import Group, inference_group, mask_head_group, neighbor_group, training_group
+from .groups import (
+    Group,
+    engines_group,
+    expressions_group,
+    inference_group,
+    mask_head_group,
+    neighbor_group,
+    training_group,
+)
 from .measure import Case, count_operations, ratio_of_medians, time_rounds, working_memory
 from .neighbors import neighbor_cases
 
@@ -39,6 +47,13 @@ def _training(size: str, batch: int) -> Group:
     return training_group(f"{size}, training step, batch {batch}", official, new, batch)
 
 
+def _expressions(count: int) -> Group:
+    """With the layout of the authors' ViT-L/14-336: 11 of 24 layers come before the first bridge."""
+    official = {"skip_padded_patches": False, "bridge_mask_padding": False, "pad_align": "pixel"}
+    config = HiVGConfig.preset("large-336", **official)
+    return expressions_group(f"large-336, {count} expressions of one image", config, count)
+
+
 def _neighbors() -> Group:
     official, new = HiVGConfig.preset("base-unc"), HiVGConfig.preset("base")
     return neighbor_group("neighbors, batch 1", official, new, neighbor_cases())
@@ -52,6 +67,9 @@ GROUPS: dict[str, tuple[Callable[[bool], Group], bool]] = {
     "neighbors": (lambda compiled: _neighbors(), True),
     "base-8": (lambda compiled: _inference("base", 8), True),
     "large-1": (lambda compiled: _inference("large", 1), True),
+    "engines": (lambda compiled: engines_group("base, engines, batch 1", HiVGConfig.preset("base")), False),
+    "expressions-4": (lambda compiled: _expressions(4), True),
+    "expressions-16": (lambda compiled: _expressions(16), True),
     "large-8": (lambda compiled: _inference("large", 8), True),
 }
 

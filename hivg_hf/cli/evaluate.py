@@ -48,7 +48,11 @@ def evaluate(
     tokenizer: Annotated[
         str | None, typer.Option(help="Of an official .pth file: folder or Hub id of its CLIP tokenizer.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")
+    ] = "torch",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: fp32.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
     num_workers: Annotated[int, typer.Option(help="Processes that open images, for each that predicts.", min=0)] = 0,
     masks: Annotated[
@@ -106,6 +110,10 @@ def evaluate(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
     _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
+    reaching = [name for name, given in {"--controls": controls, "--adversarial": adversarial}.items() if given]
+    if reaching and backend != "torch":
+        raise ValueError(f"{' and '.join(reaching)} reaches into the torch model: omit it, or omit --backend onnx.")
+    engine = {"dtype": dtype, "backend": backend, "precision": precision}
     if compare_published is not None:
         expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
     state = process_state()
@@ -130,10 +138,10 @@ def evaluate(
     opened, processor, commit = open_model(
         model,
         revision=revision,
-        dtype=dtype,
         overrides=overrides,
         clip_config=None if clip_config is None else read_clip_config(clip_config),
         tokenizer=tokenizer,
+        **engine,
     )
     with allowing_code(allow_code):
         dataset = open_data(data, split, data_options)
@@ -149,7 +157,7 @@ def evaluate(
         files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
         _print_results(evaluation.results, files)
     if compare:
-        _compare(compare, evaluation, dataset, settings, out, gallery, dtype)
+        _compare(compare, evaluation, dataset, settings, out, gallery, engine)
     state.wait_for_everyone()
 
 
@@ -191,7 +199,7 @@ def _robustness(
     return write_report(out, report, evaluation.results["model"]["id"], plots)
 
 
-def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, dtype: str) -> None:
+def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, engine: Any) -> None:
     """Compare with an earlier evaluation's folder, or evaluate another model on the same rows first."""
     from dataclasses import replace
 
@@ -214,7 +222,7 @@ def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path
             several_targets=settings.several_targets,
         )
     else:
-        opened, processor, commit = open_model(other, dtype=dtype)
+        opened, processor, commit = open_model(other, **engine)
         second = evaluate_model(opened, processor, dataset, replace(settings, controls=()))
         predictions, rows, described = second.predictions, second.rows, describe_model(opened, other, commit)
     if state.is_main_process:

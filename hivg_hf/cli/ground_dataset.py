@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.inference.dataset_input import DatasetInput
 from hivg_hf.inference.dataset_run import DatasetRun, Progress
 from hivg_hf.inference.ground_batch import GroundBatch
@@ -103,7 +103,7 @@ def ground_dataset(
     rows = DatasetInput(source, split, config, streaming)
     options = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     ground = GroundBatch(
-        model or TINY_CHECKPOINT,
+        model or DEFAULT_MODEL,
         image_column or _first_of(IMAGE_COLUMNS, rows, "--image-column"),
         text_column or _first_of(TEXT_COLUMNS, rows, "--text-column"),
         batch_size=batch_size,

@@ -30,6 +30,9 @@ def push(
     update: Annotated[
         bool, typer.Option("--update", help="Commit on top of other files; weights and code there are replaced.")
     ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also ONNX files, fp32 and int8, written first where they are not current.")
+    ] = False,
     check: Annotated[bool, typer.Option(help="Load what was pushed and ground a picture with it.")] = True,
     token: Annotated[
         str | None, typer.Option(help="Access token; by default HF_TOKEN or that of `hf auth login`.")
@@ -43,9 +46,13 @@ def push(
 
     if not folder.exists() or (folder / "results.json").is_file():  # tiny, official:base-mixup, the folder of a run
         folder = Path(resolve_model(folder.as_posix()))
+    if onnx:
+        from hivg_hf.inference import write_current_onnx
+
+        write_current_onnx(folder)
     if repo_id.startswith((".", "/", "~")):
         out = Path(repo_id).expanduser()
-        for path in write_pushed(folder, out, base):
+        for path in write_pushed(folder, out, base, onnx=onnx):
             typer.echo(f"{(out / path).stat().st_size:>12,}  {path}")
         typer.echo(f"Nothing was sent; this would be pushed: {out.resolve()}")
         return
@@ -59,6 +66,7 @@ def push(
         base=base,
         update=update,
         check=check,
+        onnx=onnx,
     )
     console = Console(soft_wrap=True)
     console.print(f"{report.repo_id} {'now holds' if report.changed else 'held already'} {len(report.files)} files.")

@@ -8,12 +8,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.inference.video import VideoWriter, frame_rate
 
@@ -49,9 +49,9 @@ def video(
     if out is not None and out.resolve() == source.resolve():
         raise ValueError(f"Writing would overwrite the video '{source}' itself: choose another --out.")
     rate = frame_rate(source)
-    engine = {"backend": backend, "precision": precision}
+    engine: dict[str, Any] = {"backend": backend, "precision": precision}
     engine = {name: value for name, value in engine.items() if value is not None}
-    pipe = load_pipeline(model or TINY_CHECKPOINT, device, dtype, trust_remote_code, **engine)
+    pipe = load_pipeline(model or DEFAULT_MODEL, device, dtype, trust_remote_code, **engine)
     writer = None if out is None else VideoWriter(out, rate)
     start, frames = time.monotonic(), 0
     results = pipe.video(source, expressions, smooth=smooth, batch_size=batch_size, threshold=threshold)

@@ -103,7 +103,20 @@ class _Batches(torch.utils.data.Dataset):
         sizes = [(row["height"], row["width"]) for row in rows]
         # Targets play no part in predicting: a row with several is as good as one without.
         batch = self.collate([{**row, "box": None, "boxes": [], "no_target": True, "mask": None} for row in rows])
-        return indices, sizes, {name: batch[name] for name in self.inputs if name in batch}
+        return indices, sizes, share_images({name: batch[name] for name in self.inputs if name in batch})
+
+
+def share_images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rows whose pixels are equal to the last bit read one image, `image_index`, which the model then sees once."""
+    rows: dict[bytes, int] = {}
+    index = [rows.setdefault(pixels.numpy().tobytes(), len(rows)) for pixels in batch["pixel_values"]]
+    if len(rows) == len(index):
+        return batch
+    first = torch.tensor([index.index(row) for row in range(len(rows))])
+    images: dict[str, torch.Tensor] = {
+        name: batch[name][first] for name in ("pixel_values", "pixel_mask", "patch_index") if name in batch
+    }
+    return {**batch, **images, "image_index": torch.tensor(index)}
 
 
 class _Fixed(torch.utils.data.Sampler):

@@ -14,8 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hivg_hf.inference import OnnxModel
 from hivg_hf.metrics import MetricProtocol, RowScores
+from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.utils.atomic import atomic_path, write_json
+from hivg_hf.utils.whole_weights import tensors_hash
 
 RESULTS_NAME = "results.json"
 PREDICTIONS_NAME = "predictions.parquet"
@@ -34,10 +37,21 @@ _TYPES = {"box": _BOX, "boxes": pa.list_(_BOX), "target_mask": _MASK, "predicted
 
 
 def describe_model(model: torch.nn.Module, name: str, revision: str | None = None) -> dict[str, Any]:
-    """What a results file says of a model: id, revision, number and hash of the weights."""
+    """What a results file says of a model: id, revision, number and hash of the weights, and the engine where it is
+    not torch."""
+    described = {"id": name, "revision": revision or getattr(model.config, "_commit_hash", None)}
+    if isinstance(model, OnnxModel):
+        with torch.device("meta"):
+            parameters = HiVGForVisualGrounding(model.config).num_parameters()
+        return {
+            **described,
+            "weights_sha256": model.identity.hivg_weights_sha256,
+            "parameters": parameters,
+            "dtype": "float32",
+            "engine": f"onnxruntime, {model.path.name}",
+        }
     return {
-        "id": name,
-        "revision": revision or getattr(model.config, "_commit_hash", None),
+        **described,
         "weights_sha256": weights_hash(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -46,12 +60,7 @@ def describe_model(model: torch.nn.Module, name: str, revision: str | None = Non
 
 def weights_hash(model: torch.nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of the state dict: the same weights in any file layout."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash(sorted(model.state_dict().items()))
 
 
 def describe_data(

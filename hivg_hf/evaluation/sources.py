@@ -11,7 +11,7 @@ from datasets import concatenate_datasets
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.splits import split_names
 from hivg_hf.hub import download_checked, load_with_stages, resolve_model
-from hivg_hf.inference import DTYPES
+from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
@@ -30,8 +30,10 @@ def open_model(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    backend: str = "torch",
+    precision: str | None = None,
     clip_config: Any = None,
     tokenizer: str | None = None,
 ) -> OpenedModel:
@@ -41,8 +43,9 @@ def open_model(
         name: what `hivg_hf.hub.resolve_model` knows (`tiny`, `official:base-mixup`, a folder, a Hub id, an adapter
             that names its base), or an official `.pth` file.
         revision: branch, tag or commit on the Hub.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32 (the default), bfloat16 or float16.
         overrides: config fields that replace the checkpoint's ("two settings" of one model).
+        backend, precision: as of `load_pipeline`; fp32 by default.
         clip_config: of an official file whose CLIP is not a published one: its `CLIPConfig` or a dict of one.
         tokenizer: of an official file: folder or Hub id; None takes that of OpenAI's CLIP.
 
@@ -50,9 +53,15 @@ def open_model(
         FileNotFoundError: there is no such model.
         ValueError: it is no HiVG model, or an option does not go with it.
     """
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_engine(backend, precision, dtype=dtype)
+    dtype = dtype or ("bfloat16" if precision == "bf16" else "float32")
     refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")
+    if backend == "onnx" and (overrides or name.endswith(_OFFICIAL_SUFFIXES)):
+        raise ValueError(
+            "The onnx backend measures a model folder as it is: convert an official file, and omit --set."
+        )
     if name.endswith(_OFFICIAL_SUFFIXES):
         if revision:
             raise ValueError(f"{name} is an official file, which has no revision: omit it.")
@@ -64,9 +73,12 @@ def open_model(
         return OpenedModel(model.to(DTYPES[dtype]).eval(), processor, None)
     if clip_config is not None or tokenizer is not None:
         raise ValueError(f"{name} has its CLIP's config and tokenizer with it: give them for official files alone.")
-    folder = download_checked(resolve_model(f"{name}@{revision}" if revision else name))
+    name = resolve_model(f"{name}@{revision}" if revision else name)
+    folder = download_checked(name)
     # The Hub's cache keeps each commit in snapshots/<commit>.
     commit = folder.name if folder.parent.name == "snapshots" else None
+    if backend == "onnx":
+        return OpenedModel(*open_onnx(name, precision or "fp32"), commit)
     model, processor = load_with_stages(str(folder), dtype=DTYPES[dtype], **(overrides or {}))
     return OpenedModel(model.eval(), processor, commit)
 

@@ -30,12 +30,13 @@ OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",
 )
+ONNX_FILES = re.compile(r"onnx/((text_|grounding_)?model(_quantized|_fp16)?\.onnx(_data|\.data)?|grounding\.json)")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][\w-]*\.safetensors", re.ASCII)
 _MODULE_NAME = re.compile(r"[A-Za-z]\w*\.py", re.ASCII)
 # Paths in a repository that an update replaces as a whole: what the new commit does not write, it deletes.
 REPLACED = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|\w+_hivg\.py"
-    r"|adapter_config\.json|adapter_model\.safetensors"
+    r"|adapter_config\.json|adapter_model\.safetensors|" + ONNX_FILES.pattern
 )
 
 
@@ -58,11 +59,12 @@ def folder_kind(folder: Path) -> FolderKind:
     )
 
 
-def files_to_push(folder: Path) -> list[Path]:
+def files_to_push(folder: Path, onnx: bool = False) -> list[Path]:
     """The files of a model or adapter folder that belong in a repository, by name; everything else stays home.
 
     Args:
         folder: a folder that `save_pretrained` wrote.
+        onnx: also the ONNX files that `hivg export` wrote into it.
 
     Returns:
         Paths relative to the folder, sorted.
@@ -87,12 +89,24 @@ def files_to_push(folder: Path) -> list[Path]:
                 "(pipeline.save_pretrained writes both)."
             )
     optional = [Path(name) for name in OPTIONAL_FILES if (folder / name).is_file()]
+    if onnx:
+        optional += _onnx_files(folder)
     files = sorted({*weights, *required, *optional})
     for path in files:
         _check_inside(folder, path)
     for path in weights:
         _check_weights(folder / path)
     return files
+
+
+def _onnx_files(folder: Path) -> list[Path]:
+    found = [path.relative_to(folder) for path in sorted((folder / "onnx").glob("*"))]
+    found = [path for path in found if ONNX_FILES.fullmatch(path.as_posix())]
+    if Path("onnx/model.onnx") not in found:
+        raise FileNotFoundError(
+            f"There is no onnx/model.onnx in {folder}: write it with hivg export {folder} --out {folder}."
+        )
+    return found
 
 
 def located(folder: Path, path: Path) -> Path:

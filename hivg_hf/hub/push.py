@@ -55,6 +55,7 @@ def push_folder(
     base: str | None = None,
     update: bool = False,
     check: bool = True,
+    onnx: bool = False,
 ) -> PushReport:
     """Upload a model or adapter folder in one commit, and load it back.
 
@@ -69,6 +70,7 @@ def push_folder(
             one, the adapter's own config must name a repository.
         update: allow a commit on top of a repository that holds other files. Its weights and code are replaced.
         check: download the commit to a temporary place, compare checksums, load the model and ground one picture.
+        onnx: also the ONNX files in `onnx/` of the folder.
 
     Returns:
         The commit.
@@ -81,7 +83,7 @@ def push_folder(
         ConnectionError: the connection broke, or what was downloaded is damaged; the same call goes on from there.
     """
     folder = Path(folder)
-    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder)}
+    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder, onnx)}
     if CARD_FILE not in contents:
         logger.warning("%s has no model card (%s): readers will not know what the model is.", folder, CARD_FILE)
     token = require_token(token)
@@ -100,13 +102,15 @@ def push_folder(
     return report
 
 
-def write_pushed(folder: str | Path, out: str | Path, base: str | None = None) -> tuple[str, ...]:
+def write_pushed(
+    folder: str | Path, out: str | Path, base: str | None = None, *, onnx: bool = False
+) -> tuple[str, ...]:
     """Write what `push_folder` would upload to a folder, with the same checks; nothing is sent.
 
     Args:
         folder: a model or adapter folder.
         out: the folder to write; it appears whole or not at all.
-        base: as for `push_folder`.
+        base, onnx: as for `push_folder`.
 
     Returns:
         The paths that a repository would hold.
@@ -118,7 +122,7 @@ def write_pushed(folder: str | Path, out: str | Path, base: str | None = None) -
     folder, out = Path(folder), Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another folder, or remove it first.")
-    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder)}
+    contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder, onnx)}
     with tempfile.TemporaryDirectory() as workplace, atomic_folder(out) as written:
         if folder_kind(folder) == "adapter":
             contents |= _name_base(contents, base, Path(workplace))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.modeling.image_sources_hivg import base64_bytes
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.pipeline_streams_hivg import is_text_list
@@ -37,7 +37,7 @@ class GroundBatch:
     ```
 
     Args:
-        model: Model folder or Hub id. Defaults to the included checkpoint.
+        model: A name that `hivg_hf.hub.resolve_model` knows. Defaults to the included checkpoint.
         image_column: Column of pictures: bytes, `{"bytes", "path"}`, PIL images, arrays or paths. A dotted name
             (`json.picture`) is a field of a struct.
         text_column: Column of expressions. A row may hold a list of them: the picture is opened once, and `box`,
@@ -54,7 +54,7 @@ class GroundBatch:
         engine: Further arguments of `load_pipeline`: `device`, `dtype`, `backend`, `precision`, `num_threads`, ...
     """
 
-    model: str | Path = TINY_CHECKPOINT
+    model: str | Path = DEFAULT_MODEL
     image_column: str = "image"
     text_column: str = "expression"
     batch_size: int = 16

@@ -13,11 +13,24 @@ from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
+from .onnx_model import PRECISIONS, open_onnx
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+BACKENDS = ("torch", "onnx")
+# Precisions of torch that have a name of their own there.
+_TORCH_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+
+
 def load_pipeline(
-    model: str | Path, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False
+    model: str | Path,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    backend: str = "torch",
+    precision: str | None = None,
+    num_threads: int | None = None,
 ) -> VisualGroundingPipeline:
     """The grounding pipeline of a folder or Hub id, quietly.
 
@@ -28,16 +41,31 @@ def load_pipeline(
         device: `"cpu"`, `"cuda:1"`, ...; by default the first accelerator, or the CPU.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; by default that of the checkpoint.
         trust_remote_code: run the code that a Hub repository brings instead of this package's.
+        backend: `"torch"`, or `"onnx"`: onnxruntime on the CPU (`pip install 'hivg_hf[onnx]'`), the same answers in
+            less time. Its file is taken from the model's `onnx/`, or exported once into the Hugging Face cache.
+        precision: `"fp32"`, `"bf16"` (torch) or `"int8"` (onnx); by default that of the checkpoint in torch, and fp32
+            in onnxruntime.
+        num_threads: of the processor; by default torch's number, for onnxruntime too. With torch it holds for the
+            whole process.
 
     Raises:
         FileNotFoundError: there is no such folder, or no model in it.
-        ValueError: the folder holds another kind of model, there is no such repository, or `dtype` is unknown; or
-            weights are missing, of another shape, NaN or infinite.
+        ImportError: onnxruntime is asked for and not installed.
+        ValueError: the folder holds another kind of model, there is no such repository, or `dtype`, `backend` or
+            `precision` is unknown or does not go with the others; or weights are missing, of another shape, NaN or
+            infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_engine(backend, precision, num_threads, device, dtype, trust_remote_code)
     name = resolve_model(model)
+    if backend == "onnx":
+        opened, processor = open_onnx(name, precision or "fp32", num_threads)
+        return VisualGroundingPipeline(opened, processor=processor, device="cpu")
+    dtype = _TORCH_PRECISIONS[precision] if precision else dtype
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     if not trust_remote_code:
         name = str(download_checked(name))
     try:
@@ -58,6 +86,36 @@ def load_pipeline(
     except OSError as error:
         # Some of the library's messages run over many lines, all but the first general advice.
         raise FileNotFoundError(f"No model could be opened at '{name}': {str(error).splitlines()[0]}") from None
+
+
+def check_engine(
+    backend: str,
+    precision: str | None,
+    num_threads: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse an engine that there is not, and options that do not go with it.
+
+    Raises:
+        ValueError: with the option and what it may be.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"The backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    known = tuple(_TORCH_PRECISIONS) if backend == "torch" else PRECISIONS
+    if precision is not None and precision not in known:
+        raise ValueError(f"The {backend} backend has the precisions {', '.join(known)}, got {precision!r}.")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"The number of threads must be at least 1, got {num_threads}.")
+    if backend == "torch" and precision is not None and dtype not in (None, _TORCH_PRECISIONS[precision]):
+        raise ValueError(f"precision {precision!r} and dtype {dtype!r} contradict each other: give one of them.")
+    if backend == "onnx" and dtype not in (None, "float32"):
+        raise ValueError(f"The onnx backend takes no dtype {dtype!r}: give precision, fp32 or int8.")
+    if backend == "onnx" and device not in (None, "cpu"):
+        raise ValueError(f"The onnx backend computes on the CPU, not on {device!r}: use the torch backend there.")
+    if backend == "onnx" and trust_remote_code:
+        raise ValueError("The onnx backend runs no code of a repository: leave trust_remote_code out.")
 
 
 def _load_own(name: str, **options: Any) -> tuple[Any, Any, type]:

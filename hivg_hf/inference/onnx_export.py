@@ -1,30 +1,47 @@
-"""A model as an ONNX file that other runtimes read, with what is needed to feed it, and a check that it agrees."""
+"""A model as ONNX files that other runtimes read, with what is needed to feed them, and a check that they agree.
+
+Files lie in `onnx/` of a model folder under the names that Transformers.js and optimum use, and each says in its
+metadata which weights, config and version of this package it was made from (`GraphIdentity`).
+"""
 
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from hivg_hf.hub import load_with_stages
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.imports import require_package
 
-MODEL_NAME = "model.onnx"
-INT8_NAME = "model.int8.onnx"
+from .onnx_model import (
+    MODEL_FILES,
+    ONNX_FOLDER,
+    PRECISIONS,
+    GraphIdentity,
+    check_onnx_paths,
+    open_session,
+    patches_of,
+    read_graph,
+)
+
 SETTINGS_NAME = "grounding.json"
-INPUT_NAMES = ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
 OPSET = 18
 TOLERANCE = 1e-4
-# A protobuf file ends at 2 GB; larger weights go into a file beside it.
-LARGEST_SINGLE_FILE = 1_900_000_000
+# Above, weights go into a file beside the graph: a protobuf file ends at 2 GB, and one that holds its weights is
+# read whole into memory before it is used.
+LARGEST_SINGLE_FILE = 200_000_000
 CHECKED_BATCHES = (1, 8)
+SMALLEST_HALVED = 1024  # bytes
+# Where a rounding error moves the box itself, and where there is next to nothing to gain.
+FULL_PRECISION_PARTS = ("box_head", "score_head", "patch_embedding")
 
 
 class GroundingGraph(nn.Module):
@@ -34,7 +51,12 @@ class GroundingGraph(nn.Module):
         super().__init__()
         self.model = model
         self.masks = masks
-        self.tokens = tokens
+        self.tokens = tokens or model.config.score == "similarity"  # the score is made of them
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        padding = "patch_index" if self.model.config.skip_padded_patches else "pixel_mask"
+        return ("input_ids", "attention_mask", "pixel_values", padding, "image_index")
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -42,21 +64,16 @@ class GroundingGraph(nn.Module):
         optional = {"scores": scores, "mask_logits": self.masks, "token_logits": self.tokens}
         return ("pred_boxes", *(name for name, given in optional.items() if given))
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """(B, T), (B, T), (B, 3, S, S), (B, S, S) -> the tensors of `output_names`."""
+    def forward(self, input_ids, attention_mask, pixel_values, padding, image_index) -> tuple[torch.Tensor, ...]:
+        """(B, T), (B, T), (I, 3, S, S), patch index (I, P) or pixel mask (I, S, S), (B,) -> `output_names`."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
+            image_index=image_index,
             output_masks=self.masks,
             output_token_logits=self.tokens,
+            **{self.input_names[3]: padding},
         )
         return tuple(getattr(outputs, name) for name in self.output_names)
 
@@ -68,44 +85,100 @@ def export_onnx(
     masks: bool = False,
     tokens: bool = False,
     int8: bool = False,
+    float16: bool = False,
 ) -> dict[str, float]:
-    """Write `model.onnx` (dynamic batch and text length), the tokenizer and `grounding.json` to a new folder.
+    """Write `onnx/model.onnx` (any batch size, text length and number of patches) and what is needed to feed it.
 
     Args:
         model: float32; its adapters, if any, merged.
         processor: the processor saved with the model.
-        folder: appears whole, after the check, or not at all.
+        folder: a new folder, which appears whole, after the check, or not at all, and gets config and tokenizer too;
+            or the folder of this very model, of which `onnx/` is replaced.
         masks, tokens: also give `mask_logits` and `token_logits`.
-        int8: also write `model.int8.onnx`, its matrices in 8 bits, quantised as they run (dynamically).
+        int8: also write `onnx/model_quantized.onnx`, its matrices in 8 bits, quantized as they run (dynamically).
+        float16: also write `onnx/model_fp16.onnx`: weights in half the space, computed with in float32.
 
     Returns:
-        For each output the largest difference from torch, as `|a - b| / (1 + max |b|)`; with `int8` also the largest
-        move of a box's edge as a share of the square, `int8_box`.
+        For each output the largest difference from torch, as `|a - b| / (1 + max |b|)`; with `int8` and `float16` also
+        the largest move of a box's edge as a share of the square, `int8_box` and `float16_box`.
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        ValueError: the file does not compute what the model computes.
+        ValueError: the file does not compute what the model computes, or the folder holds another model.
     """
+    folder, identity = Path(folder), GraphIdentity.of_model(model)
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        if GraphIdentity.of_folder(folder) != identity:
+            raise ValueError(f"The folder {folder} holds another model than the one to export; choose another folder.")
+        with atomic_folder(folder / ONNX_FOLDER) as temporary:
+            return write_onnx_files(model, processor, temporary, identity, masks, tokens, int8, float16)
+    with atomic_folder(folder) as temporary:
+        (temporary / ONNX_FOLDER).mkdir()
+        model.config.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        place = temporary / ONNX_FOLDER
+        return write_onnx_files(model, processor, place, identity, masks, tokens, int8, float16)
+
+
+def write_current_onnx(folder: Path) -> None:
+    """Put fp32 and int8 files with every output into a model folder, unless those there were made from its weights.
+
+    Raises:
+        ValueError: the folder holds no whole model; adapters are exported merged.
+    """
+    expected = GraphIdentity.of_folder(folder)
+    paths = [folder / ONNX_FOLDER / MODEL_FILES[precision] for precision in PRECISIONS]
+    others = [path for path in (folder / ONNX_FOLDER).glob("*.onnx") if path not in paths]
+    if all(path.is_file() and GraphIdentity.of_file(read_graph(path)) == expected for path in [*paths, *others]):
+        return
+    model, processor = load_with_stages(str(folder))
+    export_onnx(model, processor, folder, masks=True, tokens=True, int8=True)
+
+
+def write_onnx_files(
+    model: HiVGForVisualGrounding,
+    processor: HiVGProcessor,
+    folder: Path,
+    identity: GraphIdentity,
+    masks: bool = True,
+    tokens: bool = True,
+    int8: bool = False,
+    float16: bool = False,
+) -> dict[str, float]:
+    """The graphs and `grounding.json` in an existing folder; see `export_onnx`."""
+    report = write_graphs(model, folder, identity, masks, tokens, int8, float16)
+    write_json(folder / SETTINGS_NAME, _feeding_settings(model, processor, GroundingGraph(model, masks, tokens)))
+    return report
+
+
+def write_graphs(
+    model: HiVGForVisualGrounding,
+    folder: Path,
+    identity: GraphIdentity,
+    masks: bool,
+    tokens: bool,
+    int8: bool = False,
+    float16: bool = False,
+) -> dict[str, float]:
+    """The graphs alone, checked against the model; see `export_onnx`."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require_package(package, extra="onnx")
-    if model.config.score == "similarity":
-        tokens = True  # the score is made of them
     # Eager attention exports to plain matrix products, which every runtime knows and fuses in its own way.
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("eager")
-    graph = GroundingGraph(model, masks, tokens)
-    with atomic_folder(folder) as temporary:
-        _write_graph(graph, temporary / MODEL_NAME)
-        _forget_inner_shapes(temporary / MODEL_NAME)
-        processor.tokenizer.save_pretrained(temporary)
-        write_json(temporary / SETTINGS_NAME, _feeding_settings(model, processor, graph))
-        report = check_onnx(graph, temporary / MODEL_NAME)
-        worst = max(report, key=lambda name: report[name])
-        if not report[worst] <= TOLERANCE:
-            raise ValueError(f"The exported file differs from the model by {report[worst]:.2g} in {worst}.")
-        if int8:
-            _quantize(temporary / MODEL_NAME, temporary / INT8_NAME)
-            report["int8_box"] = _box_difference(graph, temporary / INT8_NAME)
+    graph, path = GroundingGraph(model, masks, tokens), folder / MODEL_FILES["fp32"]
+    _write_graph(graph, path)
+    _finish_graph(path, identity)
+    report = check_onnx(graph, path)
+    worst = max(report, key=lambda name: report[name])
+    if not report[worst] <= TOLERANCE:
+        raise ValueError(f"The exported file differs from the model by {report[worst]:.2g} in {worst}.")
+    if int8:
+        quantize(path, folder / MODEL_FILES["int8"])
+        report["int8_box"] = _box_difference(graph, folder / MODEL_FILES["int8"])
+    if float16:
+        _store_halved(path, folder / MODEL_FILES["fp16"])
+        report["float16_box"] = _box_difference(graph, folder / MODEL_FILES["fp16"])
     return report
 
 
@@ -115,36 +188,55 @@ def check_onnx(graph: GroundingGraph, path: Path, batches: Sequence[int] = CHECK
     Logits near 0 are sums of large terms, whose last bits depend on the order of summation: torch itself moves them by
     more than 1e-4 of their own size between float32 and float64. So differences are measured by each tensor's scale.
     """
-    session = _session(path)
+    session = open_session(path)
     report = dict.fromkeys(graph.output_names, 0.0)
     for batch in batches:
         for length in _text_lengths(graph.model):
-            inputs = _random_inputs(graph.model, batch, length)
+            inputs = _random_inputs(graph, batch, length)
             with torch.no_grad():
-                expected = graph(**inputs)
-            found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+                expected = graph(*inputs.values())
+            found = session.run(list(graph.output_names), {name: value.numpy() for name, value in inputs.items()})
             for name, ours, theirs in zip(graph.output_names, expected, found, strict=True):
                 scale = 1 + float(ours.abs().max())
-                report[name] = max(report[name], float(np.abs(theirs - ours.numpy()).max()) / scale)
+                difference = float((torch.from_numpy(theirs) - ours).abs().max()) / scale
+                report[name] = difference if difference != difference else max(report[name], difference)
     return report
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Matrices of a graph in 8 bits, one scale for each column; what the source says of itself is kept."""
+    quantization = require_package("onnxruntime.quantization", extra="onnx")
+    onnx = require_package("onnx", extra="onnx")
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    kept = [node.name for node in nodes if any(part in name for part in FULL_PRECISION_PARTS for name in node.input)]
+    kept += [f"{name}_MatMul" for name in kept]  # as the quantizer calls what it makes of a Gemm
+    with _quiet_logging():
+        quantization.quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=kept,
+        )
+    _copy_metadata(source, target)
 
 
 def _write_graph(graph: GroundingGraph, path: Path) -> None:
     size = sum(parameter.numel() * 4 for parameter in graph.parameters())
     batch, length = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim.DYNAMIC
-    shapes = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
-    shapes |= {"pixel_values": {0: batch}, "pixel_mask": {0: batch}}
-    with warnings.catch_warnings():
+    images, patches = torch.export.Dim("images", min=1, max=4096), torch.export.Dim.DYNAMIC
+    padding = {0: images, 1: patches} if graph.model.config.skip_padded_patches else {0: images}
+    inputs = _random_inputs(graph, 3, _text_lengths(graph.model)[0])
+    with warnings.catch_warnings(), _quiet_logging():
         warnings.simplefilter("ignore")  # the exporter's own notes on its deprecations
-        for talkative in ("torch.onnx", "onnxscript", "onnx_ir"):
-            logging.getLogger(talkative).setLevel(logging.ERROR)
         torch.onnx.export(
             graph,
-            kwargs=_random_inputs(graph.model, 2, _text_lengths(graph.model)[0]),
+            tuple(inputs.values()),
             f=str(path),
-            input_names=list(INPUT_NAMES),
+            input_names=list(inputs),
             output_names=list(graph.output_names),
-            dynamic_shapes=shapes,
+            dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}, {0: images}, padding, {0: batch}),
             dynamo=True,
             opset_version=OPSET,
             external_data=size > LARGEST_SINGLE_FILE,
@@ -152,17 +244,56 @@ def _write_graph(graph: GroundingGraph, path: Path) -> None:
         )
 
 
-def _forget_inner_shapes(path: Path) -> None:
-    """Leave the shapes between input and output to whoever reads the file.
+def _finish_graph(path: Path, identity: GraphIdentity) -> None:
+    """Say what the file was made from, and leave out what the exporter notes of it.
 
-    The exporter notes them before it transposes weights, so that some are wrong: onnxruntime does not mind, strict
-    readers (and onnxruntime's own quantiser) do.
+    It notes shapes between input and output before it transposes weights, so that some are wrong: onnxruntime does not
+    mind, strict readers (and onnxruntime's own quantizer) do. And at each node the lines of code it came from, with
+    the folders of this machine.
     """
     onnx = require_package("onnx", extra="onnx")
     file = onnx.load(str(path), load_external_data=False)
-    del file.graph.value_info[:]
+    del file.graph.value_info[:], file.graph.metadata_props[:]
+    for node in file.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    onnx.helper.set_model_props(file, identity.as_metadata())
+    written = path.with_name(f"{path.name}.data")
+    if written.is_file():
+        written.rename(path.with_name(f"{path.name}_data"))  # the name that Transformers.js looks for
+    for tensor in file.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"{path.name}_data"
     onnx.save(file, str(path))
+    check_onnx_paths(file, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _copy_metadata(source: Path, target: Path) -> None:
+    onnx = require_package("onnx", extra="onnx")
+    made_from = {entry.key: entry.value for entry in onnx.load(str(source), load_external_data=False).metadata_props}
+    file = onnx.load(str(target), load_external_data=False)
+    onnx.helper.set_model_props(file, made_from)
+    onnx.save(file, str(target))
+
+
+def _store_halved(source: Path, target: Path) -> None:
+    """Weights in float16 on disk, each cast back before it is used: half the size, the same arithmetic."""
+    onnx = require_package("onnx", extra="onnx")
+    file = onnx.load(str(source))
+    casts = []
+    for tensor in file.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.ByteSize() < SMALLEST_HALVED:
+            continue
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype("float16"), f"{name}.float16"))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *file.graph.node]
+    del file.graph.node[:]
+    file.graph.node.extend(nodes)
+    large = file.ByteSize() > LARGEST_SINGLE_FILE
+    onnx.save(file, str(target), save_as_external_data=large, location=f"{target.name}_data" if large else None)
 
 
 def _text_lengths(model: HiVGForVisualGrounding) -> tuple[int, int]:
@@ -170,19 +301,21 @@ def _text_lengths(model: HiVGForVisualGrounding) -> tuple[int, int]:
     return max(3, longest // 3), longest
 
 
-def _random_inputs(model: HiVGForVisualGrounding, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Expressions of several lengths and letterboxed noise, half of the images lying, half standing."""
+def _random_inputs(graph: GroundingGraph, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Expressions of several lengths about letterboxed noise; half of the images lie, half stand, one has two."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
-    config, size = model.config, model.config.image_size
+    config, size = graph.model.config, graph.model.config.image_size
     lengths = torch.randint(3, length + 1, (batch,), generator=generator)
     lengths[0] = length
     attention_mask = (torch.arange(length) < lengths[:, None]).long()
-    pixel_mask = torch.zeros(batch, size, size, dtype=torch.long)
-    pixel_mask[::2, : size // 2], pixel_mask[1::2, :, : size // 2] = 1, 1
-    pixels = torch.randn(batch, 3, size, size, generator=generator) * pixel_mask[:, None]
-    vocabulary = config.clip_config.text_config.vocab_size
-    input_ids = torch.randint(0, vocabulary, (batch, length), generator=generator)
-    return dict(zip(INPUT_NAMES, (input_ids, attention_mask, pixels, pixel_mask), strict=True))
+    images = max(1, batch - 1)
+    pixel_mask = torch.zeros(images, size, size, dtype=torch.long)
+    pixel_mask[::2, : size // 2], pixel_mask[1::2, :, : size * 3 // 4] = 1, 1
+    pixels = torch.randn(images, 3, size, size, generator=generator) * pixel_mask[:, None]
+    input_ids = torch.randint(0, config.clip_config.text_config.vocab_size, (batch, length), generator=generator)
+    padding = patches_of(pixel_mask, config) if config.skip_padded_patches else pixel_mask
+    values = (input_ids, attention_mask, pixels, padding, torch.arange(batch) % images)
+    return dict(zip(graph.input_names, values, strict=True))
 
 
 def _feeding_settings(
@@ -197,33 +330,29 @@ def _feeding_settings(
         "image_mean": list(images.image_mean),
         "image_std": list(images.image_std),
         "max_text_length": model.config.max_text_length,
-        "inputs": list(INPUT_NAMES),
+        "inputs": list(graph.input_names),
         "outputs": list(graph.output_names),
         "boxes": "cx, cy, w, h in 0..1 of the padded square",
     }
 
 
-def _session(path: Path) -> Any:
-    onnxruntime = require_package("onnxruntime", extra="onnx")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _quantize(source: Path, target: Path) -> None:
-    quantization = require_package("onnxruntime.quantization", extra="onnx")
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it advises on every use to run another tool first
+@contextmanager
+def _quiet_logging():
+    """The exporter reports its steps, and the quantizer advises on every use to run another tool first."""
+    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        quantization.quantize_dynamic(str(source), str(target), weight_type=quantization.QuantType.QInt8)
+        yield
     finally:
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _box_difference(graph: GroundingGraph, path: Path) -> float:
-    inputs = _random_inputs(graph.model, max(CHECKED_BATCHES), _text_lengths(graph.model)[0])
+    inputs: Mapping[str, torch.Tensor] = _random_inputs(graph, max(CHECKED_BATCHES), _text_lengths(graph.model)[0])
     with torch.no_grad():
-        expected = graph(**inputs)[0].numpy()
-    found = _session(path).run(["pred_boxes"], {name: value.numpy() for name, value in inputs.items()})[0]
-    return float(np.abs(found - expected).max())
+        expected = graph(*inputs.values())[0]
+    (found,) = open_session(path).run(["pred_boxes"], {name: value.numpy() for name, value in inputs.items()})
+    return float((torch.from_numpy(found) - expected).abs().max())

@@ -18,6 +18,7 @@ from benchmarks.speed.groups import (
     MASK,
     NATIVE,
     STRAIGHTFORWARD,
+    expressions_group,
     inference_group,
     mask_head_group,
     neighbor_group,
@@ -148,6 +149,14 @@ def test_a_whole_run_on_tiny_models(monkeypatch, tmp_path, official_config, tiny
     assert "| another (tiny) |" in readme.read_text()
     assert readme.read_text().startswith("before\n")
     assert all(row["verdict"] == "same" for row in report.compare_results(results, results))
+
+
+def test_several_expressions_of_one_image_cost_less_in_one_pass(tiny_config):
+    group = expressions_group("expressions", tiny_config, 3)
+    assert group.differences["boxes"] < 1e-5
+    one_by_one, repeated, shared = (count_operations(case.run, case.models) for case in group.cases)
+    assert shared < 0.95 * repeated
+    assert one_by_one == pytest.approx(repeated, rel=1e-3)  # but for CLIP's logits between the samples of a batch
 
 
 def _other() -> Case:

@@ -146,6 +146,8 @@ def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint
         (["--data", "my.csv", "--seed", 5, "--size", 4], "--seed and --size would change nothing without"),
         (["--data", "refshapes", "--set", "fusion_layer=2"], "did you mean `fusion_layers`?"),
         (["--data", "refshapes", "--constant-expression", "x"], "--constant-expression would change nothing without"),
+        (["--data", "refshapes", "--controls", "--backend", "onnx"], "--controls reaches into the torch model"),
+        (["--data", "refshapes", "--precision", "int8"], "torch backend has the precisions fp32, bf16, got 'int8'"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(words, message, tmp_path):

@@ -32,21 +32,21 @@ def test_export_says_what_it_wrote_and_how_well_it_agrees(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def export(model: Any, processor: Any, out: Path, masks: bool, tokens: bool, int8: bool) -> dict[str, float]:
-        asked.update(dtype=model.dtype, masks=masks, tokens=tokens, int8=int8)
-        out.mkdir()
-        (out / "model.onnx").write_bytes(b"0" * 100_000)
+    def export(model: Any, processor: Any, out: Path, *options: bool) -> dict[str, float]:
+        asked.update(zip(("masks", "tokens", "int8", "float16"), options, strict=True), dtype=model.dtype)
+        (out / "onnx").mkdir(parents=True)
+        (out / "onnx" / "model.onnx").write_bytes(b"0" * 100_000)
         return {"pred_boxes": 2e-7, "int8_box": 0.01}
 
     monkeypatch.setattr(
         "hivg_hf.inference.onnx_export.export_onnx", export
     )  # tests/inference/test_onnx_export.py runs the real one
     assert run("export", model_folder, "--out", str(tmp_path / "out"), "--masks", "--int8") == 0
-    assert asked == {"dtype": torch.float32, "masks": True, "tokens": False, "int8": True}
+    assert asked == {"dtype": torch.float32, "masks": True, "tokens": False, "int8": True, "float16": False}
     printed = capsys.readouterr().out
     assert "pred_boxes: differs from torch by at most 2e-07" in printed
     assert "int8_box: boxes move by at most (share of the square) 0.01" in printed
-    assert f"wrote {tmp_path / 'out' / 'model.onnx'} (0.1 MB)" in printed
+    assert f"wrote {tmp_path / 'out' / 'onnx' / 'model.onnx'} (0.1 MB)" in printed
 
 
 def test_export_refuses_other_formats(capsys: pytest.CaptureFixture[str]) -> None:

@@ -309,3 +309,9 @@ def test_results_of_another_model_are_not_taken_for_done(tmp_path: Path) -> None
     assert ResultsFile(tmp_path / "results.jsonl", "one").is_done(question, needs_picture=False)
     assert not ResultsFile(tmp_path / "results.jsonl", "one").is_done(question, needs_picture=True)
     assert not ResultsFile(tmp_path / "results.jsonl", "two").is_done(question, needs_picture=False)
+
+
+def test_layers_are_drawn_with_torch_alone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ground", str(next(photos.glob("*"))), "the star", "--layers", "--backend", "onnx"])
+    assert "--layers draws what the torch backend records" in capsys.readouterr().err

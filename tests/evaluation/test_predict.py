@@ -5,6 +5,7 @@ import torch
 
 from hivg_hf.data.schema import decode_mask
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict, references_of
+from hivg_hf.evaluation.predict import share_images
 
 
 def test_rows_are_predicted_as_the_model_predicts_them_alone(tiny_model, tiny_processor, scenes):
@@ -35,6 +36,18 @@ def test_the_number_of_rows_and_every_figure_do_not_depend_on_the_batch_size(
     assert result["figures"] == pytest.approx(expected["figures"], abs=1e-6)
     for name, interval in expected["intervals"].items():
         assert result["intervals"][name] == pytest.approx(interval, abs=1e-6)
+
+
+def test_equal_images_of_a_batch_are_read_once():
+    pixels = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))[[0, 1, 0, 2, 1]]
+    batch = {"input_ids": torch.arange(5)[:, None], "pixel_values": pixels, "pixel_mask": pixels[:, 0] > 0}
+    shared = share_images(batch)
+    assert shared["image_index"].tolist() == [0, 1, 0, 2, 1]
+    assert torch.equal(shared["pixel_values"][shared["image_index"]], pixels)
+    assert torch.equal(shared["pixel_mask"][shared["image_index"]], batch["pixel_mask"])
+    assert torch.equal(shared["input_ids"], batch["input_ids"])
+    different = {**batch, "pixel_values": pixels + torch.arange(5)[:, None, None, None]}
+    assert share_images(different) is different
 
 
 def test_references_carry_no_pictures_and_are_numbered(scenes):

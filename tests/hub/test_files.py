@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from helpers.hub_client import PLANTED
+from hivg_hf.hub import write_pushed
 from hivg_hf.hub.files import files_to_push
 
 
@@ -181,3 +182,27 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*absent"):
         files_to_push(tmp_path / "absent")
+
+
+def test_onnx_files_are_sent_where_asked_for_and_others_beside_them_stay(copied: Path) -> None:
+    plain = files_to_push(copied)
+    with pytest.raises(FileNotFoundError, match=r"There is no onnx/model\.onnx in .*hivg export"):
+        files_to_push(copied, onnx=True)
+    (copied / "onnx").mkdir()
+    for name in ("model.onnx", "model.onnx_data", "model_quantized.onnx", "grounding.json", "notes.txt", "other.onnx"):
+        (copied / "onnx" / name).write_text("x")
+    sent = {path.as_posix() for path in files_to_push(copied, onnx=True)} - {path.as_posix() for path in plain}
+    names = ("grounding.json", "model.onnx", "model.onnx_data", "model_quantized.onnx")
+    assert sent == {f"onnx/{name}" for name in names}
+    assert files_to_push(copied) == plain
+    trial = copied.parent / "trial"
+    assert set(write_pushed(copied, trial, onnx=True)) == {path.as_posix() for path in plain} | sent
+    assert {path.name for path in (trial / "onnx").iterdir()} == set(names)
+
+
+def test_an_onnx_file_that_leads_out_of_the_folder_is_refused(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (copied / "onnx").mkdir()
+    (copied / "onnx" / "model.onnx").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="outside the folder"):
+        files_to_push(copied, onnx=True)

@@ -14,6 +14,7 @@ from helpers.turned_pictures import UNDONE, save_turned
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.inference import check_onnx, export_onnx, onnx_export
 from hivg_hf.inference.onnx_export import GroundingGraph
+from hivg_hf.inference.onnx_model import MODEL_FILES, open_session, read_graph
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
@@ -22,34 +23,26 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip insta
 SCRIPT = Path(__file__).parents[2] / "docs" / "ground_with_onnxruntime.py"
 
 
-@pytest.fixture(scope="module")
-def exported(
-    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, float]]:
-    folder = tmp_path_factory.mktemp("export") / "onnx"
-    report = export_onnx(tiny_model, tiny_processor, folder, masks=True, tokens=True, int8=True)
-    return folder, report
-
-
 def test_outputs_equal_torch_for_two_batches_and_two_lengths(
     exported: tuple[Path, dict[str, float]], tiny_model: HiVGForVisualGrounding
 ) -> None:
     folder, report = exported
-    assert set(report) == {"pred_boxes", "scores", "mask_logits", "token_logits", "int8_box"}
-    assert all(report[name] <= 1e-4 for name in report if name != "int8_box")
+    assert set(report) == {"pred_boxes", "scores", "mask_logits", "token_logits", "int8_box", "float16_box"}
+    assert all(report[name] <= 1e-5 for name in report if not name.endswith("_box"))
     # Sizes that the export itself never saw.
     graph = GroundingGraph(tiny_model, masks=True, tokens=True)
-    assert max(check_onnx(graph, folder / "model.onnx", batches=[3, 5]).values()) <= 1e-4
+    assert max(check_onnx(graph, folder / "onnx" / "model.onnx", batches=[3, 5]).values()) <= 1e-5
 
 
 def test_left_padding_changes_no_answer_of_the_file(exported: tuple[Path, dict[str, float]]) -> None:
-    session = onnx_export._session(exported[0] / "model.onnx")
+    session = open_session(exported[0] / "onnx" / "model.onnx")
     ids = np.array([[512, 40, 41, 42, 513], [512, 50, 513, 513, 513]])
     inputs = {
         "input_ids": ids,
         "attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         "pixel_values": np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32),
-        "pixel_mask": np.ones((2, 64, 64), dtype=np.int64),
+        "patch_index": np.tile(np.arange(64), (2, 1)),
+        "image_index": np.arange(2),
     }
     left = {**inputs, "input_ids": ids.copy(), "attention_mask": inputs["attention_mask"][:, ::-1].copy()}
     left["input_ids"][1] = [513, 513, 512, 50, 513]
@@ -63,10 +56,21 @@ def test_the_export_leaves_the_model_as_it_was(
     assert tiny_model.config._attn_implementation == "sdpa"
 
 
-def test_int8_is_smaller(exported: tuple[Path, dict[str, float]]) -> None:
+def test_int8_and_float16_are_smaller_and_stay_near(exported: tuple[Path, dict[str, float]]) -> None:
     folder, report = exported
-    assert 0 < report["int8_box"] < 1
-    assert (folder / "model.int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+    assert 0 < report["int8_box"] < 0.1
+    assert 0 < report["float16_box"] < 1e-3
+    sizes = {name: (folder / "onnx" / name).stat().st_size for name in MODEL_FILES.values()}
+    assert sizes["model_quantized.onnx"] < 1.1 * sizes["model.onnx"]  # in a model this small, scales weigh as much
+    assert sizes["model_fp16.onnx"] < 0.8 * sizes["model.onnx"]
+
+
+def test_the_box_head_keeps_its_precision(exported: tuple[Path, dict[str, float]]) -> None:
+    file = read_graph(exported[0] / "onnx" / "model_quantized.onnx")
+    kept = {tensor.name: tensor.data_type for tensor in file.graph.initializer if "box_head" in tensor.name}
+    assert set(kept.values()) == {1}  # float32
+    assert not any(name.endswith("_quantized") for name in kept)
+    assert any(node.op_type == "MatMulInteger" for node in file.graph.node)
 
 
 def test_the_documented_script_grounds_with_onnxruntime_alone(
@@ -95,7 +99,7 @@ def test_a_file_that_differs_is_not_left_behind(
     tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "_write_graph", lambda graph, path: path.write_bytes(b""))
-    monkeypatch.setattr(onnx_export, "_forget_inner_shapes", lambda path: None)
+    monkeypatch.setattr(onnx_export, "_finish_graph", lambda path, identity: None)
     monkeypatch.setattr(onnx_export, "check_onnx", lambda graph, path: {"pred_boxes": 0.5})
     with pytest.raises(ValueError, match=r"differs from the model by 0\.5 in pred_boxes"):
         export_onnx(tiny_model, tiny_processor, tmp_path / "out")
@@ -103,7 +107,7 @@ def test_a_file_that_differs_is_not_left_behind(
 
 
 def test_settings_say_how_to_feed_it(exported: tuple[Path, dict[str, float]], tiny_processor: HiVGProcessor) -> None:
-    settings = json.loads((exported[0] / "grounding.json").read_text())
+    settings = json.loads((exported[0] / "onnx" / "grounding.json").read_text())
     assert settings["size"] == tiny_processor.image_processor.side
     assert settings["outputs"] == ["pred_boxes", "scores", "mask_logits", "token_logits"]
     assert (exported[0] / "tokenizer.json").exists()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from helpers.turned_pictures import UNDONE, save_turned
-from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.image_loading_hivg import image_size, is_reduced, load_grounding_image, open_image
 
 
 def png_bytes(image: PIL.Image.Image) -> bytes:
@@ -326,3 +326,29 @@ def test_things_that_are_no_images_are_refused() -> None:
         load_grounding_image(7)
     with pytest.raises(TypeError, match="integers or floats"):
         load_grounding_image(np.zeros((5, 7), dtype=complex))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_can_be_decoded_small_and_keeps_its_size(orientation: int, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 800, dtype=np.uint8)[None, :, None].repeat(501, 0).repeat(3, 2)
+    image = PIL.Image.fromarray(ramp)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    whole = open_image(tmp_path / "photo.jpg")
+    for source in (tmp_path / "photo.jpg", (tmp_path / "photo.jpg").read_bytes()):
+        small = open_image(source, reduce_to=200)
+        assert max(small.size) == 200
+        assert image_size(small) == image_size(whole) == whole.size[::-1]
+        assert is_reduced(small)
+        expected = np.asarray(whole.resize(small.size, PIL.Image.Resampling.BOX), dtype=float)
+        assert np.abs(np.asarray(small) - expected).mean() < 3
+    kept = open_image(tmp_path / "photo.jpg", reduce_to=500)  # at half its size a side would be shorter than that
+    assert kept.size == whole.size
+    assert not is_reduced(kept)
+
+
+def test_only_jpeg_files_are_decoded_small(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (800, 500)).save(tmp_path / "drawing.png")
+    assert open_image(tmp_path / "drawing.png", reduce_to=100).size == (800, 500)
+    assert open_image(PIL.Image.new("RGB", (800, 500)), reduce_to=100).size == (800, 500)

@@ -418,6 +418,77 @@ def test_a_repeated_expression_is_read_once(tiny_model, batch):
         )
 
 
+@pytest.fixture
+def without_bridges(tiny_config) -> HiVGForVisualGrounding:
+    return HiVGForVisualGrounding(HiVGConfig.from_dict({**tiny_config.to_dict(), "bridge_layers": []})).eval()
+
+
+def two_images(batch: dict[str, torch.Tensor], with_patch_index: bool) -> dict[str, torch.Tensor]:
+    """Three expressions, two images, in another order than they stand."""
+    shared = dict(batch)
+    if with_patch_index:
+        shared["patch_index"] = patch_index_of(batch["pixel_mask"], 8)
+    images = {name: shared[name][:2] for name in ("pixel_values", "pixel_mask", "patch_index") if name in shared}
+    return {**shared, **images, "image_index": torch.tensor([1, 0, 1])}
+
+
+def repeated(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same questions with a row of pixels for each."""
+    index = inputs["image_index"]
+    rows = {name: inputs[name][index] for name in ("pixel_values", "pixel_mask", "patch_index") if name in inputs}
+    return {**{name: value for name, value in inputs.items() if name != "image_index"}, **rows, "image_ids": index}
+
+
+@pytest.mark.parametrize("with_patch_index", [False, True])
+@pytest.mark.parametrize("model", ["tiny_model", "without_bridges"])
+def test_an_image_asked_several_things_gives_the_answers_of_its_repetitions(model, batch, with_patch_index, request):
+    model, inputs = request.getfixturevalue(model), two_images(batch, with_patch_index)
+    found, expected = run(model, inputs, **ASKED), run(model, repeated(inputs), **ASKED)
+    for name in (*ANSWERS, "logits_per_text"):
+        torch.testing.assert_close(found[name], expected[name], **TOLERANCE)
+
+
+def test_an_image_and_an_expression_can_both_repeat(tiny_model, batch):
+    inputs = two_images(batch, True)
+    text = {name: inputs[name][:2] for name in ("input_ids", "attention_mask")}
+    several = {**inputs, **text, "text_index": torch.tensor([0, 0, 1])}
+    plain = {**repeated(inputs), **{name: value[several["text_index"]] for name, value in text.items()}}
+    for name in ANSWERS:
+        found, expected = run(tiny_model, several, **ASKED)[name], run(tiny_model, plain, **ASKED)[name]
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+def test_layers_before_the_first_bridge_run_once_for_each_image(tiny_model, batch):
+    rows = []
+    hooks = [
+        part.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
+        for part in (layer.self_attn for layer in tiny_model.clip.vision_model.encoder.layers)
+    ]
+    run(tiny_model, two_images(batch, True))
+    for hook in hooks:
+        hook.remove()
+    assert rows == [2, 2, 3, 3]  # the first bridge is in layer 1, behind its self-attention
+
+
+def test_states_and_attentions_come_back_for_each_sample_of_a_shared_image(tiny_model, batch):
+    model = copy.deepcopy(tiny_model)
+    model.set_attn_implementation("eager")
+    inputs, asked = two_images(batch, True), {"output_hidden_states": True, "output_attentions": True}
+    found, expected = run(model, inputs, **asked), run(model, repeated(inputs), **asked)
+    for name in ("vision_hidden_states", "vision_attentions", "cross_attentions", "hidden_states"):
+        for ours, theirs in zip(found[name], expected[name], strict=True):
+            torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_shared_images_train_as_repeated_ones(tiny_model, batch, labels):
+    gradients = []
+    for inputs in (two_images(batch, True), repeated(two_images(batch, True))):
+        model = copy.deepcopy(tiny_model)
+        model(**inputs, labels=labels).loss.backward()
+        gradients.append(model.clip.vision_model.embeddings.patch_embedding.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_the_words_change_the_answer_through_the_bridge(tiny_model, batch):
     other = {**batch, "input_ids": batch["input_ids"].flip(1)}
     before = run(tiny_model, batch, output_hidden_states=True).vision_hidden_states
@@ -556,6 +627,8 @@ def test_auto_classes_and_configs_ask_for_another_image_size_too(tiny_model, bat
         ({"pixel_values": torch.zeros(3, 3, 32, 32)}, "`pixel_values` must be 64 x 64 pixels.*Got \\(32, 32\\)"),
         ({"pixel_values": None}, "needs both `pixel_values` and `input_ids`"),
         ({"input_ids": torch.ones(3, 78, dtype=torch.long)}, "at most 77 tokens.*Got 78"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64)}, "Got 3 expressions for 1 images"),
+        ({"text_index": torch.zeros(2, dtype=torch.long)}, "Got 2 expressions for 3 images.*`image_index`"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(tiny_model, batch, change, message):

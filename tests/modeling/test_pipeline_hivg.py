@@ -439,6 +439,39 @@ def test_results_become_supervision_detections(
     assert detections.data["class_name"].tolist() == ["the star", "red"]
 
 
+def test_an_image_reaches_the_model_once_for_the_expressions_of_a_pass(
+    pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    passed: list[dict[str, Any]] = []
+    hook = pipe.model.register_forward_pre_hook(lambda _, args, kwargs: passed.append(kwargs), with_kwargs=True)
+    images, texts = pictures[:2], [["the star", "the red star"], ["the star"]]
+    together = pipe(images, texts, batch_size=3)
+    hook.remove()
+    assert [inputs["pixel_values"].shape[0] for inputs in passed] == [2]
+    assert sorted(passed[0]["image_index"].tolist()) == [0, 0, 1]
+    for image, text, results in zip(images, texts, together, strict=True):
+        for expression, result in zip(text, results, strict=True):
+            assert_close(result, pipe(image, expression))
+
+
+def test_a_reduced_jpeg_gives_boxes_in_pixels_of_the_whole_picture(
+    pipe: VisualGroundingPipeline, tmp_path: Path
+) -> None:
+    ramp = np.linspace(0, 255, 1201, dtype=np.uint8)[None, :, None].repeat(803, 0).repeat(3, 2)
+    PIL.Image.fromarray(ramp).save(tmp_path / "photo.jpg", quality=95)
+    whole = pipe(tmp_path / "photo.jpg", "the star", mask=True)
+    fast = pipe(tmp_path / "photo.jpg", "the star", mask=True, reduce_jpeg=True)
+    assert list(fast["box"].values()) == pytest.approx(list(whole["box"].values()), abs=0.02 * 1201)
+    assert fast["mask"].shape == whole["mask"].shape == (803, 1201)
+
+
+def test_official_models_take_no_reduced_pictures(pipe: VisualGroundingPipeline) -> None:
+    other = copy.copy(pipe)
+    other.model = SimpleNamespace(config=SimpleNamespace(skip_padded_patches=False))
+    with pytest.raises(ValueError, match="computes as the official code does"):
+        other._sanitize_parameters(reduce_jpeg=True)
+
+
 class Frame:
     """What pandas and polars have in common with a table."""
 
