@@ -47,12 +47,12 @@ quality: .venv/.ready-dev  ## lint, format, types and spelling, changing nothing
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-style: .venv/.ready-dev  ## mend what the linter and the formatter can mend
+style: .venv/.ready-dev  ## fix what the linter and the formatter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: .venv/.ready-dev  ## the documentation site, to site/; a link that leads nowhere is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for upload
 	rm -rf dist

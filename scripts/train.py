@@ -4,7 +4,7 @@
     accelerate launch --config_file hivg_hf/recipes/accelerate/multi_gpu.yaml scripts/train.py refcoco-base
     torchrun --nproc_per_node 2 scripts/train.py refcoco-base
 
-The same as `hivg train`; started again with the same command, it goes on where it was.
+The same as `hivg train`; started again with the same command, it resumes.
 """
 
 from hivg_hf.cli.train import main

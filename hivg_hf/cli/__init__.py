@@ -27,7 +27,7 @@ VERBS = {
         "hivg_hf.cli.ground_dataset:ground_dataset",
         "Find what every row of a table names, into Parquet.",
     ),
-    "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again goes on where it was."),
+    "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again resumes the run."),
     "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
     "survey": ("hivg_hf.cli.survey:survey", "Look at a dataset: counts, faults, shared images, contact sheets."),
     "recipes": ("hivg_hf.cli.recipes:recipes", "List, show and copy the training recipes that ship."),

@@ -118,7 +118,10 @@ def evaluate(
         expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
     state = process_state()
     if plots:
-        require_package("matplotlib", extra="plots")  # now, not after an hour of work
+        try:
+            require_package("matplotlib", extra="plots")  # now, not after an hour of work
+        except ImportError as error:
+            raise ImportError(f"{error}, or pass --no-plots") from None
     settings = EvaluationSettings(
         protocol=protocol,
         batch_size=batch_size,

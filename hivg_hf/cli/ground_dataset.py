@@ -11,17 +11,18 @@ Exit status: 0 all rows answered, 1 some rows have an error, 2 nothing could be 
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
-from hivg_hf.inference.dataset_input import DatasetInput
-from hivg_hf.inference.dataset_run import DatasetRun, Progress
-from hivg_hf.inference.ground_batch import GroundBatch
 
 from . import run_verb
+
+if TYPE_CHECKING:
+    from hivg_hf.inference.dataset_input import DatasetInput
+    from hivg_hf.inference.dataset_run import DatasetRun, Progress
 
 EXIT_STATUS_SOME_FAILED = 1
 ENGINES = ("local", "ray")
@@ -100,6 +101,8 @@ def ground_dataset(
         raise ValueError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
     if engine != "ray" and (address or concurrency > 1 or num_gpus):
         raise ValueError("--address, --concurrency and --num-gpus are options of --engine ray.")
+    from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch
+
     rows = DatasetInput(source, split, config, streaming)
     options = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     ground = GroundBatch(
@@ -117,12 +120,12 @@ def ground_dataset(
         engine={**options, "trust_remote_code": trust_remote_code or None},
     )
     run = DatasetRun(rows, ground, out, shard_size)
-    done = _compute(run, engine, address, concurrency, num_gpus)
+    failed = _compute(run, engine, address, concurrency, num_gpus)
     if push:
         from hivg_hf.inference.dataset_push import push_run
 
         typer.echo(f"hivg: pushed to {push_run(run, push, private)}", err=True)
-    if done.failed:
+    if failed:
         raise typer.Exit(EXIT_STATUS_SOME_FAILED)
 
 
@@ -131,7 +134,8 @@ def main() -> None:
     run_verb("ground-dataset")
 
 
-def _compute(run: DatasetRun, engine: str, address: str | None, concurrency: int, num_gpus: float) -> Progress:
+def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: int, num_gpus: float) -> int:
+    """Compute the missing shards and report; returns how many of their rows have an error."""
     missing = run.missing()
     rows = failed = 0
     start = time.monotonic()
@@ -140,7 +144,7 @@ def _compute(run: DatasetRun, engine: str, address: str | None, concurrency: int
         typer.echo(f"hivg: {before} rows in {len(run.parts) - len(missing)} shards were done before", err=True)
     with tqdm(total=run.rows, initial=before, unit=" rows", file=sys.stderr) as bar:
 
-        def report(progress: Progress) -> None:
+        def report(progress: "Progress") -> None:
             nonlocal rows, failed
             rows, failed = rows + progress.rows, failed + progress.failed
             bar.set_postfix(errors=failed, refresh=False)
@@ -157,10 +161,12 @@ def _compute(run: DatasetRun, engine: str, address: str | None, concurrency: int
     errors = f"; {failed} have an error" if failed else ""
     rate = f"{rows} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):.1f} rows/s){errors}"
     typer.echo(f"hivg: {rate}; {len(run.parts)} shards in {run.folder.resolve()}", err=True)
-    return Progress(rows, failed)
+    if failed:
+        typer.echo(f"hivg: the first error: {run.first_error(missing)}", err=True)
+    return failed
 
 
-def _first_of(names: tuple[str, ...], rows: DatasetInput, option: str) -> str:
+def _first_of(names: tuple[str, ...], rows: "DatasetInput", option: str) -> str:
     columns = rows.schema.names
     for name in names:
         if name in columns or ("." in name and name.partition(".")[0] in columns):

@@ -1,4 +1,4 @@
-"""`hivg train`: run a recipe. The same command again goes on where the last one stopped."""
+"""`hivg train`: run a recipe. The same command again resumes the run."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +49,7 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default base knows.")] = False,
 ) -> None:
-    """Train by a recipe, or on your own data, phase after phase; started again, it goes on where it was.
+    """Train by a recipe, or on your own data, phase after phase; started again, it resumes.
 
     On several processes: accelerate launch --config_file CONFIG -m hivg_hf train RECIPE
     """

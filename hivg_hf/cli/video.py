@@ -14,8 +14,6 @@ import typer
 from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
-from hivg_hf.inference import answer_as_json, load_pipeline
-from hivg_hf.inference.video import VideoWriter, frame_rate
 
 from . import run_verb
 
@@ -44,6 +42,9 @@ def video(
     ] = False,
 ) -> None:
     """Find expressions in every frame of a video: prints boxes, or draws them into a new video."""
+    from hivg_hf.inference import answer_as_json, load_pipeline
+    from hivg_hf.inference.video import VideoWriter, frame_rate
+
     if out is None and not as_json:
         raise ValueError("Say what to make: --out VIDEO.mp4 draws the boxes, --json prints them.")
     if out is not None and out.resolve() == source.resolve():

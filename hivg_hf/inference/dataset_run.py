@@ -98,6 +98,15 @@ class DatasetRun:
         errors = shard.read(columns=[self.ground.prefix + "error"]).column(0)
         return Progress(shard.metadata.num_rows, len(errors) - errors.null_count)
 
+    def first_error(self, parts: Sequence[int]) -> str | None:
+        """What went wrong in the first row of these shards that has an error."""
+        name = self.ground.prefix + "error"
+        for index in parts:
+            errors = pq.read_table(self.path(index), columns=[name]).column(name).drop_null()
+            if len(errors):
+                return errors[0].as_py()
+        return None
+
     def _chunks(self, part: Part) -> Iterator[Chunk]:
         """The rows of a part in equal chunks, whatever pieces a file is read in.
 

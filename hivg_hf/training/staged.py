@@ -141,6 +141,8 @@ class StagedTraining:
         with training_config(_plain(model).config, self.recipe, phase):
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) is not None)
         outcome = choose_weights(phase, trainer, before)
+        if outcome["kept"] == "before":
+            logger.info("%s is undone: %s.", phase.name, outcome["why"])
         if before is not None and phase.keep == "best_but_last_heads":
             heads = heads_of(trainer.model)
             if outcome["best_step"]:

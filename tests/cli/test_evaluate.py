@@ -105,6 +105,14 @@ def test_another_model_is_evaluated_for_the_comparison(checkpoint, tmp_path):
     assert comparison["first"]["weights_sha256"] == comparison["second"]["weights_sha256"]
 
 
+def test_without_matplotlib_the_refusal_names_the_way_without_plots(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("--model", checkpoint, *DATA, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "pip install 'hivg_hf[plots]', or pass --no-plots" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_controls_stand_beside_the_figures_in_one_command(checkpoint, tmp_path):
     split = ["--data", "refshapes", "--split", "val+none", "--seed", "5", "--size", "4"]
     extra = ["--controls", "--score-threshold", "0.5", "--no-plots", "--resamples", "20", "--no-masks"]

@@ -50,6 +50,7 @@ def test_rows_with_errors_end_with_status_1_and_mistakes_with_2(
     done = CliRunner().invoke(app, ["ground-dataset", str(bad), str(tmp_path / "a"), *arguments])
     assert done.exit_code == 1
     assert "1 have an error" in done.output
+    assert "the first error: Image file not found:" in done.output
     for wrong, message in [
         ([str(table), str(tmp_path / "b"), "--image-column", "photo"], "There is no column 'photo'"),
         ([str(table), str(tmp_path / "b"), "--engine", "spark"], "--engine must be one of local, ray"),

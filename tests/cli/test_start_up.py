@@ -92,6 +92,21 @@ def test_the_command_leaves_transformers_alone_until_a_verb_runs_and_names_load_
     assert done.stdout == "False\nhivg\n", done.stderr
 
 
+def test_no_verb_loads_torch_or_transformers_before_it_runs(console_script):
+    console_script.write_text(
+        "# hivg_hf.cli\n"
+        "import sys\n"
+        "from hivg_hf.cli import VERBS, _load_verb\n"
+        "for verb in VERBS:\n"
+        "    _load_verb(verb)\n"
+        "    print(verb, [name for name in ('torch', 'transformers') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, str(console_script)], capture_output=True, text=True)
+    loaded = [line for line in done.stdout.splitlines() if not line.endswith("[]")]
+    assert (done.returncode, loaded) == (0, []), done.stderr
+    assert "ground-dataset []" in done.stdout
+
+
 def test_importing_costs_little_beside_transformers(console_script, tmp_path):
     lines = (
         "import time\n"

@@ -214,11 +214,13 @@ def test_a_stage_without_gain_leaves_no_trace(mode, tiny_checkpoint, tmp_path):
     load_stages(tmp_path)
 
 
-def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_path):
+def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_path, caplog):
     recipe = tiny_recipe(tiny_checkpoint)
     recipe["phases"] = [{**recipe["phases"][1], "keep": "best", "save_every": None}]
-    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    with caplog.at_level("INFO", logger="hivg_hf"):
+        results = StagedTraining(parse_recipe(recipe), tmp_path).run()
     assert results["phases"][0]["kept"] == "before"
+    assert "stage_1 is undone: no evaluation beat the accuracy" in caplog.text
     assert not (tmp_path / "adapters").exists()
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     start = load_file(Path(tiny_checkpoint) / "model.safetensors")
