@@ -123,18 +123,24 @@ class HiVGImageProcessor(PilBackend):
         if not (self.do_resize and self.do_pad):
             raise ValueError("HiVGImageProcessor always resizes and pads: do_resize and do_pad cannot be False.")
         self._refuse_crops({key: getattr(self, key) for key in NOT_SUPPORTED})
-        self._check_constants()
+        self._check_constants({})
 
-    def _check_constants(self) -> None:
-        """Constants of a damaged file would turn every pixel into NaN, and every box with it."""
-        constants = [self.rescale_factor, *(self.image_std or [])]
-        numbers = [*constants, *(self.image_mean or [])]
+    def _check_constants(self, given: Any) -> None:
+        """Refuse constants, of one call or held, that would turn every pixel into NaN, and every box with it."""
+        names = ("rescale_factor", "image_mean", "image_std")
+        factor, mean, std = (given[name] if given.get(name) is not None else getattr(self, name) for name in names)
+        mean, std = ([value] if isinstance(value, (int, float)) else list(value or []) for value in (mean, std))
+        constants, numbers = [factor, *std], [factor, *std, *mean]
         if not all(isinstance(number, (int, float)) and abs(number) < 1e6 for number in numbers) or not all(
             number > 0 for number in constants
         ):
             raise ValueError(
                 "rescale_factor, image_mean and image_std must be numbers below a million, the first and the last "
-                f"above 0, got {self.rescale_factor!r}, {self.image_mean!r} and {self.image_std!r}."
+                f"above 0, got {factor!r}, {mean!r} and {std!r}."
+            )
+        if not {len(mean), len(std)} <= {0, 1, 3}:
+            raise ValueError(
+                f"image_mean and image_std need a number for each of R, G and B, got {mean!r} and {std!r}."
             )
 
     def preprocess(self, images: Any, **kwargs: Unpack[HiVGImageProcessorKwargs]) -> BatchFeature:
@@ -149,6 +155,7 @@ class HiVGImageProcessor(PilBackend):
                 (going back to the original pixels would then use the wrong one).
         """
         self._refuse_crops(kwargs)
+        self._check_constants(kwargs)
         data_format = kwargs.get("data_format") or "channels_first"
         if getattr(data_format, "value", data_format) != "channels_first":
             raise ValueError(f"HiVGImageProcessor gives channels first, as the model reads them, not {data_format!r}.")

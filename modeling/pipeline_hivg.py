@@ -34,6 +34,7 @@ from .pipeline_streams_hivg import (
     take_batch,
 )
 from .processing_hivg import HiVGProcessor
+from .processing_inputs_hivg import check_threshold
 from .video_hivg import ground_frames, read_frames
 
 ERROR_CHOICES = ("raise", "return")
@@ -128,6 +129,7 @@ class VisualGroundingPipeline(Pipeline):
             raise ValueError(f"mask must be True, False or one of {', '.join(MASK_FORMS)}, got {mask!r}.")
         if map_side is not None and map_side < 1:
             raise ValueError(f"map_side must be at least 1 pixel, got {map_side}.")
+        check_threshold(threshold)
         preprocess = {"timeout": timeout, "long_text": long_text, "reduce_jpeg": reduce_jpeg}
         forward = {"mask": None if mask is None else bool(mask), "heatmap": heatmap}
         postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side, "mask": mask}

@@ -15,7 +15,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .box_ops_hivg import rasterize_boxes
 from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, HiVGImageProcessorKwargs, image_list, output_value
-from .processing_inputs_hivg import box_rows, checked_boxes, expression_rows, mask_rows
+from .processing_inputs_hivg import box_rows, check_threshold, checked_boxes, expression_rows, mask_rows
 from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
 
 NORMALIZATION_CONSTANTS = {
@@ -142,11 +142,13 @@ class HiVGProcessor(ProcessorMixin):
     def _refuse_unknown(self, options: dict[str, Any]) -> None:
         text, images = (HiVGProcessorKwargs.__annotations__[kind].__annotations__ for kind in _MODALITIES)
         known = {*HiVGProcessorKwargs.__annotations__, "common_kwargs", *text, *images}
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {close[0]!r}?" if close else "See HiVGProcessorKwargs."
-                raise TypeError(f"HiVGProcessor has no option {name!r}. {hint}")
+        nested = {"text_kwargs": text, "images_kwargs": images}
+        for where, kind in {"": known, **nested}.items():
+            for name in (options.get(where) or {}) if where else options:
+                if name not in kind:
+                    close = difflib.get_close_matches(name, kind, n=1)
+                    hint = f"Did you mean {close[0]!r}?" if close else "See HiVGProcessorKwargs."
+                    raise TypeError(f"HiVGProcessor has no option {name!r}{where and f' in {where}'}. {hint}")
         given = {**options, **(options.get("text_kwargs") or {})}
         for name in NOT_FOR_EXPRESSIONS:
             if given.get(name):
@@ -262,6 +264,7 @@ class HiVGProcessor(ProcessorMixin):
         pred_boxes, scores, mask_logits = (
             output_value(outputs, name) for name in ("pred_boxes", "scores", "mask_logits")
         )
+        check_threshold(threshold)
         if threshold is not None and scores is None:
             raise ValueError("These outputs have no scores, so that no threshold can be applied: omit threshold.")
         boxes = self.image_processor.boxes_in_images(pred_boxes, target_sizes)

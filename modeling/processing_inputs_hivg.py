@@ -151,3 +151,13 @@ def _box_values(row: int, box: Any) -> torch.Tensor:
 
 
 __all__ = ["box_rows", "checked_boxes", "expression_rows", "mask_rows"]
+
+
+def check_threshold(threshold: Any) -> None:
+    """Refuse a threshold that no score, a number from 0 to 1, can be compared with: NaN finds nothing, in silence.
+
+    Raises:
+        ValueError: If it is not a number from 0 to 1, or None.
+    """
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold must be a number from 0 to 1, got {threshold!r}.")

@@ -91,8 +91,11 @@ class Phase:
         for name in ("per_device_batch_size", "eval_batch_size", "evaluate_every", "save_every", "log_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{self}: `{name}` must be at least 1. Got {value}.")
-        if len(self.betas) != 2:
-            raise ValueError(f"{self}: `betas` must be two numbers. Got {self.betas}.")
+        for name in ("weight_decay", "warmup", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{self}: `{name}` must be at least 0. Got {getattr(self, name)}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"{self}: `betas` must be two numbers from 0 to below 1. Got {self.betas}.")
         check_config_fields(f"{self}, config", self.config)
         if self.data is not None:
             check_rows(f"{self}, data", self.data)
@@ -154,6 +157,8 @@ class GroundingPhase(Phase):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.early_stop is not None and self.early_stop < 1:
+            raise ValueError(f"{self}: `early_stop` must be at least 1 evaluation. Got {self.early_stop}.")
         if self.loss is not None and self.loss_weights is not None:
             raise ValueError(f"{self} has a loss of its own, {self.loss!r}, which reads no `loss_weights`: omit one.")
         self.loss_function()

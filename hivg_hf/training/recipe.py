@@ -37,6 +37,8 @@ from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refus
 from .phases import GroundingPhase, LoraPhase, Phase, all_keys, build_phase, keys_of, phase_kind
 from .recipe_checks import check_augmentation, check_config_fields, check_rows
 
+MAX_WORKERS = 1024
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -144,8 +146,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_name(self.name, "Recipe")
+        if not 0 <= self.seed < 2**32:
+            seed = self.seed if abs(self.seed) < 2**64 else "far more"
+            raise ValueError(f"recipe.seed must be from 0 to 4294967295, which numpy takes. Got {seed}.")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            workers = self.workers if abs(self.workers) < 2**64 else "far more"
+            raise ValueError(f"recipe.workers must be from 0 to {MAX_WORKERS}. Got {workers}.")
         names = [phase.name for phase in self.phases]
-        if not names or len(set(names)) != len(names):
+        if not names or len({name.casefold() for name in names}) != len(names):  # they name folders
             raise ValueError(f"phases must be a list of phases with different names. Got {names}.")
         adapted = [phase.has_adapters for phase in self.phases]
         if adapted != sorted(adapted):

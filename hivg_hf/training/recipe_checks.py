@@ -1,5 +1,6 @@
 """What a recipe hands on to others, checked before anything is loaded: its names, and whether they apply at all."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +19,23 @@ def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
     from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
     refuse_unknown(fields, HiVGConfig.__annotations__, where)
+    if fields.get("clip_config") is not None:
+        _check_clip_fields(f"{where}.clip_config", fields["clip_config"])
     if fields.get("loss_weights") is not None:
         check_loss_weights(f"{where}.loss_weights", fields["loss_weights"])
+
+
+def _check_clip_fields(where: str, content: Any) -> None:
+    """Names of the fields of CLIP's config and of its towers': any other name would be kept and never read."""
+    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+
+    kinds = {"": CLIPConfig, ".text_config": CLIPTextConfig, ".vision_config": CLIPVisionConfig}
+    for tower, kind in kinds.items():
+        part = content.get(tower[1:], {}) if tower else content
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{where}{tower} must be a mapping. Got {part!r}.")
+        known = [field.name for field in dataclasses.fields(kind)]
+        refuse_unknown(part, [*known, "model_type"], f"{where}{tower}")
 
 
 def register_named_loss(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import types
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -167,8 +168,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif origin is list and isinstance(value, list):
         return [_convert(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     elif _fits(hint, value):
-        return float(value) if hint is float else value
+        return _finite(value, where) if hint is float else value
     raise ValueError(f"{where} must be {_describe(hint)}. Got {value!r}{_yaml_hint(value)}.")
+
+
+def _finite(value: int | float, where: str) -> float:
+    """A number that can be compared and multiplied: NaN passes every check for a number that is too small."""
+    if not abs(value) <= sys.float_info.max:
+        shown = value if isinstance(value, float) else "an integer of more than 300 digits"
+        raise ValueError(f"{where} must be a finite number. Got {shown}.")
+    return float(value)
 
 
 def _fits(hint: Any, value: Any) -> bool:

@@ -1,5 +1,8 @@
 """The letterbox gives the official tensors, and its inverse gives the original pixels back."""
 
+import math
+from typing import Any
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -175,6 +178,26 @@ def test_every_kind_of_pixels_gives_the_same_tensors(eight_bit: np.ndarray, at_c
     for image in layouts((unit - mean) / std):
         assert (process(image, do_rescale=False, do_normalize=False) - expected).abs().max() < 1.5 * one_step
     assert torch.equal(process(unit, rescale_factor=1.0), expected)  # rescaled already, whatever the factor
+
+
+@pytest.mark.parametrize("at_construction", [False, True])
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"rescale_factor": math.nan}, "must be numbers below a million.* got nan"),
+        ({"rescale_factor": 0.0}, "first and the last above 0"),
+        ({"image_std": [0.0, 0.0, 0.0]}, "first and the last above 0"),
+        ({"image_std": 0.0}, "first and the last above 0"),
+        ({"image_mean": [math.nan] * 3}, "must be numbers below a million"),
+        ({"image_mean": [0.5, 0.5]}, "a number for each of R, G and B"),
+    ],
+)
+def test_constants_that_spoil_every_pixel_are_refused_also_for_one_call(
+    constants: dict[str, Any], message: str, at_construction: bool
+) -> None:
+    made, called = (constants, {}) if at_construction else ({}, constants)
+    with pytest.raises(ValueError, match=message):
+        make_processor(**made)(np.zeros((9, 9, 3), dtype=np.uint8), return_tensors="pt", **called)
 
 
 def test_a_picture_of_the_models_size_keeps_its_floats() -> None:

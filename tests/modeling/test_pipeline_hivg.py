@@ -180,6 +180,17 @@ def test_options_add_what_they_say(pipe: VisualGroundingPipeline, pictures: list
     assert pipe(pictures[0], "the star", threshold=1.0)["found"] is False
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), 50, -0.1, "0.5"])
+def test_a_threshold_that_no_score_compares_with_is_refused(
+    pipe: VisualGroundingPipeline, pictures: list[Any], threshold: Any
+) -> None:
+    with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, got"):
+        pipe(pictures[0], "the star", threshold=threshold)
+    outputs = {"pred_boxes": torch.full((1, 4), 0.5), "scores": torch.tensor([0.5])}
+    with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, got"):
+        pipe.processor.post_process_grounding(outputs, threshold=threshold)
+
+
 def test_maps_can_be_smaller_than_the_image(pipe: VisualGroundingPipeline) -> None:
     large = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8))
     full = pipe(large, ["the star", "red"], mask=True, heatmap=True)

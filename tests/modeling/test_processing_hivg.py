@@ -82,6 +82,16 @@ def test_the_words_named_as_cut_are_exactly_those_the_model_does_not_read(proces
         ({"images": ["the star"], "text": [np.zeros((9, 9, 3))]}, TypeError, r"Got an image \(ndarray\) as text"),
         ({"text": {"a": "b"}}, TypeError, "must be a string, a list of strings, or a list"),
         ({"text": "a", "pading": True}, TypeError, "no option 'pading'. Did you mean 'padding'"),
+        (
+            {"text": "a", "text_kwargs": {"pading": True}},
+            TypeError,
+            "no option 'pading' in text_kwargs. Did you mean 'padding'",
+        ),
+        (
+            {"images": [picture()], "images_kwargs": {"do_rescal": False}},
+            TypeError,
+            "no option 'do_rescal' in images_kwargs. Did you mean 'do_rescale'",
+        ),
         ({"text": "a", "text_pair": "b"}, ValueError, "one row of each expression: omit text_pair"),
         ({"images": picture(), "text": ["a", "b"], "boxes": [1, 2, 3, 4]}, ValueError, "one per expression"),
         ({"images": picture(), "boxes": [["1", "x", 3, 4]]}, ValueError, "Box 0 must be four numbers"),

@@ -1,5 +1,6 @@
 """Recipes: every published setting is there, and what is wrong in a file is said in one sentence."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ def phase(**changes):
     return [{"name": "a", "train": "heads", "epochs": 1, "learning_rate": 1e-3, "batch_size": 8, **changes}]
 
 
+def clip_fields(content):
+    return {"model": {**recipe()["model"], "config": {"clip_config": content}}}
+
+
 def test_defaults_reach_every_phase_and_lengths_do_not_mix():
     parsed = parse_recipe(recipe())
     assert [(p.epochs, p.steps, p.learning_rate) for p in parsed.phases] == [(2, None, 1e-3), (None, 3, 1e-3)]
@@ -52,6 +57,20 @@ def test_defaults_reach_every_phase_and_lengths_do_not_mix():
         ({"phases": phase(batch_size=0)}, r"Phase 'a': its length, batch_size and learning_rate must be positive"),
         ({"phases": phase(train="lora")}, r"say how deep with `vision_layers` and `text_layers`"),
         ({"phases": phase() + phase()}, r"phases with different names. Got \['a', 'a'\]"),
+        ({"phases": phase() + phase(name="A")}, r"phases with different names. Got \['a', 'A'\]"),  # they name folders
+        ({"phases": phase(epochs=math.nan)}, r"phases\[0\].epochs must be a finite number. Got nan"),
+        ({"phases": phase(learning_rate=math.inf)}, r"phases\[0\].learning_rate must be a finite number. Got inf"),
+        ({"phases": phase(learning_rate=10**400)}, r"must be a finite number. Got an integer of more than 300 digits"),
+        ({"phases": phase(weight_decay=-1)}, r"Phase 'a': `weight_decay` must be at least 0. Got -1"),
+        ({"phases": phase(warmup=-1)}, r"Phase 'a': `warmup` must be at least 0. Got -1"),
+        ({"phases": phase(max_grad_norm=-1)}, r"Phase 'a': `max_grad_norm` must be at least 0. Got -1"),
+        ({"phases": phase(betas=[0.9, 1])}, r"Phase 'a': `betas` must be two numbers from 0 to below 1. Got"),
+        ({"phases": phase(early_stop=0)}, r"Phase 'a': `early_stop` must be at least 1 evaluation. Got 0"),
+        ({"seed": -1}, r"recipe.seed must be from 0 to 4294967295.* Got -1"),
+        ({"seed": 10**5000}, r"recipe.seed must be from 0 to 4294967295.* Got far more"),
+        ({"workers": -1}, r"recipe.workers must be from 0 to 1024. Got -1"),
+        (clip_fields(3), r"model.config.clip_config must be a mapping. Got 3"),
+        (clip_fields({"text_config": None}), r"clip_config.text_config must be a mapping. Got None"),
         ({"phases": phase(learning_rate=None)}, r"phases\[0\].learning_rate must be a number. Got None"),
     ],
 )
@@ -92,6 +111,9 @@ MISSPELT = [
     ({"data": {"train": {"source": "unc", "split": "val", "multi_targets": 1}}}, "multi_targets", "multi_target"),
     ({"data": {"train": {"source": "mixture", "split": "val", "parts": [], "sized": 3}}}, "sized", "size"),
     ({"data": {"train": {"source": "mixture", "split": "train", "parts": [{**ROWS, "sise": 3}]}}}, "sise", "size"),
+    (clip_fields({"vision_confg": {}}), "vision_confg", "vision_config"),
+    (clip_fields({"vision_config": {"hidden_siz": 3}}), "hidden_siz", "hidden_size"),
+    (clip_fields({"text_config": {"num_hiden_layers": 3}}), "num_hiden_layers", "num_hidden_layers"),
     ({"hilora": {"mod": "additive"}}, "mod", "mode"),
     ({"hilora": {"lora_options": {"use_rslra": True}}}, "use_rslra", "use_rslora"),
 ]  # fmt: skip
@@ -124,7 +146,7 @@ def test_a_misspelt_key_is_refused_at_any_depth_with_the_nearest_known_one(chang
         (two_phases(loss_weights={"giou": -1}), r"loss_weights.giou must be a finite number of at least 0. Got -1"),
         (two_phases(loss_weights={"giou": "2"}), r"loss_weights.giou must be a finite number of at least 0. Got '2'"),
         (two_phases(augmentation={"crop_sides": [700, 800]}), r"augmentation: crop_sides=\(700, 800\) begins above"),
-        (two_phases(betas=[0.9]), r"`betas` must be two numbers. Got \[0.9\]"),
+        (two_phases(betas=[0.9]), r"`betas` must be two numbers from 0 to below 1. Got \[0.9\]"),
         (two_phases(data={"split": "train"}), r"Phase 'b', data needs `source` and `split`"),
     ],
 )
