@@ -147,7 +147,7 @@ def test_a_file_without_splits_is_divided_by_image_when_asked(tmp_path, photos):
     assert sorted([*train["expression"], *val["expression"]]) == ["a1", "a2", "b1", "b2", "c1", "c2"]
     assert len(set(val["image_id"])) == 1
     assert not set(train["image_id"]) & set(val["image_id"])
-    with pytest.raises(ValueError, match=r"has no split 'train'; it has all"):
+    with pytest.raises(ValueError, match=r"with holdout=0.1 it has train and val\) has no split 'train'; it has all"):
         load_grounding_dataset(path, "train", images=photos, box_format="xyxy")
 
 
