@@ -31,7 +31,7 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.whole_weights import check_fit, load_whole
 
-from .options import check_stored_options
+from .options import check_patterns, check_stored_options
 from .stages import NEW_MODULES, check_adapter_name, is_new_parameter, merge_stages
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -242,6 +242,7 @@ def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -
     try:
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = True
+        check_patterns(config, [name for name, _ in model.named_modules()])
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
         else:

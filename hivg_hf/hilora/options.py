@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -156,10 +158,62 @@ def check_stored_options(path: Path) -> None:
         raise ValueError(
             f"{path} is not the config of an adapter ({error!r}); publish or download it again."
         ) from None
+    strange = [name for name, value in content.items() if not _is_finite(value)]
+    if strange:  # alpha NaN gives a model of NaN, whose answers are none
+        raise ValueError(f"{path} holds numbers that are not finite ({', '.join(strange)}); publish it again.")
     known = {field.name for field in fields(LoraConfig)}
     # what a newer PEFT writes and leaves empty means nothing here
     given = {name: value for name, value in content.items() if name in known or value}
     check_lora_options({name: value for name, value in given.items() if name not in OWN_FIELDS}, str(path))
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+_MATCH = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        re.fullmatch(pattern, name), re.match(rf"(.*\\.)?({pattern})$", name)
+"""
+
+
+def check_patterns(config: LoraConfig, names: Iterable[str], seconds: float = 10) -> None:
+    """Refuse regular expressions of an adapter that take forever on a model's names, as `(.*)*x` does.
+
+    Nothing can stop Python's `re` from inside its process, so another one tries them first.
+
+    Args:
+        config: Of the adapter.
+        names: Of the model's modules.
+        seconds: That all of them may take; milliseconds are usual.
+
+    Raises:
+        ValueError: They take longer.
+    """
+    given = (getattr(config, field, None) for field in ("target_modules", "exclude_modules"))
+    patterns = [pattern for pattern in given if isinstance(pattern, str)]
+    patterns += [*(getattr(config, "rank_pattern", None) or {}), *(getattr(config, "alpha_pattern", None) or {})]
+    if not any(set(pattern) & set("*+?{") for pattern in patterns):
+        return
+    question = json.dumps([patterns, list(names)])
+    try:
+        # an invalid pattern ends it early, and is named by PEFT
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _MATCH], input=question.encode(), timeout=seconds, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        shown = ", ".join(pattern[:60] for pattern in patterns)
+        raise ValueError(
+            f"its regular expressions ({shown}) take more than {seconds:g} seconds on the names of this model; name "
+            "its layers in target_modules"
+        ) from None
 
 
 def _names() -> str:

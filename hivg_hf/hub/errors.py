@@ -1,5 +1,6 @@
 """What the Hub's client raises, said in one sentence: what was wrong, and what to do."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,7 +26,7 @@ BROKEN_CONNECTION = (
     RuntimeError,
 )
 
-_LONGEST = 600  # characters of a library's message that are passed on
+_LONGEST = 1_000  # characters of a message that are passed on; ours name weights and folders, both long
 TOKEN_HELP = "log in with `hf auth login`, set HF_TOKEN, or pass a token"
 
 
@@ -45,6 +46,8 @@ def damaged_files(name: object) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())
         is_sentence = bool(said) and "\n" not in str(error).strip() and len(said) <= _LONGEST
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):  # names no file
+            is_sentence = False
         if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in said):
             raise
         short = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from hivg_hf import HiVGForVisualGrounding
 from hivg_hf.cli import app
 from hivg_hf.evaluation.sources import open_model
 from hivg_hf.hilora import HiLoraConfig, load_stages, publish_stages, start_stage
+from hivg_hf.hilora.options import check_patterns
 from hivg_hf.hub import load_with_stages
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.training.setup import load_growing
@@ -284,6 +287,8 @@ def test_adapters_on_adapters_are_followed_to_the_model(run, tiny_model, tmp_pat
         ({"target_modules": ["nothing"]}, r"cannot be put on this model: No modules were targeted for adaptation"),
         ({"target_modules": "("}, r"cannot be put on this model"),
         ({"r": 3}, r"of another shape \("),
+        ({"lora_alpha": math.nan}, r"numbers that are not finite \(lora_alpha\)"),
+        ({"alpha_pattern": {"q_proj": math.inf}}, r"numbers that are not finite \(alpha_pattern\)"),
     ],
 )
 def test_adapters_with_options_that_are_not_exact_are_refused(options, message, run):
@@ -291,6 +296,43 @@ def test_adapters_with_options_that_are_not_exact_are_refused(options, message, 
     name_base(export, run / "base", **options)
     with pytest.raises(ValueError, match=message):
         load_with_stages(str(export))
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": "(.*)*!"}, {"exclude_modules": "(.*)*!"}, {"rank_pattern": {"(.*)*!": 3}}]
+)
+def test_patterns_that_never_end_are_refused(options, run, monkeypatch):
+    monkeypatch.setattr("hivg_hf.hilora.folders.check_patterns", partial(check_patterns, seconds=1))
+    export = run / "exports" / "stage_2"
+    name_base(export, run / "base", **options)
+    with pytest.raises(ValueError, match=r"regular expressions \(.*!.*\) take more than 1 seconds"):
+        load_with_stages(str(export))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("patch_size", 4, r"makes patches of side 4, and its model reads \d+"),
+        ("size", {"height": 32, "width": 32}, r"makes squares of side 32, and its model reads \d+"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(name, value, message, copied):
+    path = copied / "processor_config.json"
+    content = json.loads(path.read_text())
+    assert content["image_processor"][name] != value
+    content["image_processor"][name] = value
+    path.write_text(json.dumps(content))
+    for opener in (load_with_stages, load_pipeline):
+        with pytest.raises(ValueError, match=message):
+            opener(str(copied))
+
+
+def test_a_tokenizer_of_another_model_is_refused(copied, tiny_processor):
+    tokenizer = copy.deepcopy(tiny_processor.tokenizer)
+    tokenizer.add_tokens([f"word{number}" for number in range(2000)])
+    tokenizer.save_pretrained(copied)
+    with pytest.raises(ValueError, match=r"has \d+ tokens, and its model knows \d+"):
+        load_with_stages(str(copied))
 
 
 def test_an_option_of_a_newer_peft_that_is_off_changes_nothing(run):
