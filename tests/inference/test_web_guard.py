@@ -108,7 +108,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def port(slow_pipe: Slow) -> Iterator[int]:
-    page, port = build_page(slow_pipe, seconds=2), free_port()
+    page, port = build_page(slow_pipe, "tiny", seconds=2), free_port()
     serve(page, port=port, queue_size=4, max_upload_mb=MOST_UPLOAD_MB, prevent_thread_lock=True, quiet=True)
     yield port
     slow_pipe.release.set()
@@ -377,7 +377,7 @@ def test_a_stuck_question_does_not_block_the_next_and_ends_with_a_sentence(
 
 
 def test_a_page_under_a_path_answers_whether_or_not_the_proxy_takes_it_off(slow_pipe: Slow, photo: bytes) -> None:
-    page, port = build_page(slow_pipe), free_port()
+    page, port = build_page(slow_pipe, "tiny"), free_port()
     serve(page, port=port, root_path="/hivg", prevent_thread_lock=True, quiet=True)
     try:
         client = Client(port)
