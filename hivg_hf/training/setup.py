@@ -44,7 +44,7 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     """
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        model = load_growing(plain_checkpoint(resolve_model(recipe.checkpoint)), fields)
+        model = load_growing(resolve_model(plain_checkpoint(recipe.checkpoint)), fields)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
     elif recipe.clip:
@@ -102,7 +102,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any]) -> HiVGForVisualGrounding
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(plain_checkpoint(resolve_model(recipe.checkpoint)))
+        return HiVGProcessor.from_pretrained(resolve_model(plain_checkpoint(recipe.checkpoint)))
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 
