@@ -167,3 +167,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _OWN_CACHE is not None and not hasattr(config, "workerinput"):
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def make_image():
+    """Write a picture of seeded noise and return its path: `make_image(path, width, height)`."""
+
+    from pathlib import Path
+
+    import numpy as np
+    from PIL import Image
+
+    def write(path, width=64, height=48, seed=0):
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return str(path)
+
+    return write

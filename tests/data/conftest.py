@@ -1,24 +1,6 @@
 """Fixtures of the data tests: small pictures, rows of the schema, a processor that needs no model."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
-from PIL import Image
-
-
-@pytest.fixture
-def make_image():
-    """Write a picture of seeded noise and return its path: `make_image(path, width, height)`."""
-
-    def write(path, width=64, height=48, seed=0):
-        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-        return str(path)
-
-    return write
 
 
 @pytest.fixture

@@ -351,7 +351,7 @@ def assert_equal(one, two):
 def test_random_pickles_are_read_or_refused_within_their_memory(tmp_path):
     """HIVG_FUZZ_CASES=10000 for a long run; the seed is HIVG_FUZZ_SEED."""
     cases, seed = os.environ.get("HIVG_FUZZ_CASES", "400"), os.environ.get("HIVG_FUZZ_SEED", "0")
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_pickles.py"), cases, seed, str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_pickles.py")), cases, seed, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
