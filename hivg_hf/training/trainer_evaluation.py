@@ -70,6 +70,7 @@ class EvaluatingTrainer(Trainer):
         if stand_in:  # before training the model is whole, and is not sharded without its optimizer
             self.accelerator._models.append(self.model.to(self.args.device))
         was_training, self._overlaps = self.model.training, []
+        was_prepared = getattr(self.model, "_is_accelerate_prepared", False)
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -82,6 +83,10 @@ class EvaluatingTrainer(Trainer):
             self.model.train(was_training)
             if stand_in:
                 self.accelerator._models.pop()
+            elif not was_prepared and getattr(self.model, "_is_accelerate_prepared", False):
+                # Marked as prepared, it would not be wrapped for training: processes would not share their gradients.
+                self.model._is_accelerate_prepared = False
+                self.accelerator._models.clear()
 
 
 def gives_own_order(dataset: Any) -> bool:
