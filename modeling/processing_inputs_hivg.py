@@ -159,5 +159,5 @@ def check_threshold(threshold: Any) -> None:
     Raises:
         ValueError: If it is not a number from 0 to 1, or None.
     """
-    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
         raise ValueError(f"threshold must be a number from 0 to 1, got {threshold!r}.")
