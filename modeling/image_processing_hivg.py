@@ -132,11 +132,11 @@ class HiVGImageProcessor(PilBackend):
         mean, std = ([value] if isinstance(value, (int, float)) else list(value or []) for value in (mean, std))
         constants, numbers = [factor, *std], [factor, *std, *mean]
         if not all(isinstance(number, (int, float)) and abs(number) < 1e6 for number in numbers) or not all(
-            number > 0 for number in constants
+            number != 0 for number in constants
         ):
             raise ValueError(
                 "rescale_factor, image_mean and image_std must be numbers below a million, the first and the last "
-                f"above 0, got {factor!r}, {mean!r} and {std!r}."
+                f"not 0, got {factor!r}, {mean!r} and {std!r}."
             )
         if not {len(mean), len(std)} <= {0, 1, 3}:
             raise ValueError(
