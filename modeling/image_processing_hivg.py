@@ -130,13 +130,12 @@ class HiVGImageProcessor(PilBackend):
         names = ("rescale_factor", "image_mean", "image_std")
         factor, mean, std = (given[name] if given.get(name) is not None else getattr(self, name) for name in names)
         mean, std = ([value] if isinstance(value, (int, float)) else list(value or []) for value in (mean, std))
-        constants, numbers = [factor, *std], [factor, *std, *mean]
-        if not all(isinstance(number, (int, float)) and abs(number) < 1e6 for number in numbers) or not all(
-            number != 0 for number in constants
-        ):
+        numbers = [factor, *std, *mean]
+        are_numbers = all(isinstance(number, (int, float)) and abs(number) < 1e6 for number in numbers)
+        if not (are_numbers and factor != 0 and all(number > 0 for number in std)):
             raise ValueError(
-                "rescale_factor, image_mean and image_std must be numbers below a million, the first and the last "
-                f"not 0, got {factor!r}, {mean!r} and {std!r}."
+                "rescale_factor, image_mean and image_std must be numbers below a million, the first not 0 and "
+                f"the last above 0, got {factor!r}, {mean!r} and {std!r}."
             )
         if not {len(mean), len(std)} <= {0, 1, 3}:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Run a study of methods, bridges and seeds, and write its document from the results.
 
-python -m benchmarks.study benchmarks/study/refshapes-study.yaml  # goes on where it was; Ctrl-C loses one cell
+python -m benchmarks.study benchmarks/study/refshapes-study.yaml  # resumes; Ctrl-C loses one cell
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --cells 10  # at most ten cells now
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --jobs 2    # two runs at a time
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --report    # the document alone

@@ -26,7 +26,8 @@ BROKEN_CONNECTION = (
     RuntimeError,
 )
 
-_LONGEST = 1_000  # characters of a message that are passed on; ours name weights and folders, both long
+_LONGEST = 1_000  # characters of a message that passes as it is; ours name weights and folders, both long
+_QUOTED = 600  # characters of a library's message inside a sentence of ours
 TOKEN_HELP = "log in with `hf auth login`, set HF_TOKEN, or pass a token"
 
 
@@ -50,7 +51,7 @@ def damaged_files(name: object) -> Iterator[None]:
             is_sentence = False
         if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in said):
             raise
-        short = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+        short = said if len(said) <= _QUOTED else said[:_QUOTED] + " ..."
         raise ValueError(
             f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: {short})"
             "; save or download it again."

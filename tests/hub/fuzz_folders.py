@@ -104,7 +104,7 @@ def main(source, cases, seed, limit):
                 message = open_and_ask(folder, picture)
                 if message == "answer":
                     counts["answered"] += 1
-                elif message.count("\n") > 2 or len(message) > 1500:
+                elif message.count("\n") > 2 or len(message) > 1000:
                     strays.append([case, what, f"a message of {len(message)} characters: {message[:200]}"])
                 else:
                     counts["refused"] += 1

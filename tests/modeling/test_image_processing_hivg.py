@@ -185,9 +185,9 @@ def test_every_kind_of_pixels_gives_the_same_tensors(eight_bit: np.ndarray, at_c
     ("constants", "message"),
     [
         ({"rescale_factor": math.nan}, "must be numbers below a million.* got nan"),
-        ({"rescale_factor": 0.0}, "first and the last not 0"),
-        ({"image_std": [0.0, 0.0, 0.0]}, "first and the last not 0"),
-        ({"image_std": 0.0}, "first and the last not 0"),
+        ({"rescale_factor": 0.0}, "first not 0 and the last above 0"),
+        ({"image_std": [0.0, 0.0, 0.0]}, "first not 0 and the last above 0"),
+        ({"image_std": 0.0}, "first not 0 and the last above 0"),
         ({"image_mean": [math.nan] * 3}, "must be numbers below a million"),
         ({"image_mean": [0.5, 0.5]}, "a number for each of R, G and B"),
     ],
