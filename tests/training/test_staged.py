@@ -179,7 +179,12 @@ def test_a_phase_that_changes_the_model_or_how_it_is_measured_measures_anew(
     changes, tiny_checkpoint, tmp_path, monkeypatch
 ):
     evaluate, measured = HiVGTrainer.evaluate, []
-    monkeypatch.setattr(HiVGTrainer, "evaluate", lambda self: [measured.append(self.is_in_train), evaluate(self)][1])
+
+    def noted(self, *args, **kwargs):
+        measured.append(self.is_in_train)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(HiVGTrainer, "evaluate", noted)
     recipe = tiny_recipe(tiny_checkpoint)
     short = {**recipe["phases"][0], "epochs": None, "steps": 1, "save_every": None, "evaluate_every": 5}
     recipe["phases"] = [short, {**short, "name": "again", **changes}]
