@@ -31,8 +31,8 @@ from hivg_hf.evaluation.records import describe_versions
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.training import Recipe, StagedTraining, parse_recipe
+from hivg_hf.training.rows import row_options
 from hivg_hf.training.run_folder import RECIPE_FILE, claim_folder
-from hivg_hf.training.setup import row_options
 from hivg_hf.utils.atomic import write_json
 from hivg_hf.utils.whole_weights import load_whole
 

@@ -6,6 +6,8 @@ from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .arguments import HiVGTrainingArguments
+    from .phase_kinds import AllPhase, HeadsPhase, LoraPhase
+    from .phases import GroundingPhase, Phase
     from .plan import describe_plan, plan_training
     from .preflight import check_before_training
     from .recipe import Recipe, load_recipe, parse_recipe
@@ -14,8 +16,13 @@ if TYPE_CHECKING:
     from .user_data import plan_user_training
 
 __all__ = [
+    "AllPhase",
+    "GroundingPhase",
+    "HeadsPhase",
     "HiVGTrainer",
     "HiVGTrainingArguments",
+    "LoraPhase",
+    "Phase",
     "Recipe",
     "StagedTraining",
     "check_before_training",
@@ -29,8 +36,13 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "AllPhase": "phase_kinds",
+        "GroundingPhase": "phases",
+        "HeadsPhase": "phase_kinds",
         "HiVGTrainer": "trainer",
         "HiVGTrainingArguments": "arguments",
+        "LoraPhase": "phase_kinds",
+        "Phase": "phases",
         "Recipe": "recipe",
         "StagedTraining": "staged",
         "check_before_training": "preflight",

@@ -1,21 +1,21 @@
-"""Phases of a recipe: one type for each kind, with what it reads, what trains in it and on which batches.
+"""What every phase of a recipe reads and does; the kinds are in `phase_kinds.py`.
 
-A kind from outside is a subclass of `Phase` or `GroundingPhase` under the entry point group `hivg_hf.phases`.
+A kind from outside is a subclass of `Phase`, `GroundingPhase` or one of the kinds, all in `hivg_hf.training`, under
+the entry point group `hivg_hf.phases`.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hivg_hf.hilora import HiLoraStage, is_new_parameter
 from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
-from hivg_hf.utils.strict_mapping import build_strictly, nearest
 
-from .recipe_checks import check_augmentation, check_config_fields, check_loss_weights, check_options, check_rows
+from .recipe_checks import check_augmentation, check_config_fields, check_loss_weights, check_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from .recipe import Recipe
 
+LOSSES = "hivg_hf.losses"  # the entry points by which other packages add them
+
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class Phase(ABC):
     """What every phase says: for how long it trains, how fast, and on what.
 
     Args:
@@ -59,6 +61,8 @@ class Phase:
 
     evaluates: ClassVar[bool] = True  # on the validation rows, while it trains
     has_adapters: ClassVar[bool] = False
+    trains_clip: ClassVar[bool] = True  # its own weights, which an adapter of the model's would not survive
+    idle: ClassVar[str] = ""  # the part, `text` or `fusion`, that keeps nothing for the backward pass
     inner: ClassVar[str] = ""  # what the names of the model's weights begin with inside what is trained
 
     name: str
@@ -107,6 +111,16 @@ class Phase:
         """Optimizer steps."""
         return self.steps or math.ceil((self.epochs or 0) * (len(rows) // self.batch_size))
 
+    def begin(self, model: nn.Module, recipe: Recipe) -> nn.Module:
+        """The model as this phase trains it, from the one that the phase before left; changed in place.
+
+        Args:
+            model: Plain, or with the adapters of earlier phases.
+            recipe: The run.
+        """
+        self.choose_parameters(model)
+        return model
+
     def choose_parameters(self, model: nn.Module) -> None:
         """Let train what trains in this phase; here everything."""
         for parameter in model.parameters():
@@ -128,9 +142,9 @@ class Phase:
         """What computes the loss from outputs and labels; None where the trained model does."""
         return None
 
+    @abstractmethod
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         """Rows to a training batch."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,179 +212,3 @@ class GroundingPhase(Phase):
         masks = recipe.data.masks if self.masks is None else self.masks
         rounding = recipe.data.target_rounding
         return {"augmentation": made, "seed": recipe.seed, "masks": masks, "target_rounding": rounding}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainPhase(Phase):
-    """`pretrain`: CLIP's towers on RefShapes, per patch, for a model that has no CLIP to start from.
-
-    Args:
-        options: Of `hivg_hf.training.pretraining.PretrainingModel`.
-    """
-
-    evaluates: ClassVar[bool] = False
-    inner: ClassVar[str] = "model."
-
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_options(f"{self}, options", self.train, self.options)
-
-    def trained_model(self, model: Any) -> nn.Module:
-        from .pretraining import PretrainingModel
-
-        return PretrainingModel(model, **self.options)
-
-    def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
-        from .pretraining_rows import PretrainingCollator
-
-        return PretrainingCollator(processor, **self.options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AssistedPhase(GroundingPhase):
-    """`assisted`: everything learns, and the layers are shown where to look.
-
-    Args:
-        options: Of `hivg_hf.training.assisted_grounding.AssistedGrounding`.
-    """
-
-    inner: ClassVar[str] = "model."
-
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss is not None:
-            raise ValueError(f"{self} trains assisted, which has losses of its own: omit `loss`.")
-        check_options(f"{self}, options", self.train, self.options)
-
-    def trained_model(self, model: Any) -> nn.Module:
-        from .assisted_grounding import AssistedGrounding
-
-        return AssistedGrounding(model, **self.options)
-
-    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
-        return True
-
-    def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
-        from .assisted_grounding import AssistedCollator
-
-        return AssistedCollator(processor, **self._collating(recipe, processor))
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadsPhase(GroundingPhase):
-    """`heads`: bridge and grounding_head; official stage 0."""
-
-    def choose_parameters(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_new_parameter(name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllPhase(GroundingPhase):
-    """`all`: every parameter."""
-
-    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
-        return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraPhase(GroundingPhase):
-    """`lora`: a HiLoRA stage, that is low-rank terms, bridge and grounding_head.
-
-    Args:
-        vision_layers: The first so many layers are adapted.
-        text_layers: The same for the text tower.
-        rank: Of the low-rank term.
-        alpha: Its scale is alpha / rank.
-        dropout: Before the low-rank term.
-    """
-
-    has_adapters: ClassVar[bool] = True
-
-    vision_layers: int = None  # type: ignore[assignment]  # both are needed; what to do says more than what is missing
-    text_layers: int = None  # type: ignore[assignment]
-    rank: int = 32
-    alpha: float = 16
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vision_layers is None or self.text_layers is None:
-            raise ValueError(f"{self} trains lora: say how deep with `vision_layers` and `text_layers`.")
-        if self.config:
-            raise ValueError(f"{self} trains lora: its model cannot change, so `config` must be empty.")
-
-    def choose_parameters(self, model: nn.Module) -> None:
-        raise TypeError("What trains in a HiLoRA stage is chosen by hivg_hf.hilora.start_stage.")
-
-    def stage(self) -> HiLoraStage:
-        """As HiLoRA describes it."""
-        return HiLoraStage(
-            name=self.name,
-            vision_layers=self.vision_layers,
-            text_layers=self.text_layers,
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            epochs=self.epochs or 0,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-        )
-
-
-PHASE_KINDS: Mapping[str, type[Phase]] = {
-    "pretrain": PretrainPhase,
-    "assisted": AssistedPhase,
-    "heads": HeadsPhase,
-    "all": AllPhase,
-    "lora": LoraPhase,
-}
-PLUGINS, LOSSES = "hivg_hf.phases", "hivg_hf.losses"  # the entry points by which other packages add them
-
-
-def phase_kind(train: Any, where: str) -> type[Phase]:
-    """The type of a kind of phase, one of an installed package included.
-
-    Raises:
-        ValueError: There is no such kind.
-    """
-    if isinstance(train, str) and (kind := PHASE_KINDS.get(train) or find_plugin(PLUGINS, train)):
-        return kind
-    known = ", ".join(map(repr, [*PHASE_KINDS, *plugin_names(PLUGINS)]))
-    raise ValueError(f"{where}.train must be one of {known}. Got {train!r}.")
-
-
-def keys_of(kind: type[Phase]) -> set[str]:
-    """Keys that a phase of this type reads."""
-    return {option.name for option in fields(kind)}
-
-
-def all_keys() -> set[str]:
-    """Keys that some kind of phase reads."""
-    return set().union(*(keys_of(phase_kind(name, "")) for name in [*PHASE_KINDS, *plugin_names(PLUGINS)]))
-
-
-def build_phase(content: Mapping[str, Any], where: str) -> Phase:
-    """A phase of the type that its `train` names.
-
-    Raises:
-        ValueError: A key is unknown, is read by other kinds only, or has a value that cannot be.
-    """
-    if "train" not in content:
-        raise ValueError(f"{where} needs the key `train`.")
-    kind = phase_kind(content["train"], where)
-    for key in content:
-        if key in keys_of(kind):
-            continue
-        others = [name for name, other in PHASE_KINDS.items() if key in keys_of(other)]
-        if others:
-            raise ValueError(
-                f"Phase {content.get('name')!r} trains {content['train']}, which does not read `{key}`: omit it, or "
-                f"train {' or '.join(others)}."
-            )
-        raise ValueError(f"Unknown key `{key}` in {where}: {nearest(key, keys_of(kind))}")
-    return build_strictly(kind, content, where)

@@ -12,19 +12,21 @@ from transformers import CLIPConfig
 
 from hivg_hf.data.readers import SOURCES
 from hivg_hf.data.splits import PUBLISHED
-from hivg_hf.hilora import start_stage
+from hivg_hf.hilora import is_new_parameter
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 from .arguments import accumulation_steps
-from .phases import Phase
+from .model_start import load_tokenizer, plain_checkpoint
+from .phases import GroundingPhase, Phase
 from .recipe import ModelRecipe, Recipe
+from .rows import RowCache
 from .run_folder import disk_needed
-from .setup import RowCache, count_parameters, load_tokenizer, plain_checkpoint
 
 # Values that a transformer layer keeps for its backward pass, per token and width, with fused attention and an MLP of
 # four times the width: Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without the attention maps.
 VALUES_PER_TOKEN = 17
+PARTS = ("CLIP vision", "CLIP text", "CLIP other", "bridge", "grounding head", "LoRA vision", "LoRA text")
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,10 @@ def plan_training(recipe: Recipe, processes: int = 1) -> list[PhasePlan]:
 def phase_models(recipe: Recipe) -> Iterator[tuple[Phase, nn.Module]]:
     """Each phase with the model that it finds, without storage, what trains in it chosen; one object that changes."""
     model: Any = None
-    stage = 0
     for phase in recipe.phases:
         if model is None or phase.config:
             model = empty_model(recipe.model, **phase.config)
-        if phase.has_adapters:
-            hilora = recipe.hilora_config()
-            assert hilora is not None
-            stage += 1
-            model = start_stage(model, hilora, stage)
-        else:
-            phase.choose_parameters(model)
+        model = phase.begin(model, recipe)
         yield phase, model
 
 
@@ -108,7 +103,7 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     weights = phase.loss_weights_on(plain.config.loss_weights)
     gather = plain.config.contrastive_gather if recipe.contrastive_gather is None else recipe.contrastive_gather
-    is_contrastive = phase.train != "pretrain" and weights.get("contrastive", 0) > 0
+    is_contrastive = isinstance(phase, GroundingPhase) and weights.get("contrastive", 0) > 0
     parameters = count_parameters(model)
     trainable, total = (sum(counts[index] for counts in parameters.values()) for index in (0, 1))
     return PhasePlan(
@@ -122,13 +117,19 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
         learning_rate=phase.learning_rate,
         parameters=parameters,
         negatives=(micro * (processes if gather else 1) - 1) if is_contrastive else 0,
-        memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.train, recipe),
+        memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.idle, recipe),
         disk=disk_needed(model),
     )
 
 
-def activation_bytes(config: HiVGConfig, train: str, recipe: Recipe) -> int:
-    """Bytes of activations that one sample keeps for the backward pass: an estimate, good to about a factor of two."""
+def activation_bytes(config: HiVGConfig, idle: str, recipe: Recipe) -> int:
+    """Bytes of activations that one sample keeps for the backward pass: an estimate, good to about a factor of two.
+
+    Args:
+        config: Of the model.
+        idle: The part that keeps nothing, as in `Phase`.
+        recipe: The run.
+    """
     vision, text = config.clip_config.vision_config, config.clip_config.text_config
     patches = (config.image_size // vision.patch_size) ** 2
     words = text.max_position_embeddings
@@ -137,13 +138,30 @@ def activation_bytes(config: HiVGConfig, train: str, recipe: Recipe) -> int:
         "text": words * text.hidden_size * text.num_hidden_layers,
         "fusion": (patches + words + 2) * config.clip_config.projection_dim * config.fusion_layers,
     }
-    if train == "heads":  # nothing of the text tower trains, so it keeps nothing
-        layers["text"] = 0
-    if train == "pretrain":
-        layers["fusion"] = 0
+    layers.pop(idle, None)
     kept = 1.5 if recipe.activation_checkpointing else VALUES_PER_TOKEN
     size = 4 if recipe.precision == "fp32" else 2
     return int(kept * size * sum(layers.values()))
+
+
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Part of the model -> (parameters that train, parameters), in the order of `PARTS`; empty parts are left out."""
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = _part(name)
+        counts.setdefault(part, [0, 0])
+        counts[part][0] += parameter.numel() * parameter.requires_grad
+        counts[part][1] += parameter.numel()
+    return {part: (train, total) for part, (train, total) in counts.items() if total}
+
+
+def _part(name: str) -> str:
+    tower = "vision" if "vision_model." in name else "text" if "text_model." in name else "other"
+    if "lora_" in name:
+        return f"LoRA {tower}"
+    if is_new_parameter(name):
+        return "bridge" if ".bridge." in name else "grounding head"
+    return f"CLIP {tower}" if "clip." in name else "pre-training heads"
 
 
 def _count_rows(recipe: Recipe, phase: Phase, cache: RowCache) -> tuple[int | None, bool]:

@@ -13,10 +13,11 @@ from hivg_hf.data.readers.recognition import is_cache
 from hivg_hf.data.reading import open_source
 from hivg_hf.data.splits import PUBLISHED
 
+from .model_start import OFFICIAL_SUFFIXES
 from .plan import phase_models
 from .recipe import Recipe
+from .rows import row_options
 from .run_folder import check_room, disk_needed
-from .setup import OFFICIAL_SUFFIXES, row_options
 
 _ON_THE_HUB = {FORMATS["hub"].reader, *(source.reader for source in SOURCES.values() if "hub:" in str(source.reader))}
 _ORDER = ("streaming", "on_error", "seed", "shuffle", "batch_size")  # say how rows are taken, not which there are

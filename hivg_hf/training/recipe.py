@@ -34,7 +34,8 @@ from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.plugins import allowing_code
 from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refuse_unknown
 
-from .phases import GroundingPhase, LoraPhase, Phase, all_keys, build_phase, keys_of, phase_kind
+from .phase_kinds import LoraPhase, all_keys, build_phase, keys_of, phase_kind
+from .phases import GroundingPhase, Phase
 from .recipe_checks import check_augmentation, check_config_fields, check_rows
 
 MAX_WORKERS = 1024

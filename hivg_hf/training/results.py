@@ -14,7 +14,7 @@ from hivg_hf.evaluation.model_card import CardFacts, write_card
 from hivg_hf.utils.imports import is_package_available
 
 from .recipe import Recipe
-from .setup import RowCache, row_options
+from .rows import RowCache, row_options
 
 
 def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowCache) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from peft import PeftModel
 from torch import nn
 
 from hivg_hf.utils.atomic import write_json
+from hivg_hf.utils.manifest import find_damage
 
+from .phases import Phase
 from .recipe import Recipe
+from .report import read_json
 
-RECIPE_FILE = "recipe.json"
+RECIPE_FILE, OUTCOME_FILE = "recipe.json", "phase.json"
 # What may differ between two starts of one run: how fast it goes, not what comes out.
 _FREE_KEYS = {"workers", "name"}
 
@@ -82,6 +87,55 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}): choose another "
             "folder, or delete this one to start anew."
         )
+
+
+@dataclass(frozen=True)
+class PhaseFolder:
+    """A phase of a run and its folder."""
+
+    phase: Phase
+    path: Path
+
+    @property
+    def result(self) -> Path:
+        """What the phase leaves: its weights and outcome."""
+        return self.path / "result"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the phase has ended: its result appears whole or not at all."""
+        return self.result.is_dir()
+
+    @cached_property
+    def whole_result(self) -> Path:
+        """The result, whose checksums are compared once.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        damage = find_damage(self.result)
+        if damage:
+            raise ValueError(
+                f"{self.result} is damaged: {damage}. Restore it, or delete it to train this phase again."
+            )
+        return self.result
+
+    def outcome(self) -> dict[str, Any]:
+        """What was kept and why, accuracies and log, from a whole result."""
+        return read_json(self.whole_result / OUTCOME_FILE)
+
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints, which a finished phase needs no more."""
+        for checkpoint in self.path.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def phase_folders(recipe: Recipe, folder: Path) -> list[PhaseFolder]:
+    """The phases of a recipe with their folders, in order."""
+    return [
+        PhaseFolder(phase, folder / "phases" / f"{number:02d}-{phase.name}")
+        for number, phase in enumerate(recipe.phases, start=1)
+    ]
 
 
 def sweep_leftovers(folder: Path) -> None:

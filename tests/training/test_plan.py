@@ -64,12 +64,12 @@ def test_the_activation_estimate_is_of_the_right_size(tiny_model, tiny_processor
         p.untyped_storage().nbytes() for p in model.parameters() if p.untyped_storage().data_ptr() in kept
     )
     measured = (sum(kept.values()) - parameters) / 8
-    estimate = activation_bytes(model.config, "all", parse_recipe(tiny_recipe(tiny_checkpoint)))
+    estimate = activation_bytes(model.config, "", parse_recipe(tiny_recipe(tiny_checkpoint)))
     assert 0.4 < estimate / measured < 2.5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_half_precision_halves_the_estimate(precision, tiny_model, tiny_checkpoint):
     recipe = parse_recipe(tiny_recipe(tiny_checkpoint, precision=precision))
-    full = activation_bytes(tiny_model.config, "all", parse_recipe(tiny_recipe(tiny_checkpoint)))
-    assert activation_bytes(tiny_model.config, "all", recipe) == full // (2 if precision == "bf16" else 1)
+    full = activation_bytes(tiny_model.config, "", parse_recipe(tiny_recipe(tiny_checkpoint)))
+    assert activation_bytes(tiny_model.config, "", recipe) == full // (2 if precision == "bf16" else 1)

@@ -7,7 +7,7 @@ from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.evaluation import read_results
 from hivg_hf.training import parse_recipe
 from hivg_hf.training.results import measure
-from hivg_hf.training.setup import RowCache
+from hivg_hf.training.rows import RowCache
 
 
 def test_a_run_is_measured_without_the_package_that_draws(tiny_checkpoint, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from helpers.training import folder_bytes, run_staged, tiny_recipe
 from hivg_hf.hilora import load_stages
-from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe
+from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe, staged
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -144,6 +144,52 @@ def test_a_run_leaves_results_curves_and_a_card(unbroken_run):
     assert "| stage_2 | lora | 3 | 8 |" in card
     assert not list(folder.rglob("checkpoint-*"))
     assert not list(folder.rglob(".*.partial"))
+
+
+def test_a_phase_loads_its_model_once_and_begins_at_the_accuracy_the_one_before_ended_with(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    loaded, measured = [], []
+    load, evaluate = staged.load_after, HiVGTrainer.evaluate
+
+    def counted(recipe, done, changes=None):
+        loaded.append(len(done))
+        return load(recipe, done, changes)
+
+    def counted_before_training(self, *args, **kwargs):
+        metrics = evaluate(self, *args, **kwargs)
+        if not self.is_in_train:
+            measured.append(metrics["eval_accuracy"])
+        return metrics
+
+    monkeypatch.setattr(staged, "load_after", counted)
+    monkeypatch.setattr(HiVGTrainer, "evaluate", counted_before_training)
+    recipe = tiny_recipe(tiny_checkpoint)
+    recipe["phases"] = [{**phase, "epochs": 1, "save_every": None, "keep": "last"} for phase in recipe["phases"][:3]]
+    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    assert loaded == [0, 1, 2, 3]  # each phase, and the end
+    assert len(measured) == 1
+    before = [phase["accuracy_before"] for phase in results["phases"]]
+    assert before == [measured[0], *(phase["accuracy_after"] for phase in results["phases"][:-1])]
+    assert results["evaluation"]["validation"]["figures"]["acc@0.5"] == results["phases"][-1]["accuracy_after"]
+
+
+@pytest.mark.parametrize("changes", [{"config": {"fusion_dropout": 0.0}}, {"eval_batch_size": 3}])
+def test_a_phase_that_changes_the_model_or_how_it_is_measured_measures_anew(
+    changes, tiny_checkpoint, tmp_path, monkeypatch
+):
+    evaluate, measured = HiVGTrainer.evaluate, []
+
+    def noted(self, *args, **kwargs):
+        measured.append(self.is_in_train)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(HiVGTrainer, "evaluate", noted)
+    recipe = tiny_recipe(tiny_checkpoint)
+    short = {**recipe["phases"][0], "epochs": None, "steps": 1, "save_every": None, "evaluate_every": 5}
+    recipe["phases"] = [short, {**short, "name": "again", **changes}]
+    StagedTraining(parse_recipe(recipe), tmp_path).run()
+    assert measured.count(False) == 2
 
 
 def test_the_same_command_on_a_finished_run_answers_at_once(unbroken_run, tiny_checkpoint):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hivg_hf.data.readers.common import Annotations, Draft
 from hivg_hf.metrics.protocols import MetricProtocol, get_protocol
-from hivg_hf.training.phases import HeadsPhase
+from hivg_hf.training import HeadsPhase
 
 Path(__file__).with_name("imported").touch()
 

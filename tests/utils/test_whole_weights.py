@@ -22,7 +22,7 @@ from hivg_hf.hilora import HiLoraConfig, load_stages, publish_stages, start_stag
 from hivg_hf.hilora.options import check_patterns
 from hivg_hf.hub import load_with_stages
 from hivg_hf.inference import answer_as_json, load_pipeline
-from hivg_hf.training.setup import load_growing
+from hivg_hf.training.model_start import load_growing
 from hivg_hf.utils.whole_weights import load_whole
 
 

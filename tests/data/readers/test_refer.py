@@ -230,7 +230,7 @@ def test_several_targets_by_policy(grefcoco, caplog):
 
 
 def test_training_refuses_several_targets_unless_a_policy_is_named(grefcoco):
-    from hivg_hf.training.setup import RowCache
+    from hivg_hf.training.rows import RowCache
 
     spec = {"source": "grefcoco", "split": "val", "root": str(grefcoco)}
     with pytest.raises(ValueError, match=r"1 of 3 rows have several targets.*multi_target: union"):

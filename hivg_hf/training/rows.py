@@ -1,0 +1,37 @@
+"""The rows that a recipe describes, `{source, split, **options}`, each set of them loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hivg_hf.data import load_grounding_dataset
+from hivg_hf.data.loading import refuse_several_targets
+
+from .phases import Phase
+from .recipe import Recipe
+
+
+def row_options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description of rows, `{source, split, **options}`, says beside source and split."""
+    return {name: value for name, value in spec.items() if name not in ("source", "split")}
+
+
+class RowCache:
+    """Datasets by their description, each loaded once however many phases use it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def load(self, spec: dict[str, Any]) -> Any:
+        """Rows of the schema for `{source, split, **options}`."""
+        key = repr(sorted(spec.items(), key=lambda item: item[0]))
+        if key not in self._loaded:
+            rows = load_grounding_dataset(spec["source"], spec["split"], **row_options(spec))
+            refuse_several_targets(rows)
+            self._loaded[key] = rows
+        return self._loaded[key]
+
+    def training_rows(self, recipe: Recipe, phase: Phase) -> Any:
+        """Rows that a phase trains on."""
+        return self.load(phase.data or recipe.data.train)
