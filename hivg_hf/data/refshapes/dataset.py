@@ -96,15 +96,9 @@ def refshapes_dataset(
     Raises:
         ValueError: an option is unknown or out of range.
     """
+    kinds = None if kinds is None else tuple(kinds)
     options = SampleOptions(
-        split,
-        seed,
-        expressions_per_scene,
-        style,
-        None if kinds is None else tuple(kinds),
-        no_target_fraction,
-        plural_fraction,
-        wordings,
+        split, seed, expressions_per_scene, style, kinds, no_target_fraction, plural_fraction, wordings
     )
     if size < 1:
         raise ValueError(f"size is the number of rows and must be at least 1, got {size}.")

@@ -60,11 +60,11 @@ class SampleOptions:
     """What decides the samples of a split, checked; the arguments of `refshapes_dataset` tell each."""
 
     split: str
-    seed: int
-    expressions_per_scene: int | None
-    style: str
-    kinds: tuple[str, ...] | None
-    no_target_fraction: float
+    seed: int = 0
+    expressions_per_scene: int | None = None
+    style: str = "standard"
+    kinds: tuple[str, ...] | None = None
+    no_target_fraction: float = 0.0
     plural_fraction: float = 0.0
     wordings: str = "standard"
 
@@ -188,11 +188,15 @@ def _draw_expression(options: SampleOptions, scene: Scene, kind: str, rng: np.ra
 def _expression(
     options: SampleOptions, meaning: Meaning, targets: tuple[int, ...], rng: np.random.Generator
 ) -> Expression:
+    return Expression(word(options, meaning, rng), meaning, targets)
+
+
+def word(options: SampleOptions, meaning: Meaning, rng: np.random.Generator) -> str:
+    """A meaning in one of the wordings that a split uses."""
     if options.wordings == "varied":
-        return Expression(say_varied(meaning, rng), meaning, targets)
+        return say_varied(meaning, rng)
     paraphrase = options.split == "text"
-    wording = int(rng.integers(wording_count(meaning.kind, paraphrase)))
-    return Expression(say(meaning, wording, paraphrase), meaning, targets)
+    return say(meaning, int(rng.integers(wording_count(meaning.kind, paraphrase))), paraphrase)
 
 
 def draw_foil(options: SampleOptions, sample: Sample, number: int) -> Expression | None:
