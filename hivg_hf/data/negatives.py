@@ -139,19 +139,19 @@ class NegativeRows:
 
     def table(self, epoch: int = 0) -> Any:
         """The rows of one epoch as a `datasets.Dataset`, for evaluation."""
-        from datasets import Dataset, Features, concatenate_datasets
+        from datasets import Dataset, Features, Image, concatenate_datasets
 
         names = list(_asking("", {"ref_id": "", "sent_id": ""}))
-        plain = [
-            dict(zip(names, values, strict=True)) for values in zip(*_columns(self.positives, names), strict=True)
-        ]
+        columns = [column_values(self.positives, name) for name in names]
+        plain = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         for index in range(len(self)):
             if (expression := self.negative_at(epoch, index)) is not None:
                 plain[index] = _asking(expression, plain[index])
         features = self.positives.features
         changed = Dataset.from_list(plain, features=Features({name: features[name] for name in names}))
         kept = self.positives.remove_columns(names)
-        return concatenate_datasets([kept, changed], axis=1).select_columns(list(features))
+        whole = concatenate_datasets([kept, changed], axis=1).select_columns(list(features))
+        return whole.cast_column("image", Image()) if isinstance(features.get("image"), Image) else whole
 
     def _make(self, index: int, rng: np.random.Generator) -> str | None:
         return make_negative(self.maker, self.options, index, rng)
