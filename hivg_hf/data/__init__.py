@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .collator import GroundingCollator
     from .loading import load_grounding_dataset
     from .mixture import mix_datasets
+    from .negatives import NegativeRows, Negatives
     from .order import EpochSampler, KeyedDataset, UniqueImageSampler
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "GroundingAugmentation",
     "GroundingCollator",
     "KeyedDataset",
+    "NegativeRows",
+    "Negatives",
     "UniqueImageSampler",
     "load_grounding_dataset",
     "mix_datasets",
@@ -25,6 +28,8 @@ _HOME = {
     "GroundingAugmentation": "augmentation",
     "GroundingCollator": "collator",
     "KeyedDataset": "order",
+    "NegativeRows": "negatives",
+    "Negatives": "negatives",
     "UniqueImageSampler": "order",
     "load_grounding_dataset": "loading",
     "mix_datasets": "mixture",

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from hivg_hf.utils.plugins import allowing_code
 
 from .mixture import GroundingMixture
+from .negatives import NegativeRows, Negatives
 from .order import column_values
 from .readers import SOURCES
 from .readers.recognition import is_cache
@@ -25,6 +26,7 @@ def load_grounding_dataset(
     multi_target: MultiTarget = "keep",
     on_error: OnError = "raise",
     verify_images: VerifyImages = "quick",
+    negatives: Mapping[str, Any] | Negatives | None = None,
     allow_code: bool = False,
     **options: Any,
 ) -> Any:
@@ -44,12 +46,15 @@ def load_grounding_dataset(
             `union` makes `box` the one around all, `drop` leaves the rows out. `boxes` has them all.
         on_error: `raise` stops with a list of every row that cannot be used; `skip` leaves them out and logs how many.
         verify_images: `quick` (files are there, whole, of the annotated size), `decode` (and can be decoded), `no`.
+        negatives: for training: let a share of the rows ask for what their picture does not show, other rows in each
+            epoch; a mapping with the fields of `hivg_hf.data.Negatives`, such as `{"share": 0.2}`. RefShapes checks
+            them by its scenes, a table by its own expressions.
         allow_code: let `source` be `package.module:function`, a reader that is imported and run.
         **options: of the reader, such as `root`, `images`, `masks`, `box_format`; `format`, a key of `FORMATS`, where
             a file is not recognized; for `refshapes` those of `refshapes_dataset`.
 
     Returns:
-        A `datasets.Dataset`, a `GroundingStream`, or a `GroundingMixture`.
+        A `datasets.Dataset`, a `GroundingStream`, a `GroundingMixture`, or, with `negatives`, `NegativeRows`.
 
     Example:
         >>> from hivg_hf import load_grounding_dataset
@@ -62,10 +67,47 @@ def load_grounding_dataset(
         FileNotFoundError: an annotation file or a folder is missing.
     """
     how: dict[str, Any] = {"multi_target": multi_target, "on_error": on_error, "verify_images": verify_images}
+    chosen = None if negatives is None else Negatives.read(negatives)
+    if chosen is not None and source == "mixture":
+        options["negatives"] = chosen  # of each part, among its own rows
+        chosen = None
+    if chosen is not None and streaming:
+        raise ValueError(
+            "negatives are made from the expressions of all rows, which a stream does not hold: leave "
+            "streaming or negatives out."
+        )
     with allowing_code(allow_code):
         if "+" in split:
-            return _load_splits(fspath(source), split, streaming=streaming, **how, **options)
-        return _load(fspath(source), split, streaming, **how, **options)
+            rows = _load_splits(fspath(source), split, streaming=streaming, **how, **options)
+        else:
+            rows = _load(fspath(source), split, streaming, **how, **options)
+    return rows if chosen is None else _with_negatives(rows, chosen, fspath(source), split, options)
+
+
+def _with_negatives(
+    rows: Any, negatives: Negatives, source: str, split: str, options: Mapping[str, Any]
+) -> NegativeRows:
+    """Rows of a table that ask for what is not there; of RefShapes, as its scenes prove.
+
+    Raises:
+        ValueError: an option does not go with RefShapes.
+    """
+    if source != "refshapes":
+        return NegativeRows(rows, negatives)
+    from .refshapes.negatives import SceneNegatives
+    from .refshapes.samples import SampleOptions
+
+    plain = Negatives(negatives.share, negatives.kinds, seed=negatives.seed)
+    if "+" in split or options.get("foils") or negatives != plain:
+        raise ValueError(
+            "negatives of refshapes are proved by its scenes: read one split, and leave foils, negatives.groups and "
+            "negatives.words out."
+        )
+    drawn = {name: options[name] for name in options if name in SampleOptions.__dataclass_fields__}
+    if drawn.get("kinds") is not None:
+        drawn["kinds"] = tuple(drawn["kinds"])
+    sample_options = SampleOptions(split, **drawn)
+    return NegativeRows(rows, negatives, SceneNegatives(sample_options, -(-len(rows) // sample_options.count)))
 
 
 def _load(

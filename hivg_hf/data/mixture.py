@@ -57,7 +57,8 @@ class GroundingMixture:
     def row_at(self, epoch: int, index: int) -> dict[str, Any]:
         """The row that an index means in an epoch."""
         name, row = self._locate(epoch, index)
-        return self.parts[name][row]
+        part = self.parts[name]
+        return part.row_at(epoch, row) if hasattr(part, "row_at") else part[row]
 
     def image_ids(self, epoch: int) -> list[str]:
         """The image of every index in an epoch, for `UniqueImageSampler`."""

@@ -152,7 +152,11 @@ def image_ids_of(rows: Any) -> Any:
 
 
 def column_values(rows: Any, name: str) -> Any:
-    """A whole column as a list. A cached dataset would otherwise fetch the picture of every row on the way."""
+    """A whole column as a list. A cached dataset would otherwise fetch the picture of every row on the way.
+
+    Of `NegativeRows`, the column of the table under them.
+    """
+    rows = getattr(rows, "positives", rows)
     return rows.select_columns([name])[name][:] if hasattr(rows, "select_columns") else rows[name]
 
 

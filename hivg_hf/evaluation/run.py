@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hivg_hf.data import NegativeRows
 from hivg_hf.metrics import (
     RowScores,
     choose_threshold,
@@ -113,7 +114,7 @@ def evaluate_model(
     Args:
         model: a `HiVGForVisualGrounding`, possibly wrapped by PEFT.
         processor: its processor.
-        dataset: rows of the schema.
+        dataset: rows of the schema; of `NegativeRows`, those of its first epoch.
         settings: how.
         foils: for the control "other-expression": rows like those of `dataset` (same `sent_id`) that ask for another
             object of the same picture; by default other expressions of the same image are taken from `dataset`.
@@ -123,6 +124,8 @@ def evaluate_model(
     """
     settings = settings or EvaluationSettings()
     began = time.perf_counter()
+    if isinstance(dataset, NegativeRows):
+        dataset = dataset.table()
     references = references_of(dataset)
     masks = settings.masks
     if masks is None:

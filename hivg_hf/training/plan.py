@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import CLIPConfig
 
+from hivg_hf.data import Negatives
 from hivg_hf.data.readers import SOURCES
 from hivg_hf.data.splits import PUBLISHED
 from hivg_hf.hilora import is_new_parameter
@@ -45,6 +46,7 @@ class PhasePlan:
         negatives: Other expressions that an image is compared with in the contrastive loss; 0 where it is off.
         memory: Bytes that one process may need: weights, gradients, AdamW's moments and activations.
         disk: Bytes that the phase's checkpoints may need.
+        negatives_of_rows: How many of them ask, in each epoch, for what is not there; "" where none does.
     """
 
     name: str
@@ -58,6 +60,7 @@ class PhasePlan:
     negatives: int
     memory: int
     disk: int
+    negatives_of_rows: str = ""
 
     @property
     def trainable(self) -> int:
@@ -119,6 +122,7 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
         negatives=(micro * (processes if gather else 1) - 1) if is_contrastive else 0,
         memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.idle, recipe),
         disk=disk_needed(model),
+        negatives_of_rows=_describe_negatives(phase.data or recipe.data.train),
     )
 
 
@@ -177,12 +181,19 @@ def _count_rows(recipe: Recipe, phase: Phase, cache: RowCache) -> tuple[int | No
         return (totals.expressions if totals else None), True
 
 
+def _describe_negatives(spec: Mapping[str, Any]) -> str:
+    parts = [spec, *(spec.get("parts") or ())]
+    described = [str(Negatives.read(part["negatives"])) for part in parts if part.get("negatives") is not None]
+    return "; ".join(dict.fromkeys(described))
+
+
 def describe_plan(plans: list[PhasePlan]) -> str:
     """The plan as text, one block per phase."""
     blocks = []
     for plan in plans:
         rows = "unknown (no data there)" if plan.rows is None else f"{plan.rows:,}"
         rows += " (published count: the data is not there)" if plan.rows_are_published and plan.rows else ""
+        rows += f", {plan.negatives_of_rows}" if plan.negatives_of_rows else ""
         parts = ", ".join(f"{part} {train:,}" for part, (train, _) in plan.parameters.items() if train)
         frozen = ", ".join(part for part, (train, _) in plan.parameters.items() if not train)
         blocks.append(

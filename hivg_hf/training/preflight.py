@@ -11,7 +11,7 @@ from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.readers import FORMATS, SOURCES, find_source
 from hivg_hf.data.readers.recognition import is_cache
 from hivg_hf.data.reading import open_source
-from hivg_hf.data.splits import PUBLISHED
+from hivg_hf.data.splits import PUBLISHED, split_names
 
 from .model_start import OFFICIAL_SUFFIXES
 from .plan import phase_models
@@ -20,7 +20,14 @@ from .rows import row_options
 from .run_folder import check_room, disk_needed
 
 _ON_THE_HUB = {FORMATS["hub"].reader, *(source.reader for source in SOURCES.values() if "hub:" in str(source.reader))}
-_ORDER = ("streaming", "on_error", "seed", "shuffle", "batch_size")  # say how rows are taken, not which there are
+_ORDER = (
+    "streaming",
+    "on_error",
+    "seed",
+    "shuffle",
+    "batch_size",
+    "negatives",
+)  # say how rows are taken, not which there are
 
 
 def check_before_training(recipe: Recipe, folder: str | Path, planning: bool = False) -> list[str]:
@@ -82,9 +89,11 @@ def count_records(spec: Mapping[str, Any]) -> int | None:
     if source == "refshapes":
         from hivg_hf.data.refshapes import SPLITS, refshapes_dataset
 
-        if split not in SPLITS:
-            raise ValueError(f"unknown RefShapes split {split!r}; expected one of {', '.join(SPLITS)}.")
-        return options.get("size", inspect.signature(refshapes_dataset).parameters["size"].default)
+        names = split_names(split)
+        for name in names:
+            if name not in SPLITS:
+                raise ValueError(f"unknown RefShapes split {name!r}; expected one of {', '.join(SPLITS)}.")
+        return len(names) * options.get("size", inspect.signature(refshapes_dataset).parameters["size"].default)
     if source == "mixture":
         for part in options["parts"]:
             count_records({"split": split, **{key: value for key, value in part.items() if key != "weight"}})

@@ -110,7 +110,7 @@ def check_augmentation(where: str, options: Any) -> None:
 
 def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     """A description of rows: source, split, and options that the source's reader takes."""
-    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.data import Negatives, load_grounding_dataset
     from hivg_hf.data.readers import find_source
     from hivg_hf.data.readers.recognition import is_cache
 
@@ -121,7 +121,7 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     if source == "refshapes":
         from hivg_hf.data.refshapes import refshapes_dataset
 
-        known: Iterable[str] = {"source", *_keywords(refshapes_dataset)}
+        known: Iterable[str] = {"source", "negatives", *_keywords(refshapes_dataset)}
     elif source == "mixture":
         from hivg_hf.data.loading import _load_mixture
 
@@ -130,11 +130,13 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
             content = {name: value for name, value in part.items() if name != "weight"}
             check_rows(f"{where}.parts[{number}]", {"split": spec["split"], **content})
     elif is_cache(Path(source)):
-        known = _ROW_KEYS
+        known = (*_ROW_KEYS, "negatives")
     else:
         known = {"format", *shared, *_keywords(find_source(source, spec.get("format")).load())}
         known = known if spec.get("streaming") else known - {"shuffle", "batch_size"}
     refuse_unknown(spec, known, where)
+    if spec.get("negatives") is not None:
+        Negatives.read(spec["negatives"], f"{where}.negatives")
 
 
 def _keywords(function: Callable[..., Any], *excluded: str) -> set[str]:

@@ -6,11 +6,14 @@ run, and whoever outgrows the defaults can write the plan down and change it.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from hivg_hf.data.augmentation import DIRECTION_WORDS
+from hivg_hf.data.negatives import Negatives, TableNegatives, served_share
 from hivg_hf.data.readers.common import ROW_ERRORS
 from hivg_hf.data.reading import list_splits, open_source
 
@@ -27,6 +30,8 @@ SIZES = (
 STEPS_PER_PHASE = 600
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 40
 ROWS_FOR_WORKERS = 1_000
+# Rows that ask for what is not there, so that the score learns to say so; where at least so many rows can.
+NEGATIVE_SHARE, FEWEST_SERVED = 0.2, 0.5
 HOLDOUT_BY_SIZE = -1.0  # stands for the share that the number of rows decides, until they are counted
 
 # Official: 2.5e-4 for the warm-up of bridge and heads, 1e-4 for the first stage, at width 768 (hivg_train.py:22-34).
@@ -79,17 +84,18 @@ def plan_user_training(
     reading = {"source": data, "images": images, "box_format": box_format, **options}
     reading = {key: value for key, value in reading.items() if value is not None}
     specs = _divide(reading, val)
-    rows, images_of_train = _count(specs["train"])
-    defaults = _defaults(rows)
+    said = _read(specs["train"])
+    defaults = _defaults(len(said))
     for spec in specs.values():
         if spec.get("holdout") == HOLDOUT_BY_SIZE:
             spec["holdout"] = defaults["holdout"]
     if specs["train"].get("holdout"):
-        rows, images_of_train = _count(specs["train"])
-    held_out, _ = _count(specs["validation"])
+        said = _read(specs["train"])
+    rows, held_out = len(said), len(_read(specs["validation"]))
     logger.info("%s: %s rows to train on, %s held out for validation.", data, f"{rows:,}", f"{held_out:,}")
     if share := specs["validation"].get("holdout"):
         logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
+    specs["train"].update(_default_negatives(said, config))
     tests = {"test": specs.pop("test")} if "test" in specs else {}
     batch_size = min(defaults["batch_size"], rows)
     return {
@@ -100,7 +106,7 @@ def plan_user_training(
             **specs,
             "tests": tests,
             "augmentation": {"scale_count": 3, "whole_image_words": list(PLACE_WORDS)},
-            "unique_images": images_of_train >= 2 * batch_size,
+            "unique_images": len({row.image_id for row in said}) >= 2 * batch_size,
         },
         "defaults": {
             "batch_size": batch_size,
@@ -169,19 +175,56 @@ def _splits_of(reading: Mapping[str, Any]) -> set[str]:
     return set(list_splits(str(reading["source"]), **options)) - {"all"}
 
 
-def _count(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and different images that a spec reads, before any of them is checked."""
+class _Said(NamedTuple):
+    """What a row says, before it is checked; one that cannot be read counts, and is refused by name later."""
+
+    image_id: str = ""
+    expression: Any = None
+    category: Any = None
+    no_target: bool = False
+
+
+def _read(spec: Mapping[str, Any]) -> list[_Said]:
+    """What the rows of a spec say, without their pictures."""
     options = {key: value for key, value in spec.items() if key not in ("source", "split", "on_error")}
     if options.get("holdout") == HOLDOUT_BY_SIZE:
         options, spec = {key: value for key, value in options.items() if key != "holdout"}, {**spec, "split": "all"}
     builder = open_source(str(spec["source"]), spec["split"], **{**options, "verify_images": "no"})
-    drafts = []
+    rows = []
     for record in builder.annotations.records:
         try:
-            drafts.append(builder.annotations.read(record).image_id)
+            draft = builder.annotations.read(record)
+            rows.append(_Said(draft.image_id, draft.expression, draft.category, draft.no_target))
         except ROW_ERRORS:
-            drafts.append("")  # counted as a row; refused by name when it is read
-    return len(drafts), len(set(drafts))
+            rows.append(_Said())
+    return rows
+
+
+def _default_negatives(rows: Sequence[_Said], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A share of negatives, for a model whose score trains and a table that has none of its own.
+
+    Without them a score learns from rows that all have a target, and a model that always answers is what comes out.
+    """
+    usable = [row for row in rows if isinstance(row.expression, str)]
+    why = ""
+    if config.get("model_type") == "hivg" and config.get("score", "head") != "head":
+        why = "the model has no score that trains"
+    elif any(row.no_target for row in usable):
+        why = "the table has expressions of its own that name nothing"
+    else:
+        options = Negatives(NEGATIVE_SHARE)
+        maker = TableNegatives(
+            [row.expression for row in usable],
+            [str(row.image_id) for row in usable],
+            [None if row.category is None else str(row.category) for row in usable],
+            options,
+        )
+        served = served_share(maker, options, np.arange(len(usable)))
+        if served >= FEWEST_SERVED:
+            return {"negatives": {"share": NEGATIVE_SHARE}}
+        why = f"only {served:.0%} of its expressions can be turned into one that names nothing"
+    logger.info("No negatives (expressions that name nothing) are made up: %s.", why)
+    return {}
 
 
 def _defaults(rows: int) -> dict[str, Any]:

@@ -8,8 +8,11 @@ has to be downloaded. The splits ask different things:
 - compositional: the target's shape and colour were never rendered together in any other split.
 - text: wordings that no other split uses.
 - none: expressions that name nothing in the picture, by one changed word.
+- plural: "all the red stars", "both rings": `boxes` holds every object that fits, at least two; `mask` covers them.
 
-`image_id` is `<split>-<seed>-<scene>`, `ref_id` adds the object (or "none"), `sent_id` the expression and its kind.
+Rows of a split never change once it is published (tests/data/refshapes/test_frozen.py); what is new is an option or a
+split of its own. `image_id` is `<split>-<seed>-<scene>`, `ref_id` adds the object (several joined by "+", or "none"),
+`sent_id` the expression and its kind.
 """
 
 import hashlib
@@ -55,6 +58,8 @@ def refshapes_dataset(
     style: str = "standard",
     kinds: Sequence[str] | None = None,
     no_target_fraction: float = 0.0,
+    plural_fraction: float = 0.0,
+    wordings: str = "standard",
     foils: bool = False,
     masks: bool = True,
     objects: bool = False,
@@ -70,8 +75,11 @@ def refshapes_dataset(
         size: Number of rows.
         expressions_per_scene: Rows that share a picture; by default 4 in `train` and 1 elsewhere.
         style: "standard", or "outline-noise": outlines on strong noise in four colours that nothing else has.
-        kinds: Only these kinds of expressions (attribute, extreme, relation, ordinal, count).
+        kinds: Only these kinds of expressions (attribute, extreme, relation, ordinal, count, plural).
         no_target_fraction: Share of rows whose expression is changed by one word so that it names nothing.
+        plural_fraction: Share of rows that ask for all objects of a kind, at least two (`boxes`; `box` is None), in
+            `train`, `val`, `none` and `text`, where plurals too have wordings that no other split uses.
+        wordings: "standard", or "varied": more templates and synonyms, for training; never a wording of `text`.
         foils: The control: the same rows, boxes and masks, but each expression names another object of its scene.
             Rows whose scene has no other object that an expression could name are left out, so that
             `size - len(dataset)` counts them.
@@ -88,13 +96,17 @@ def refshapes_dataset(
     Raises:
         ValueError: an option is unknown or out of range.
     """
+    kinds = None if kinds is None else tuple(kinds)
     options = SampleOptions(
-        split, seed, expressions_per_scene, style, None if kinds is None else tuple(kinds), no_target_fraction
+        split, seed, expressions_per_scene, style, kinds, no_target_fraction, plural_fraction, wordings
     )
     if size < 1:
         raise ValueError(f"size is the number of rows and must be at least 1, got {size}.")
-    if foils and (split == "none" or no_target_fraction):
-        raise ValueError("foils need a target in every row; leave out split 'none' and no_target_fraction.")
+    if foils and (split in ("none", "plural") or no_target_fraction or plural_fraction):
+        raise ValueError(
+            "foils need one target in every row; leave out the splits 'none' and 'plural', no_target_fraction and "
+            "plural_fraction."
+        )
     drawing = _Drawing(foils, masks, objects, stored_side)
     if cache_dir is None:
         return _render(options, drawing, size, workers)
@@ -165,16 +177,17 @@ def _scene_rows(options: SampleOptions, drawing: _Drawing, index: int) -> list[d
     rows: list[dict[str, Any] | None] = []
     for number, expression in enumerate(sample.expressions):
         said = draw_foil(options, sample, number) if drawing.foils else expression
-        target = expression.target
+        targets = expression.targets
+        alike = {sample.scene.objects[target].shape for target in targets}
         row = {
             **shared,
             "expression": "" if said is None else said.text,
-            "box": None if target is None else boxes[target],
-            "boxes": [] if target is None else [boxes[target]],
-            "no_target": target is None,
-            "mask": encode_mask(visible[target]) if drawing.masks and target is not None else None,
-            "category": None if target is None else sample.scene.objects[target].shape,
-            "ref_id": f"{image_id}-{'none' if target is None else target}",
+            "box": boxes[targets[0]] if len(targets) == 1 else None,
+            "boxes": [boxes[target] for target in targets],
+            "no_target": not targets,
+            "mask": encode_mask(visible[list(targets)].any(axis=0)) if drawing.masks and targets else None,
+            "category": alike.pop() if len(alike) == 1 else None,
+            "ref_id": f"{image_id}-{'+'.join(map(str, targets)) or 'none'}",
             "sent_id": f"{image_id}-{number}-{expression.kind}",
         }
         rows.append(None if said is None else row)

@@ -1,11 +1,11 @@
-"""RefShapes language: what an expression means, which objects it names in a scene, and how it is worded.
+"""RefShapes language: what an expression means, and which objects it names in a scene (wordings.py says it).
 
-A `Meaning` is evaluated on the scene by `referents`, so that every expression is proved to name exactly one object,
-and `every_word_counts` proves that leaving out any attribute would no longer name it. Distances are centre distances
-relative to sqrt(area); what lies within `MARGIN` of a tie is called unclear and never said.
+A `Meaning` is evaluated on the scene by `referents`, so that every expression is proved to name exactly one object (a
+plural: exactly its objects, at least two), and `every_word_counts` proves that leaving out any attribute would no
+longer name the same. Distances are centre distances relative to sqrt(area); what lies within `MARGIN` of a tie is
+called unclear and never said.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,11 +13,17 @@ import numpy as np
 
 from .scenes import COLORS, FILLINGS, HELD_OUT_PAIRS, SHAPES, SIZES, Scene, SceneObject
 
-KINDS = ("attribute", "extreme", "relation", "ordinal", "count")
+KINDS = ("attribute", "extreme", "relation", "ordinal", "count")  # that name one object
+PLURAL = "plural"
 DIRECTIONS = ("left", "right", "top", "bottom")
 ATTRIBUTES = ("size", "filling", "color", "shape")
 MARGIN = 0.06
-_TRIES = {"attribute": 8, "extreme": 12, "relation": 40, "ordinal": 12, "count": 40}
+_TRIES = {"attribute": 8, "extreme": 12, "relation": 40, "ordinal": 12, "count": 40, PLURAL: 25}
+# How plurals are tried, by share: "all the objects", "all the stars above the ring", two attributes or more ("all the
+# red stars"), one or more. The second and third fit few scenes, so they are tried often.
+_PLURAL_FORMS = {"everything": 0.01, "anchored": 0.5, "precise": 0.35, "any": 0.14}
+_PHRASE_WEIGHTS = {"everything": (1.0,), "precise": (0.0, 0.0, 0.8, 0.2)}
+_COUNTED = 0.4  # share of the plurals that say how many
 RANKS = {1: "first", 2: "second", 3: "third", 4: "fourth"}
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
@@ -53,6 +59,8 @@ class Meaning:
     `attribute`: the phrase alone. `extreme`: the one of `phrase` farthest to `direction`. `ordinal`: number `rank` of
     `phrase` counted from `direction`. `relation`: the one of `phrase` that lies to `direction` of `anchor`, which
     names one object. `count`: the one of `phrase` with exactly `number` objects of `anchor` on its `direction` side.
+    `plural`: all of `phrase`, or all of them that lie to `direction` of `anchor`; there are `number` of them where it
+    is given.
     """
 
     kind: str
@@ -72,6 +80,9 @@ def referents(meaning: Meaning, scene: Scene) -> list[int] | None:
     if meaning.kind in ("extreme", "ordinal"):
         return _at_rank(meaning.rank or 1, candidates, places)
     anchors = [i for i, item in enumerate(scene.objects) if meaning.anchor and meaning.anchor.matches(item)]
+    if meaning.kind == PLURAL:
+        named = candidates if meaning.anchor is None else _beyond(anchors, candidates, places)
+        return named if not named or meaning.number in (None, len(named)) else None
     if meaning.kind == "relation":
         return _beyond(anchors, candidates, places)
     return _beyond_so_many(meaning.number, anchors, candidates, places)
@@ -109,13 +120,17 @@ def _beyond_so_many(
 
 
 def every_word_counts(meaning: Meaning, scene: Scene) -> bool:
-    """Whether leaving out any attribute, or all but the phrase, would no longer name the same single object."""
+    """Whether leaving out any attribute, or all but the phrase, would no longer name the same object or objects."""
+    if meaning.kind == PLURAL:  # the number is said beside the attributes, never in place of one
+        meaning = replace(meaning, number=None)
     named = referents(meaning, scene)
     if any(referents(replace(meaning, phrase=shorter), scene) == named for shorter in _shorter(meaning.phrase)):
         return False
     if meaning.kind == "attribute":
         return bool(meaning.phrase.said)
-    if len(referents(Meaning("attribute", meaning.phrase), scene) or []) < 2:
+    if meaning.kind == PLURAL and meaning.anchor is None:
+        return True
+    if len(referents(Meaning("attribute", meaning.phrase), scene) or []) <= len(named or ()):
         return False
     if meaning.anchor is None:
         return True
@@ -136,6 +151,26 @@ def find_meaning(
     return None
 
 
+def find_plural(scene: Scene, rng: np.random.Generator, target: int) -> tuple[Meaning, tuple[int, ...]] | None:
+    """Draw a plural that names the object `target` and at least one more, in which every word counts, and its objects.
+
+    Returns:
+        The meaning and the indices of all that it names, None where none was found.
+    """
+    form = str(rng.choice(list(_PLURAL_FORMS), p=list(_PLURAL_FORMS.values())))
+    weights = _PHRASE_WEIGHTS.get(form, (0.0, 0.6, 0.35, 0.05))
+    for _ in range(_TRIES[PLURAL]):
+        meaning = Meaning(PLURAL, _draw_phrase(scene.objects[target], rng, weights, ()))
+        if form == "anchored":
+            anchor = _draw_phrase(_another(scene, target, rng), rng, (0.0, 0.45, 0.45, 0.1), ())
+            meaning = replace(meaning, direction=DIRECTIONS[int(rng.integers(4))], anchor=anchor)
+        named = referents(meaning, scene) or []
+        is_counted = rng.random() < _COUNTED
+        if target in named and len(named) > 1 and every_word_counts(meaning, scene):
+            return replace(meaning, number=len(named) if is_counted else None), tuple(named)
+    return None
+
+
 def change_one_word(
     meaning: Meaning, scene: Scene, rng: np.random.Generator, colors: tuple[str, ...] = tuple(COLORS)
 ) -> Meaning | None:
@@ -152,6 +187,7 @@ def change_one_word(
         for value in values[name]
         if value != getattr(phrase, name)
     ]
+    # The number of a plural stays: "the three stars" where there are two is wrong about them, not about nothing.
     if meaning.rank is not None:
         changed += [replace(meaning, rank=rank) for rank in RANKS if rank != meaning.rank]
     if meaning.kind == "relation":
@@ -189,11 +225,15 @@ def _draw_meaning(
         return Meaning(kind, phrase, direction)
     if kind == "ordinal":
         return Meaning(kind, phrase, direction, rank=(1, 2, 2, 3)[int(rng.integers(4))])
-    other = int(rng.integers(len(scene.objects) - 1))
-    anchor = _draw_phrase(scene.objects[other + (other >= target)], rng, (0.0, 0.45, 0.45, 0.1), ())
+    anchor = _draw_phrase(_another(scene, target, rng), rng, (0.0, 0.45, 0.45, 0.1), ())
     if kind == "relation":
         return Meaning(kind, phrase, direction, anchor)
     return Meaning(kind, phrase, direction, anchor, number=(1, 1, 2, 2, 3)[int(rng.integers(5))])
+
+
+def _another(scene: Scene, target: int, rng: np.random.Generator) -> SceneObject:
+    other = int(rng.integers(len(scene.objects) - 1))
+    return scene.objects[other + (other >= target)]
 
 
 def _draw_phrase(
@@ -205,121 +245,3 @@ def _draw_phrase(
     order = np.argsort(rng.exponential(size=4) / (0.17, 0.17, 0.23, 0.43))
     chosen = {*required, *(ATTRIBUTES[i] for i in order[: max(0, count - len(required))])}
     return Phrase(**{name: getattr(item, name) for name in chosen})
-
-
-# -- wording ----------------------------------------------------------------------------------------------------------
-
-_SUPERLATIVE = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottom"}
-_FAR = {
-    "left": "on the far left",
-    "right": "on the far right",
-    "top": "at the very top",
-    "bottom": "at the very bottom",
-}
-_BESIDE = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
-_TO = {"left": "to the left of", "right": "to the right of", "top": "higher than", "bottom": "lower than"}
-_ITS = {"left": "to its left", "right": "to its right", "top": "above it", "bottom": "below it"}
-_SIDE = {"left": "on the left of", "right": "on the right of", "top": "above", "bottom": "below"}
-_FARTHEST = {"left": "farthest left", "right": "farthest right", "top": "highest", "bottom": "lowest"}
-
-Wording = Callable[[Meaning, str, str], str]  # meaning, noun phrase, anchor's noun phrase -> words
-
-# Every wording of the standard splits. Words of the paraphrases below all occur here, in other orders.
-_WORDINGS: dict[str, list[Wording]] = {
-    "attribute": [
-        lambda m, np_, _: f"the {np_}",
-        lambda m, np_, _: np_,
-        lambda m, np_, _: _and_noun(m.phrase),
-    ],
-    "extreme": [
-        lambda m, np_, _: f"the {_SUPERLATIVE[m.direction]} {np_}",
-        lambda m, np_, _: f"{_SUPERLATIVE[m.direction]} {np_}",
-        lambda m, np_, _: f"the {np_} {_FAR[m.direction]}",
-        lambda m, np_, _: f"the {np_} that is {_FARTHEST[m.direction]}",
-    ],
-    "relation": [
-        lambda m, np_, anchor: f"the {np_} {_BESIDE[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"{np_} {_BESIDE[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"the {np_} {_TO[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"the {np_} that is {_BESIDE[m.direction]} the {anchor}",
-    ],
-    "ordinal": [
-        lambda m, np_, _: f"the {RANKS[m.rank]} {np_} from the {m.direction}",
-        lambda m, np_, _: f"{RANKS[m.rank]} {np_} from the {m.direction}",
-    ],
-    "count": [
-        lambda m, np_, anchor: f"the {np_} with {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"{np_} that has {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-    ],
-}
-
-# Wordings that only the split `text` uses.
-_PARAPHRASES: dict[str, list[Wording]] = {
-    "attribute": [
-        lambda m, np_, _: f"the {_noun(m.phrase) if _adjectives(m.phrase) else 'object'} that is {_and(m.phrase)}",
-        lambda m, np_, _: f"the one that is {_article(np_)}",
-    ],
-    "extreme": [
-        lambda m, np_, _: f"the {_FARTHEST[m.direction]} {np_}",
-        lambda m, np_, _: f"the {np_} that is {_FAR[m.direction]}",
-    ],
-    "relation": [
-        lambda m, np_, anchor: f"the {np_} that is {_TO[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"{np_} {_SIDE[m.direction]} {_article(anchor)}",
-    ],
-    "ordinal": [
-        lambda m, np_, _: f"the {np_} that is {RANKS[m.rank]} from the {m.direction}",
-        lambda m, np_, _: f"from the {m.direction} the {RANKS[m.rank]} {np_}",
-    ],
-    "count": [
-        lambda m, np_, anchor: f"the {np_} that has {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"the one {np_} with {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-    ],
-}
-
-
-def wording_count(kind: str, paraphrase: bool = False) -> int:
-    """Number of wordings of a kind."""
-    return len((_PARAPHRASES if paraphrase else _WORDINGS)[kind])
-
-
-def say(meaning: Meaning, wording: int = 0, paraphrase: bool = False) -> str:
-    """Put a meaning into words.
-
-    Args:
-        meaning: What to say.
-        wording: Which of the `wording_count` ways.
-        paraphrase: Use the ways that only the split `text` uses.
-    """
-    anchor = "" if meaning.anchor is None else _noun_phrase(meaning.anchor, plural=(meaning.number or 1) > 1)
-    table = _PARAPHRASES if paraphrase else _WORDINGS
-    return table[meaning.kind][wording](meaning, _noun_phrase(meaning.phrase), anchor)
-
-
-def _noun(phrase: Phrase, plural: bool = False) -> str:
-    noun = phrase.shape or "object"
-    if not plural:
-        return noun
-    return noun + "es" if noun == "cross" else noun + "s"
-
-
-def _adjectives(phrase: Phrase) -> list[str]:
-    return [value for value in (phrase.size, phrase.filling, phrase.color) if value]
-
-
-def _noun_phrase(phrase: Phrase, plural: bool = False) -> str:
-    return " ".join([*_adjectives(phrase), _noun(phrase, plural)])
-
-
-def _and(phrase: Phrase) -> str:
-    """'small and red', or 'a star' where the phrase has no adjective."""
-    return " and ".join(_adjectives(phrase)) or _article(_noun(phrase))
-
-
-def _and_noun(phrase: Phrase) -> str:
-    """'a small and red star'."""
-    return _article(" ".join([" and ".join(_adjectives(phrase)), _noun(phrase)]).strip())
-
-
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .language import KINDS, Meaning, change_one_word, find_meaning, say, wording_count
+from .language import KINDS, PLURAL, Meaning, change_one_word, find_meaning, find_plural
 from .scenes import COLORS, SHIFTED_COLORS, STYLES, Scene, sample_scene
+from .wordings import say, say_varied, wording_count
 
 _MIXED = (0.40, 0.20, 0.22, 0.10, 0.08)  # attribute, extreme, relation, ordinal, count
 _KIND_WEIGHTS = {
@@ -17,21 +18,31 @@ _KIND_WEIGHTS = {
     "compositional": (0.60, 0.12, 0.16, 0.08, 0.04),
     "text": _MIXED,
     "none": _MIXED,
+    "plural": (0.0, 0.0, 0.0, 0.0, 0.0),
 }
+# The place of a split and of a style seeds its scenes: new ones come last.
 SPLITS = tuple(_KIND_WEIGHTS)
+ALL_KINDS = (*KINDS, PLURAL)
+SPLITS_WITH_PLURALS = ("train", "val", "text", "none")  # where `plural_fraction` asks for some
+WORDINGS = ("standard", "varied")
 
 
 @dataclass(frozen=True)
 class Expression:
-    """One expression: its words, what they mean, and the index of the object they name (None: no object)."""
+    """One expression: its words, what they mean, and the indices of the objects they name, () for none."""
 
     text: str
     meaning: Meaning
-    target: int | None
+    targets: tuple[int, ...]
+
+    @property
+    def target(self) -> int | None:
+        """The one object that is named; None for none or several."""
+        return self.targets[0] if len(self.targets) == 1 else None
 
     @property
     def kind(self) -> str:
-        """One of `language.KINDS`."""
+        """One of `language.KINDS`, or `language.PLURAL`."""
         return self.meaning.kind
 
 
@@ -49,11 +60,13 @@ class SampleOptions:
     """What decides the samples of a split, checked; the arguments of `refshapes_dataset` tell each."""
 
     split: str
-    seed: int
-    expressions_per_scene: int | None
-    style: str
-    kinds: tuple[str, ...] | None
-    no_target_fraction: float
+    seed: int = 0
+    expressions_per_scene: int | None = None
+    style: str = "standard"
+    kinds: tuple[str, ...] | None = None
+    no_target_fraction: float = 0.0
+    plural_fraction: float = 0.0
+    wordings: str = "standard"
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -66,12 +79,24 @@ class SampleOptions:
             raise ValueError(f"the split 'compositional' has no style {self.style!r}; use 'standard'.")
         if not 0.0 <= self.no_target_fraction <= 1.0:
             raise ValueError(f"no_target_fraction is a share between 0 and 1, got {self.no_target_fraction}.")
+        if not 0.0 <= self.plural_fraction <= 1.0:
+            raise ValueError(f"plural_fraction is a share between 0 and 1, got {self.plural_fraction}.")
+        if self.plural_fraction and self.split not in SPLITS_WITH_PLURALS:
+            raise ValueError(
+                f"the split {self.split!r} takes no plural_fraction; the splits {', '.join(SPLITS_WITH_PLURALS)} do, "
+                "and 'plural' has nothing else."
+            )
+        if self.wordings not in WORDINGS:
+            raise ValueError(f"wordings must be one of {', '.join(WORDINGS)}, got {self.wordings!r}.")
+        if self.wordings != "standard" and self.split == "text":
+            raise ValueError("the split 'text' has wordings of its own: leave wordings out.")
         if self.count < 1:
             raise ValueError(f"expressions_per_scene must be at least 1, got {self.count}.")
-        unknown = [kind for kind in self.kinds or () if kind not in KINDS]
+        unknown = [kind for kind in self.kinds or () if kind not in ALL_KINDS]
         if unknown or self.weights.sum() == 0:
             raise ValueError(
-                f"split {self.split!r} has no expressions of kinds {list(self.kinds or ())}; kinds are {list(KINDS)}."
+                f"split {self.split!r} has no expressions of kinds {list(self.kinds or ())}; kinds are "
+                f"{list(ALL_KINDS)}, the last in the split 'plural' and where plural_fraction asks for it."
             )
 
     @property
@@ -82,9 +107,15 @@ class SampleOptions:
 
     @property
     def weights(self) -> np.ndarray:
-        """Weight of each of `KINDS`."""
-        weights = np.array(_KIND_WEIGHTS[self.split])
-        return weights if self.kinds is None else weights * [kind in self.kinds for kind in KINDS]
+        """Weight of each of `ALL_KINDS`."""
+        plural = 1.0 if self.split == "plural" else self.plural_fraction
+        weights = np.array([*(weight * (1 - plural) for weight in _KIND_WEIGHTS[self.split]), plural])
+        return weights if self.kinds is None else weights * [kind in self.kinds for kind in ALL_KINDS]
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """The colors that objects have."""
+        return tuple(COLORS if self.style == "standard" else SHIFTED_COLORS)
 
     def generator(self, index: int, stream: int) -> np.random.Generator:
         """Random numbers of a scene: stream 0 draws it, stream 1 + n the foil of expression n."""
@@ -101,13 +132,17 @@ def refshapes_samples(
     style: str = "standard",
     kinds: tuple[str, ...] | None = None,
     no_target_fraction: float = 0.0,
+    plural_fraction: float = 0.0,
+    wordings: str = "standard",
 ) -> Iterator[Sample]:
     """Yield the scenes of a split with their objects and expressions, unrendered, without end.
 
     The options are those of `refshapes_dataset`, whose rows are these samples' expressions in order; `start` is the
     number of the first scene.
     """
-    options = SampleOptions(split, seed, expressions_per_scene, style, kinds, no_target_fraction)
+    options = SampleOptions(
+        split, seed, expressions_per_scene, style, kinds, no_target_fraction, plural_fraction, wordings
+    )
     index = start
     while True:
         yield draw_sample(options, index)
@@ -118,7 +153,7 @@ def draw_sample(options: SampleOptions, index: int) -> Sample:
     """Draw kinds first, then scenes until one has an object for the first kind: so the mix of kinds is as asked."""
     rng = options.generator(index, stream=0)
     weights = options.weights / options.weights.sum()
-    kinds = [KINDS[i] for i in rng.choice(len(KINDS), size=3 * options.count, p=weights)]
+    kinds = [ALL_KINDS[i] for i in rng.choice(len(ALL_KINDS), size=3 * options.count, p=weights)]
     while True:
         scene = sample_scene(rng, options.style, held_out=options.split == "compositional")
         if (first := _draw_expression(options, scene, kinds[0], rng)) is None:
@@ -136,19 +171,32 @@ def draw_sample(options: SampleOptions, index: int) -> Sample:
 def _draw_expression(options: SampleOptions, scene: Scene, kind: str, rng: np.random.Generator) -> Expression | None:
     target = 0 if options.split == "compositional" else int(rng.integers(len(scene.objects)))
     required = ("color", "shape") if options.split == "compositional" else ()
-    if (meaning := find_meaning(scene, kind, rng, target, required)) is None:
+    found: tuple[Meaning, tuple[int, ...]] | None
+    if kind == PLURAL:
+        found = find_plural(scene, rng, target)
+    else:
+        meaning = find_meaning(scene, kind, rng, target, required)
+        found = None if meaning is None else (meaning, (target,))
+    if found is None:
         return None
     if options.split == "none" or rng.random() < options.no_target_fraction:
-        palette = COLORS if options.style == "standard" else SHIFTED_COLORS
-        meaning = change_one_word(meaning, scene, rng, tuple(palette))
-        return None if meaning is None else _expression(options, meaning, None, rng)
-    return _expression(options, meaning, target, rng)
+        changed = change_one_word(found[0], scene, rng, options.colors)
+        return None if changed is None else _expression(options, changed, (), rng)
+    return _expression(options, *found, rng)
 
 
-def _expression(options: SampleOptions, meaning: Meaning, target: int | None, rng: np.random.Generator) -> Expression:
+def _expression(
+    options: SampleOptions, meaning: Meaning, targets: tuple[int, ...], rng: np.random.Generator
+) -> Expression:
+    return Expression(word(options, meaning, rng), meaning, targets)
+
+
+def word(options: SampleOptions, meaning: Meaning, rng: np.random.Generator) -> str:
+    """A meaning in one of the wordings that a split uses."""
+    if options.wordings == "varied":
+        return say_varied(meaning, rng)
     paraphrase = options.split == "text"
-    wording = int(rng.integers(wording_count(meaning.kind, paraphrase)))
-    return Expression(say(meaning, wording, paraphrase), meaning, target)
+    return say(meaning, int(rng.integers(wording_count(meaning.kind, paraphrase))), paraphrase)
 
 
 def draw_foil(options: SampleOptions, sample: Sample, number: int) -> Expression | None:
@@ -158,5 +206,5 @@ def draw_foil(options: SampleOptions, sample: Sample, number: int) -> Expression
     for target in rng.permutation(others):
         for kind in rng.permutation(KINDS):
             if meaning := find_meaning(sample.scene, str(kind), rng, int(target)):
-                return _expression(options, meaning, int(target), rng)
+                return _expression(options, meaning, (int(target),), rng)
     return None

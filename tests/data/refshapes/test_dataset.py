@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from hivg_hf import load_grounding_dataset
 from hivg_hf.data.refshapes import SPLITS, refshapes_dataset, refshapes_samples
 from hivg_hf.data.refshapes.language import KINDS
 from hivg_hf.data.refshapes.render import render_scene
@@ -119,6 +120,45 @@ def test_no_target_rows_have_no_box_and_no_mask():
         assert row["ref_id"].endswith("-none")
 
 
+def test_plural_rows_hold_the_box_of_every_object_that_fits():
+    rows = list(refshapes_dataset("plural", seed=3, size=16, objects=True))
+    for row in rows:
+        assert len(row["boxes"]) >= 2
+        assert row["box"] is None
+        assert not row["no_target"]
+        objects = [item["box"] for item in row["objects"]]
+        assert all(box in objects for box in row["boxes"])
+        named = row["ref_id"].removeprefix(f"{row['image_id']}-").split("+")
+        assert [objects[int(number)] for number in named] == row["boxes"]
+        whole = decode_mask(row["mask"])
+        edges = np.array(row["boxes"])
+        assert mask_to_box(whole) == [*edges[:, :2].min(axis=0), *edges[:, 2:].max(axis=0)]
+        assert row["sent_id"].endswith("-plural")
+    assert {row["category"] is None for row in rows} == {True, False}  # objects of one shape, or of several
+
+
+def test_plural_rows_are_rows_of_the_schema():
+    for row in load_grounding_dataset("refshapes", "plural", seed=4, size=6):
+        validate_row(row)
+
+
+def test_val_and_plural_are_joined_by_a_plus():
+    rows = load_grounding_dataset("refshapes", "val+plural+none", seed=4, size=3)
+    assert [len(row["boxes"]) > 1 for row in rows] == [False] * 3 + [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("split", ["train", "val", "none", "text"])
+def test_a_share_of_plurals_may_be_asked_for(split):
+    kinds = [sample.expressions[0].kind for sample in samples(split, count=100, plural_fraction=0.4)]
+    assert 25 <= kinds.count("plural") <= 55
+
+
+def test_plurals_that_name_nothing_have_no_box():
+    for sample in samples("none", count=30, plural_fraction=1.0):
+        assert sample.expressions[0].kind == "plural"
+        assert sample.expressions[0].targets == ()
+
+
 def test_foils_keep_the_box_and_name_another_object(rows):
     foils = list(refshapes_dataset("val", seed=3, size=24, foils=True))
     originals = {row["sent_id"]: row for row in rows}
@@ -177,9 +217,15 @@ def test_the_shifted_domain_has_outlines_noise_and_colors_of_its_own():
         ({"split": "val", "style": "oil"}, "unknown RefShapes style 'oil'; expected one of standard, outline-noise"),
         ({"split": "testA", "kinds": ("relation",)}, "split 'testA' has no expressions of kinds"),
         ({"split": "val", "kinds": ("joke",)}, "kinds are .*'attribute'"),
-        ({"split": "none", "foils": True}, "foils need a target in every row"),
+        ({"split": "none", "foils": True}, "foils need one target in every row"),
         ({"split": "compositional", "style": "outline-noise"}, "has no style 'outline-noise'"),
         ({"split": "train", "no_target_fraction": 2.0}, "a share between 0 and 1, got 2.0"),
+        ({"split": "plural", "foils": True}, "leave out the splits 'none' and 'plural'"),
+        ({"split": "val", "kinds": ("plural",)}, "the last in the split 'plural' and where plural_fraction asks"),
+        ({"split": "testA", "plural_fraction": 0.1}, "'testA' takes no plural_fraction; the splits train, val, text"),
+        ({"split": "train", "plural_fraction": 1.5}, "a share between 0 and 1, got 1.5"),
+        ({"split": "train", "wordings": "wild"}, "wordings must be one of standard, varied, got 'wild'"),
+        ({"split": "text", "wordings": "varied"}, "'text' has wordings of its own"),
         ({"split": "train", "expressions_per_scene": 0}, "must be at least 1, got 0"),
     ],
 )
