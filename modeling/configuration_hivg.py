@@ -45,6 +45,7 @@ MOST = {
     "hidden_size": 16384,
     "projection_dim": 16384,
     "token_head_dim": 65536,
+    "num_queries": 1000,
     "fusion_ffn_dim": 65536,
     "intermediate_size": 65536,
     "image_size": 4096,
@@ -110,6 +111,9 @@ class HiVGConfig(PreTrainedConfig):
         fusion_positions (`str`): `"queries_keys"`, each layer adds positions to queries and keys, as officially; or
             `"tokens"`, they are added to the tokens once, so that values carry them and [REG] can read a place from
             the attention alone, where no pre-trained tower has put it into the patches.
+        num_queries (`int`): learned [REG] tokens, each of which answers with a box, a score and a mask: 1, as
+            published, for expressions that name one thing; more for expressions that name none, one or many. Training
+            then matches queries and targets (see `queries_hivg`), which needs `score="head"`.
         token_head_dim (`int`): hidden width of the head that compares patches with the expression.
         token_target (`str`): `"coverage"`, the share of each patch that the target covers; or `"nearest"`, one pixel
             per patch as the official code samples, with which a thin target can vanish.
@@ -141,6 +145,7 @@ class HiVGConfig(PreTrainedConfig):
         "loss_dict",
         "token_logits",
         "mask_logits",
+        "query_mask_logits",
         "logits_per_text",
         "logits_per_image",
         "vision_hidden_states",
@@ -178,6 +183,7 @@ class HiVGConfig(PreTrainedConfig):
     fusion_positions: str = "queries_keys"
 
     # Heads. Official: models/HiVG.py:756-767
+    num_queries: int = 1
     token_head_dim: int = 3072
     token_target: str = "coverage"
     score: str = "head"
@@ -386,6 +392,12 @@ class HiVGConfig(PreTrainedConfig):
             raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")
         if self.loss_weights.get("score") and self.score != "head":
             raise ValueError('`loss_weights["score"]` trains the score head, which needs `score="head"`.')
+        if self.num_queries > 1 and not self.loss_weights.get("score"):
+            raise ValueError(
+                f"With `num_queries={self.num_queries}` the score says which boxes are meant, so that it must be "
+                f'trained: set `score="head"` and a weight for it. Got `score="{self.score}"` and '
+                f'`loss_weights["score"]={self.loss_weights.get("score", 0)}`.'
+            )
 
 
 def default_bridge_layers(depth: int) -> list[int]:
