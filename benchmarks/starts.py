@@ -4,8 +4,8 @@
 
 New models of the shape `tiny`, whose bridges and heads start either way: around the trained CLIP of the checkpoint in
 the package, as most new models begin, or with `--pretrain-steps` from nothing, each run with towers of its own. Then
-assisted grounding of attributes as in the recipe `hivg-tiny-refshapes`, masks included, since the starts differ most in
-the mask head. Three seeds, each once with either start on the same rows in the same order. A run that was killed
+assisted grounding of attributes as in the recipe `hivg-tiny-refshapes`, masks included: the mask head differs most.
+Three seeds, each once with either start on the same rows in the same order. A run that was killed
 resumes; the results file holds what is finished.
 """
 
