@@ -83,6 +83,7 @@ from .loss_hivg import (
     token_targets,
 )
 from .queries_hivg import assign_targets, of_best_query, own_masks
+from .score_head_hivg import OF_PATCHES, OF_SIMILARITY, ScoreEvidence, ScoreOutput
 
 if TYPE_CHECKING:
     from .processing_hivg import HiVGProcessor
@@ -180,6 +181,20 @@ class XavierLinear(nn.Linear):
 
 class HeadLinear(XavierLinear):
     """A Linear outside the fusion encoder: with `initialization="official"` it starts as torch's own does."""
+
+
+class ScoreHead(HeadLinear):
+    """Confidence from [REG]; with more `config.score_inputs`, what `evidence` makes of them is added."""
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__(config.hidden_size, 1)
+        if config.score_inputs != ["reg"]:
+            self.evidence = ScoreEvidence(config.score_inputs, config.hidden_size, config.grid_size)
+
+    def forward(self, reg: torch.Tensor, *seen: torch.Tensor | None) -> torch.Tensor:
+        """[REG] (B, K, H), and what `ScoreEvidence` sees -> logits (B, K)."""
+        logits = super().forward(reg)
+        return (logits + self.evidence(reg, *seen) if hasattr(self, "evidence") else logits)[:, :, 0]
 
 
 class QueryMaskLinear(XavierLinear):
@@ -731,7 +746,7 @@ class HiVGPreTrainedModel(PreTrainedModel):
         models/vl_transformer.py:39-43
         """
         official = self.config.initialization == "official"
-        if isinstance(module, QueryMaskLinear):
+        if isinstance(module, QueryMaskLinear | ScoreOutput):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif official and (isinstance(module, HeadLinear | MaskUpsample) or type(module) is nn.Linear):
@@ -809,7 +824,7 @@ class HiVGGroundingHead(nn.Module):
         self.token_mlp = TokenMLP(width, config.token_head_dim)
         self.mask_convs = nn.ModuleList(MaskUpsample(width) for _ in range(3))
         if config.score == "head":
-            self.score_head = HeadLinear(width, 1)
+            self.score_head = ScoreHead(config)
         if config.num_queries > 1:
             self.query_mask_proj = QueryMaskLinear(width, width)
 
@@ -1263,9 +1278,11 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         weights = config.loss_weights if labels is not None else {}
         asked_scores = labels is None if output_scores is None else output_scores
-        need_scores = asked_scores and config.score == "similarity"
+        need_scores = bool(asked_scores or weights.get("score") or config.num_queries > 1)
+        read = set(config.score_inputs) if need_scores and config.score == "head" else set()
         needs = {need for name, term in EXTRA_LOSSES.items() if weights.get(name) for need in term.needs}
-        need_tokens = output_token_logits or need_scores or "token_logits" in needs
+        need_tokens = output_token_logits or "token_logits" in needs or bool(read & set(OF_SIMILARITY))
+        need_tokens = need_tokens or (need_scores and config.score == "similarity")
         need_tokens = bool(need_tokens or weights.get("token_focal") or weights.get("token_dice"))
         need_masks = output_masks or "mask_logits" in needs
         need_masks = bool(need_masks or weights.get("mask_focal") or weights.get("mask_dice"))
@@ -1306,13 +1323,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         # 3. Both together. Padding that every row shares is cut: masked keys change nothing.
         length = input_ids.shape[1]
         fusion_mask = mask if config.bridge_mask_padding else (ids != config.text_pad_id).to(mask.dtype)
-        layout = BatchLayout(fusion_mask[:, :length], end_index, patch_index, patch_mask, need_tokens or need_masks)
+        reads_patches = need_tokens or need_masks or bool(read & set(OF_PATCHES))
+        layout = BatchLayout(fusion_mask[:, :length], end_index, patch_index, patch_mask, reads_patches)
         recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         fused = self.grounding_head.fuse(levels, words[:, :length], layout, **recorded)
 
         # 4. Answers.
-        outputs = self._read_heads(fused.last_hidden_state, layout, need_tokens, need_masks)
-        outputs.update(self._contrastive_logits(vision.pooler_output, words, end_index))
+        outputs = self._contrastive_logits(vision.pooler_output, words, end_index)
+        cosine = (outputs["text_embeds"] * outputs["image_embeds"]).sum(-1) if "contrastive" in read else None  # (B,)
+        outputs.update(self._read_heads(fused.last_hidden_state, layout, need_tokens, need_masks, need_scores, cosine))
         loss, loss_dict = None, None
         if labels is not None:
             expressions = hash_expressions(ids, mask)
@@ -1412,17 +1431,27 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         return 1 - padding.round().flatten(1).long()
 
     def _read_heads(
-        self, fused: torch.Tensor, layout: BatchLayout, need_tokens: bool, need_masks: bool
+        self,
+        fused: torch.Tensor,
+        layout: BatchLayout,
+        need_tokens: bool,
+        need_masks: bool,
+        need_scores: bool,
+        cosine: torch.Tensor | None,
     ) -> dict[str, torch.Tensor | None]:
         """(B, Q, H) fused tokens -> boxes and score logits of each query and of the best, and what was asked for of
         token and mask logits."""
         head, grid = self.grounding_head, self.config.grid_size
         reg, patches, end = head.split(fused, layout)
         outputs = {"query_boxes": head.boxes(reg), "token_logits": None, "query_mask_logits": None}  # (B, K, 4)
-        outputs["score_logits"] = head.score_head(reg)[:, :, 0] if self.config.score == "head" else None  # (B, K)
+        similarity = None
         if need_tokens:
-            similarity = head.token_similarity(patches, F.normalize(end, dim=-1))[:, :, None]  # (B, P, 1)
-            outputs["token_logits"] = self._on_grid(similarity, layout)[:, :, 0]
+            similarity = head.token_similarity(patches, F.normalize(end, dim=-1))  # (B, P)
+            outputs["token_logits"] = self._on_grid(similarity[:, :, None], layout)[:, :, 0]
+        outputs["score_logits"] = None
+        if self.config.score == "head" and (need_scores or self.config.score_inputs == ["reg"]):  # that costs nothing
+            seen = outputs["query_boxes"], patches, end, similarity, cosine, layout.patch_index, layout.patch_mask
+            outputs["score_logits"] = head.score_head(reg, *seen)  # (B, K)
         if need_masks:
             asked = end[:, None]  # (B, 1, H)
             if self.config.num_queries > 1:
@@ -1467,9 +1496,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
     def _scores(self, outputs: dict[str, torch.Tensor | None], layout: BatchLayout) -> torch.Tensor | None:
         """(B, K) confidence in 0..1, or None where what it needs was not computed."""
-        if self.config.score == "head":
-            return outputs["score_logits"].sigmoid()
-        if outputs["token_logits"] is None:
+        if self.config.score == "head" and outputs["score_logits"] is not None:
+            return self.config.calibrated(outputs["score_logits"]).sigmoid()
+        if outputs["token_logits"] is None or self.config.score == "head":
             return None
         grid, patch_index = self.config.grid_size, layout.patch_index
         similarity = outputs["token_logits"]  # (B, N)
