@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .loss_hivg import EXTRA_LOSSES
 from .presets_hivg import LOSS_NAMES, OFFICIAL_LOSS_WEIGHTS, official_fields, preset_fields
+from .score_head_hivg import SCORE_INPUTS
 
 if TYPE_CHECKING:
     # Named in every saved config (PIPELINE_ENTRY, AUTO_MAP), so their files must travel along: transformers copies
@@ -45,6 +46,7 @@ MOST = {
     "hidden_size": 16384,
     "projection_dim": 16384,
     "token_head_dim": 65536,
+    "num_queries": 1000,
     "fusion_ffn_dim": 65536,
     "intermediate_size": 65536,
     "image_size": 4096,
@@ -110,6 +112,9 @@ class HiVGConfig(PreTrainedConfig):
         fusion_positions (`str`): `"queries_keys"`, each layer adds positions to queries and keys, as officially; or
             `"tokens"`, they are added to the tokens once, so that values carry them and [REG] can read a place from
             the attention alone, where no pre-trained tower has put it into the patches.
+        num_queries (`int`): learned [REG] tokens, each of which answers with a box, a score and a mask: 1, as
+            published, for expressions that name one thing; more for expressions that name none, one or many. Training
+            then matches queries and targets (see `queries_hivg`), which needs `score="head"`.
         token_head_dim (`int`): hidden width of the head that compares patches with the expression.
         token_target (`str`): `"coverage"`, the share of each patch that the target covers; or `"nearest"`, one pixel
             per patch as the official code samples, with which a thin target can vanish.
@@ -118,7 +123,15 @@ class HiVGConfig(PreTrainedConfig):
         image_normalization (`str`): `"clip"`, CLIP's own mean and deviation; or `"imagenet"`, official.
         score (`str`): `"head"`, a trained confidence; or `"similarity"`, from the token similarity inside and outside
             the box, for weights that hold no score head.
+        score_inputs (`list[str]`, *optional*): what the score head reads, `"reg"` (alone by default) and of
+            `"expression"`, `"box_patches"`, `"box_similarity"`, `"sharpness"`, `"contrastive"`, see `ScoreEvidence`.
+            What is read beside `"reg"` is read without gradient; a checkpoint that is opened with more begins with the
+            score that it had.
+        score_temperature, score_bias (`float`): the score is `sigmoid(logit / temperature + bias)` of the head's
+            logit; calibrated, see `hivg calibrate`.
         score_similarity_scale, score_similarity_bias (`float`): calibrated constants of the similarity score.
+        score_threshold (`float`, *optional*): from which score on a box counts as found, where a call names none.
+            Default: none, every box is given and nothing is said about it.
         loss_weights (`dict[str, float]`, *optional*):
             Weight of each loss term; 0 turns a term and what only it needs off. Terms that are not named keep their
             weight: the official one, and 1 for a score head. Terms of your own: `register_loss`; a saved config
@@ -141,6 +154,7 @@ class HiVGConfig(PreTrainedConfig):
         "loss_dict",
         "token_logits",
         "mask_logits",
+        "query_mask_logits",
         "logits_per_text",
         "logits_per_image",
         "vision_hidden_states",
@@ -178,11 +192,16 @@ class HiVGConfig(PreTrainedConfig):
     fusion_positions: str = "queries_keys"
 
     # Heads. Official: models/HiVG.py:756-767
+    num_queries: int = 1
     token_head_dim: int = 3072
     token_target: str = "coverage"
     score: str = "head"
+    score_inputs: list[str] | None = None
+    score_temperature: float | int = 1.0
+    score_bias: float | int = 0.0
     score_similarity_scale: float | int = 1.0
     score_similarity_bias: float | int = 0.0
+    score_threshold: float | int | None = None
 
     # Input
     skip_padded_patches: bool = True
@@ -220,6 +239,8 @@ class HiVGConfig(PreTrainedConfig):
             self.visual_feature_layers = [
                 layer + 1 for layer in self.bridge_layers or default_bridge_layers(vision_depth)
             ]
+        if self.score_inputs is None:
+            self.score_inputs = ["reg"]
         score = {"score": 1.0} if self.score == "head" else {}
         self.loss_weights = {**OFFICIAL_LOSS_WEIGHTS, **score, **(self.loss_weights or {})}
         if not type(self).__module__.startswith("transformers_modules"):
@@ -307,6 +328,12 @@ class HiVGConfig(PreTrainedConfig):
         """Patches along one side of the padded square."""
         return self.image_size // self.patch_size
 
+    def calibrated(self, score_logits):
+        """Logits of the score head as calibration moved them; of a model that was not calibrated, as they are."""
+        if (self.score_temperature, self.score_bias) == (1, 0):
+            return score_logits
+        return score_logits / self.score_temperature + self.score_bias
+
     @property
     def max_text_length(self) -> int:
         """Tokens that CLIP's text tower can read, begin and end included."""
@@ -374,7 +401,21 @@ class HiVGConfig(PreTrainedConfig):
                 f"This model was saved in format {self.format_version}; this version of hivg_hf reads formats up to "
                 f"{FORMAT_VERSION}. Install a newer hivg_hf."
             )
+        self._validate_score()
         self._validate_loss_weights()
+
+    def _validate_score(self) -> None:
+        inputs = self.score_inputs
+        if "reg" not in inputs or len(set(inputs)) < len(inputs) or not set(inputs) <= set(SCORE_INPUTS):
+            raise ValueError(f'`score_inputs` must be "reg" and any of {list(SCORE_INPUTS)[1:]}, once. Got {inputs}.')
+        if self.score != "head" and inputs != ["reg"]:
+            raise ValueError(f'`score_inputs` are read by a score head: set `score="head"`. Got {self.score!r}.')
+        if not (math.isfinite(self.score_temperature) and self.score_temperature > 0):
+            raise ValueError(f"`score_temperature` must be a finite number above 0. Got {self.score_temperature}.")
+        if not math.isfinite(self.score_bias):
+            raise ValueError(f"`score_bias` must be a finite number. Got {self.score_bias}.")
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"`score_threshold` must be a score, 0 to 1, or None. Got {self.score_threshold}.")
 
     def _validate_loss_weights(self) -> None:
         known = [*LOSS_NAMES, *EXTRA_LOSSES]
@@ -386,6 +427,12 @@ class HiVGConfig(PreTrainedConfig):
             raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")
         if self.loss_weights.get("score") and self.score != "head":
             raise ValueError('`loss_weights["score"]` trains the score head, which needs `score="head"`.')
+        if self.num_queries > 1 and not self.loss_weights.get("score"):
+            raise ValueError(
+                f"With `num_queries={self.num_queries}` the score says which boxes are meant, so that it must be "
+                f'trained: set `score="head"` and a weight for it. Got `score="{self.score}"` and '
+                f'`loss_weights["score"]={self.loss_weights.get("score", 0)}`.'
+            )
 
 
 def default_bridge_layers(depth: int) -> list[int]:

@@ -27,7 +27,8 @@ class LossTerm:
     Args:
         function: `function(outputs, targets, config)` -> a scalar, unweighted. `outputs` holds what the model computed
             by name (`pred_boxes` (B, 4), `logits_per_text` (B, B), and what `needs` names); `targets` holds `labels`
-            (B, 4), NaN for a row without target, and `mask_labels` (B, S, S) or None.
+            (B, 4), NaN for a row without target, and `mask_labels` (B, S, S) or None. With several queries there are
+            `query_boxes` (B, K, 4), too, `labels` are (B, M, 4), and `assigned` (B, K, 4) is each query's target.
         needs: of `OPTIONAL_OUTPUTS`.
     """
 
@@ -156,8 +157,8 @@ def token_targets(
     """What each patch should answer to "are you part of it?".
 
     Args:
-        labels: (B, 4), cxcywh in 0..1 of the padded square; NaN rows give no positive patch.
-        mask_labels: (B, S, S) or None; None takes the rasterised box.
+        labels: (B, 4) or (B, M, 4), cxcywh in 0..1 of the padded square; NaN gives no positive patch.
+        mask_labels: (B, S, S) or None; None takes the rasterised boxes.
         grid: patches along one side.
         size: S, pixels along one side.
         kind: `"coverage"`, the covered share of a patch; `"nearest"`, the patch's first pixel.
@@ -167,7 +168,9 @@ def token_targets(
         (B, grid * grid), in 0..1.
     """
     if kind == "coverage" and mask_labels is None:
-        return box_coverage(labels, grid, grid).nan_to_num(0).flatten(1)
+        covered = box_coverage(labels.reshape(-1, 4), grid, grid).nan_to_num(0).flatten(1)  # (B * M, N)
+        # Of boxes that overlap, the sum counts the shared part twice: at most what one patch holds.
+        return covered if labels.ndim == 2 else covered.unflatten(0, labels.shape[:2]).sum(1).clamp(max=1)
     masks = mask_targets(labels, mask_labels, size)[:, None]  # (B, 1, S, S)
     if kind == "coverage":
         return F.adaptive_avg_pool2d(masks, grid).flatten(1)
@@ -175,7 +178,9 @@ def token_targets(
 
 
 def mask_targets(labels: torch.Tensor, mask_labels: torch.Tensor | None, size: int) -> torch.Tensor:
-    """(B, S, S) masks in the dtype of the labels: the given ones, or the rasterised boxes."""
+    """(B, S, S) masks in the dtype of the labels (B, 4) or (B, M, 4): the given ones, or the rasterised boxes."""
+    if mask_labels is None and labels.ndim == 3:
+        return rasterize_boxes(labels.flatten(0, 1), size, size).unflatten(0, labels.shape[:2]).amax(1)
     if mask_labels is None:
         return rasterize_boxes(labels, size, size)
     return mask_labels.to(labels.dtype)
@@ -215,51 +220,73 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(dist_functional.all_gather(tensor.contiguous()))
 
 
-def checked_labels(labels: torch.Tensor | list[dict[str, torch.Tensor]], like: torch.Tensor) -> torch.Tensor:
-    """Target boxes as the losses take them, (B, 4) float32 cxcywh in 0..1 of the padded square.
+def checked_labels(
+    labels: torch.Tensor | list[dict[str, torch.Tensor]], like: torch.Tensor, num_queries: int = 1
+) -> torch.Tensor:
+    """Target boxes as the losses take them, float32 cxcywh in 0..1 of the padded square.
 
     Args:
-        labels: (B, 4), or for each row `{"boxes": (N, 4)}` as DETR takes them, with N = 0 where nothing is named.
+        labels: (B, 4); or (B, M, 4) with M places for a row's targets, NaN where it has fewer; or for each row
+            `{"boxes": (N, 4)}` as DETR takes them, with N = 0 where nothing is named.
         like: a tensor on the device of the result.
+        num_queries: how many boxes the model answers with.
+
+    Returns:
+        (B, 4), NaN where nothing is named; with several queries (B, M, 4).
 
     Raises:
         ValueError: where a box is not in 0..1 (a tenth beyond is taken for a box that sticks out of its picture), or a
-            row has several.
+            row has several and the model has one query.
     """
     if isinstance(labels, (list, tuple)):
-        boxes_of = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=like.device) for row in labels]
-        rows = [boxes.reshape(-1, 4) for boxes in boxes_of]
-        several = [number for number, boxes in enumerate(rows) if len(boxes) > 1]
-        if several:
-            raise ValueError(
-                f"Row {several[0]} of `labels` has {len(rows[several[0]])} boxes, and an expression has one target "
-                "here: give one box a row, or none."
-            )
-        nothing = torch.full((1, 4), torch.nan, device=like.device)
-        labels = torch.cat([boxes if len(boxes) else nothing for boxes in rows])  # (B, 4)
+        rows = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=like.device) for row in labels]
+        labels = pad_targets([row.reshape(-1, 4) for row in rows])  # (B, M, 4)
     labels = labels.float()
+    if num_queries > 1:
+        labels = labels[:, None] if labels.ndim == 2 else labels
+    elif labels.ndim == 3:
+        labels = _only_target(labels)
     if labels.is_meta or torch.compiler.is_compiling():
         return labels
     outside = ((labels < -LABEL_TOLERANCE) | (labels > 1 + LABEL_TOLERANCE)).any(-1)  # NaN compares as False
     if outside.any():
-        number = int(outside.nonzero()[0, 0])
-        box = [round(value, 4) for value in labels[number].tolist()]
+        place = tuple(outside.nonzero()[0].tolist())
+        box = [round(value, 4) for value in labels[place].tolist()]
         raise ValueError(
-            f"`labels` must be (cx, cy, w, h) in 0..1 of the padded square. Row {number} is {box}; the processor "
+            f"`labels` must be (cx, cy, w, h) in 0..1 of the padded square. Row {place[0]} is {box}; the processor "
             "makes them of boxes in pixels: processor(images, text, boxes=...)."
         )
     return labels
 
 
+def pad_targets(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Boxes of each row, (N, 4) with any N -> (B, M, 4) with M = the largest N, at least 1; NaN fills short rows."""
+    nothing = torch.full((1, 4), torch.nan, device=rows[0].device, dtype=rows[0].dtype)
+    rows = [row if len(row) else nothing for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+
+
+def _only_target(labels: torch.Tensor) -> torch.Tensor:
+    """(B, M, 4) with at most one box a row -> (B, 4)."""
+    there = has_target(labels)  # (B, M)
+    if not (labels.is_meta or torch.compiler.is_compiling()) and (there.sum(1) > 1).any():
+        number = int((there.sum(1) > 1).nonzero()[0, 0])
+        raise ValueError(
+            f"Row {number} of `labels` has {int(there[number].sum())} boxes, and this model answers with one "
+            "(`num_queries=1`): give one box a row, or none, or open the model with `num_queries=4`, for example."
+        )
+    return labels.gather(1, there.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
+
+
 def has_target(target_cxcywh: torch.Tensor) -> torch.Tensor:
-    """(B, 4) boxes -> (B,) bool, False where a row is NaN, which says that the expression names nothing."""
+    """(..., 4) boxes -> (...) bool, False where one is NaN, which says that there is none: nothing is named."""
     return ~target_cxcywh.isnan().any(-1)
 
 
 def _mean(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of the valid ones of (B,) values, 0 where there is none. No shape depends on the data."""
     if valid is None:
-        return values.mean()
+        return values.mean() if len(values) else values.sum()
     return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
 
 
@@ -274,6 +301,7 @@ __all__ = [
     "has_target",
     "hash_expressions",
     "mask_targets",
+    "pad_targets",
     "register_loss",
     "same_pairs",
     "score_loss",

@@ -18,9 +18,9 @@ mask head is folded (see `MaskHead`), the last fusion layer is run for the token
 computed that was not asked for.
 
 Shapes in comments: B samples, U expressions (U = B unless `text_index` is given), I images (I = B unless
-`image_index` is given), T text tokens, S pixels along one
-side, G patches along one side, N = G * G patches, P patches that are computed, V vision width, D text width, H width
-of the fusion encoder, K text states in the bridge.
+`image_index` is given), T text tokens, S pixels along one side, G patches along one side, N = G * G patches, P patches
+that are computed, V vision width, D text width, H width of the fusion encoder; K text states in the bridge, and from
+the fusion encoder on K queries: [REG] tokens, one unless `config.num_queries` says otherwise.
 """
 
 import copy
@@ -82,6 +82,8 @@ from .loss_hivg import (
     score_loss,
     token_targets,
 )
+from .queries_hivg import assign_targets, of_best_query, own_masks
+from .score_head_hivg import OF_PATCHES, OF_SIMILARITY, ScoreEvidence, ScoreOutput
 
 if TYPE_CHECKING:
     from .processing_hivg import HiVGProcessor
@@ -90,6 +92,8 @@ logger = logging.get_logger(__name__)
 
 # Logit of patches that were never computed: surely no part of the target, finite in half precision.
 PADDING_LOGIT = -10.0
+# Deviation of a new query from the one that it copies, in standard deviations of the latter's values.
+QUERY_NOISE = 0.1
 
 
 @dataclass
@@ -110,6 +114,13 @@ class HiVGOutput(ModelOutput):
             Similarity of each patch of the full grid to the expression.
         mask_logits (`torch.Tensor` of shape `(batch_size, 8 * grid, 8 * grid)`, *optional*):
             Mask over the padded square.
+        query_boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`, *optional*):
+            With `config.num_queries` > 1, the box of each query; `pred_boxes`, `scores` and `mask_logits` are those of
+            the query that scores highest.
+        query_scores (`torch.Tensor` of shape `(batch_size, num_queries)`, *optional*):
+            Confidence of each query that its box is right and no other query's.
+        query_mask_logits (`torch.Tensor` of shape `(batch_size, num_queries, 8 * grid, 8 * grid)`, *optional*):
+            Mask of each query.
         logits_per_text (`torch.Tensor` of shape `(batch_size, batch_size)`):
             CLIP's contrastive logits of expressions (rows) and images (columns).
         logits_per_image (`torch.Tensor` of shape `(batch_size, batch_size)`):
@@ -127,6 +138,9 @@ class HiVGOutput(ModelOutput):
     scores: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
+    query_boxes: torch.Tensor | None = None
+    query_scores: torch.Tensor | None = None
+    query_mask_logits: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
     vision_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -135,6 +149,25 @@ class HiVGOutput(ModelOutput):
     vision_attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class BatchLayout:
+    """Which words and patches of a batch are there, and which the heads read.
+
+    Args:
+        text_mask: (B, T), 0 = padding.
+        end_index: (B,) place of the end token among the words.
+        patch_index: (B, P) place of each patch in the grid, -1 = none; None where all are there in order.
+        patch_mask: (B, P), 0 = padding; None where every patch is image.
+        reads_patches: whether patches and expression are read beside [REG].
+    """
+
+    text_mask: torch.Tensor
+    end_index: torch.Tensor
+    patch_index: torch.Tensor | None
+    patch_mask: torch.Tensor | None
+    reads_patches: bool
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -148,6 +181,24 @@ class XavierLinear(nn.Linear):
 
 class HeadLinear(XavierLinear):
     """A Linear outside the fusion encoder: with `initialization="official"` it starts as torch's own does."""
+
+
+class ScoreHead(HeadLinear):
+    """Confidence from [REG]; with more `config.score_inputs`, what `evidence` makes of them is added."""
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__(config.hidden_size, 1)
+        if config.score_inputs != ["reg"]:
+            self.evidence = ScoreEvidence(config.score_inputs, config.hidden_size, config.grid_size)
+
+    def forward(self, reg: torch.Tensor, *seen: torch.Tensor | None) -> torch.Tensor:
+        """[REG] (B, K, H), and what `ScoreEvidence` sees -> logits (B, K)."""
+        logits = super().forward(reg)
+        return (logits + self.evidence(reg, *seen) if hasattr(self, "evidence") else logits)[:, :, 0]
+
+
+class QueryMaskLinear(XavierLinear):
+    """What a query adds to the expression when masks are made: nothing at the start, so that all begin as one."""
 
 
 class FeedForwardLinear(XavierLinear):
@@ -695,7 +746,10 @@ class HiVGPreTrainedModel(PreTrainedModel):
         models/vl_transformer.py:39-43
         """
         official = self.config.initialization == "official"
-        if official and (isinstance(module, HeadLinear | MaskUpsample) or type(module) is nn.Linear):
+        if isinstance(module, QueryMaskLinear | ScoreOutput):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif official and (isinstance(module, HeadLinear | MaskUpsample) or type(module) is nn.Linear):
             init_as_torch(module)
         elif official and isinstance(module, FeedForwardLinear):
             init.xavier_uniform_(module.weight)
@@ -762,7 +816,7 @@ class HiVGGroundingHead(nn.Module):
         self.text_proj = HeadLinear(width, width)
         if config.bridge_text_source == "projection" and config.bridge_layers:
             self.bridge_text_proj = nn.Linear(width, vision_width)
-        self.reg_token = UnitEmbedding(1, width)
+        self.reg_token = UnitEmbedding(config.num_queries, width)
         self.position_embedding = UnitEmbedding(tokens, width)
         self.fusion = HiVGFusionEncoder(config)
         self.box_head = MLP([width, width, width, 4])
@@ -770,78 +824,79 @@ class HiVGGroundingHead(nn.Module):
         self.token_mlp = TokenMLP(width, config.token_head_dim)
         self.mask_convs = nn.ModuleList(MaskUpsample(width) for _ in range(3))
         if config.score == "head":
-            self.score_head = HeadLinear(width, 1)
+            self.score_head = ScoreHead(config)
+        if config.num_queries > 1:
+            self.query_mask_proj = QueryMaskLinear(width, width)
 
     def fuse(
-        self,
-        vision_levels: torch.Tensor,
-        text: torch.Tensor,
-        patch_index: torch.Tensor | None,
-        patch_mask: torch.Tensor | None,
-        text_mask: torch.Tensor,
-        end_index: torch.Tensor | None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        self, vision_levels: torch.Tensor, text: torch.Tensor, layout: BatchLayout, **recorded: bool | None
     ) -> BaseModelOutput:
         """Join image and words.
 
         Args:
             vision_levels: (B, 1 + P, levels * V), CLS first.
             text: (B, T, H), CLIP's projected words.
-            patch_index: (B, P) place of each patch in the grid, or None where all are there in order.
-            patch_mask: (B, P), 0 = padding, or None.
-            text_mask: (B, T), 0 = padding.
-            end_index: (B,) place of the end token among the words where patches and expression are read too.
-            output_hidden_states, output_attentions: record them; then every token is read.
+            layout: what of them is there.
+            recorded: `output_hidden_states`, `output_attentions`: with either, every token is read.
 
         Returns:
-            `last_hidden_state` (B, Q, H): [REG]; with `end_index`, [REG, patches, end]; where states or attentions
-            are recorded, [REG, CLS, patches, words].
+            `last_hidden_state` (B, Q, H): [REG]; where the layout reads patches, [REG, patches, end]; where states or
+            attentions are recorded, [REG, CLS, patches, words].
         """
         visual = self.visual_proj(self.visual_levels_proj(vision_levels))  # (B, 1 + P, H)
         words = self.text_proj(text)  # (B, T, H)
-        batch, patches = visual.shape[0], visual.shape[1] - 1
-        reg = self.reg_token(torch.zeros(batch, 1, dtype=torch.long, device=visual.device))  # (B, 1, H)
-        tokens = torch.cat([reg, visual, words], dim=1)  # (B, 2 + P + T, H)
+        batch, patches, queries = visual.shape[0], visual.shape[1] - 1, self.config.num_queries
+        numbers = torch.arange(queries, device=visual.device).expand(batch, -1)  # (B, K)
+        tokens = torch.cat([self.reg_token(numbers), visual, words], dim=1)  # (B, K + 1 + P + T, H)
 
+        patch_mask, text_mask = layout.patch_mask, layout.text_mask
         if patch_mask is None:
             patch_mask = torch.ones(batch, patches, dtype=text_mask.dtype, device=text_mask.device)
-        always = torch.ones(batch, 2, dtype=text_mask.dtype, device=text_mask.device)
-        key_mask = torch.cat([always, patch_mask.to(text_mask.dtype), text_mask], dim=1)  # (B, 2 + P + T)
+        always = torch.ones(batch, queries + 1, dtype=text_mask.dtype, device=text_mask.device)
+        key_mask = torch.cat([always, patch_mask.to(text_mask.dtype), text_mask], dim=1)  # (B, K + 1 + P + T)
 
-        read = None
-        if not (output_hidden_states or output_attentions):
-            read = torch.zeros(batch, 1, dtype=torch.long, device=tokens.device)
-            if end_index is not None:
-                places = torch.arange(2, 2 + patches, device=tokens.device).expand(batch, -1)
-                read = torch.cat([read, places, 2 + patches + end_index[:, None]], dim=1)  # (B, 1 + P + 1)
-        positions = self._positions(patch_index, batch, words.shape[1], tokens.device)
+        key_bias = key_padding_bias(key_mask, tokens.dtype)
+        if queries > 1:  # together they weigh as much as one: copies of one [REG] change nothing
+            key_bias = key_bias - F.pad(
+                key_bias.new_full((queries,), math.log(queries)), (0, tokens.shape[1] - queries)
+            )
+
+        read = None if any(recorded.values()) else numbers
+        if read is not None and layout.reads_patches:
+            first = queries + 1
+            places = torch.arange(first, first + patches, device=tokens.device).expand(batch, -1)
+            read = torch.cat([read, places, first + patches + layout.end_index[:, None]], dim=1)  # (B, K + P + 1)
+        positions = self._positions(layout.patch_index, batch, words.shape[1], tokens.device)
         if self.config.fusion_positions == "tokens":
             tokens, positions = tokens + positions, None
-        return self.fusion(
-            tokens,
-            positions,
-            key_padding_bias(key_mask, tokens.dtype),
-            read,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        return self.fusion(tokens, positions, key_bias, read, **recorded)
+
+    def split(self, fused: torch.Tensor, layout: BatchLayout) -> tuple[torch.Tensor, ...]:
+        """What `fuse` read (B, Q, H) -> [REG] (B, K, H), patches (B, P, H) and end (B, H); the last two are empty
+        where the layout does not read them."""
+        queries = self.config.num_queries
+        patches = self.config.grid_size**2 if layout.patch_index is None else layout.patch_index.shape[1]
+        rest = fused[:, queries:]
+        if rest.shape[1] <= patches + 1:  # not recorded
+            return fused[:, :queries], rest[:, :-1], rest[:, -1:].flatten(1)
+        end = take_tokens(rest[:, 1 + patches :], layout.end_index[:, None])[:, 0]
+        return fused[:, :queries], rest[:, 1 : 1 + patches], end
 
     def _positions(
         self, patch_index: torch.Tensor | None, batch: int, words: int, device: torch.device
     ) -> torch.Tensor:
-        """(B, 2 + P + T, H): the positions of [REG, CLS], of the patches that are there, and of the first words."""
+        """(B, K + 1 + P + T, H): the positions of [REG], which all queries share, of CLS, of the patches that are
+        there, and of the first words."""
         first_word = 2 + self.config.grid_size**2
-        if patch_index is None:
-            places = torch.arange(first_word + words, device=device).expand(batch, -1)
-        else:
-            reg_cls = torch.arange(2, device=device).expand(batch, -1)
-            word_places = torch.arange(first_word, first_word + words, device=device).expand(batch, -1)
-            places = torch.cat([reg_cls, 2 + patch_index.clamp(min=0), word_places], dim=1)
-        return self.position_embedding(places)
+        reg_cls = torch.tensor([0] * self.config.num_queries + [1], device=device).expand(batch, -1)
+        patches = torch.arange(2, first_word, device=device).expand(batch, -1)
+        if patch_index is not None:
+            patches = 2 + patch_index.clamp(min=0)
+        words_there = torch.arange(first_word, first_word + words, device=device).expand(batch, -1)
+        return self.position_embedding(torch.cat([reg_cls, patches, words_there], dim=1))
 
     def boxes(self, reg: torch.Tensor) -> torch.Tensor:
-        """(B, H) -> (B, 4), cxcywh in 0..1 of the padded square."""
+        """(..., H) -> (..., 4), cxcywh in 0..1 of the padded square."""
         return self.box_head(reg).sigmoid()
 
     def token_similarity(self, patches: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
@@ -850,17 +905,18 @@ class HiVGGroundingHead(nn.Module):
         return torch.einsum("bph,bh->bp", self.token_mlp(self.token_norm(patches)), expression)
 
     def mask_similarity(self, patches: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
-        """Mask logits of every patch: (B, P, H) and the normalised (B, H) -> (B, P, 8, 8).
+        """Mask logits of every patch: (B, P, H) and the normalised (B, H) -> (B, P, 8, 8); with an expression for each
+        query, (B, K, H) -> (B, P, K, 8, 8).
 
         The official head runs three bias-free transposed convolutions (kernel 2, stride 2) with nothing between, and
         takes the dot product with the expression: a linear map of each patch. So the expression is folded through the
         kernels, last to first (1 vector becomes 4, 16, 64), and one product with the patches remains. It is the same
         mask at under a hundredth of the operations. Official: models/HiVG.py:970-989
         """
-        folded = expression[:, :, None, None]  # (B, H, 1, 1)
+        folded = expression.reshape(-1, expression.shape[-1], 1, 1)  # (B * K, H, 1, 1)
         for upsample in reversed(self.mask_convs):
-            folded = upsample(folded, fold=True)  # (B, H, 2, 2), (B, H, 4, 4), (B, H, 8, 8)
-        return torch.einsum("bph,bhyx->bpyx", patches, folded)
+            folded = upsample(folded, fold=True)  # (B * K, H, 2, 2), (B * K, H, 4, 4), (B * K, H, 8, 8)
+        return torch.einsum("bph,b...hyx->bp...yx", patches, folded.unflatten(0, expression.shape[:-1]))
 
 
 def take_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -982,29 +1038,78 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
     # -- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, image_size=None, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; with another `image_size` (an argument, or that of `config`) than the
-        weights were trained at, the positions of the patches are interpolated, see `resize_image`."""
-        wanted = getattr(config, "image_size", None) if image_size is None else image_size
-        trained = None if wanted is None else cls._trained_image_size(pretrained_model_name_or_path, kwargs)
-        if trained is None and image_size is not None:
-            kwargs["image_size"] = image_size  # a plain CLIP's, which has no positions of ours
-        if trained is not None and isinstance(config, HiVGConfig):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, config=None, image_size=None, num_queries=None, **kwargs
+    ):
+        """As `PreTrainedModel.from_pretrained`. With another `image_size` or `num_queries` (an argument, or that of
+        `config`) than the weights were trained at, the model is loaded as it is stored and then changed, see
+        `resize_image` and `add_queries`."""
+        given = {"image_size": image_size, "num_queries": num_queries}
+        wanted = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
+        asked = any(value is not None for value in wanted.values())
+        trained = cls._trained_shape(pretrained_model_name_or_path, kwargs) if asked else None
+        if trained is None:  # a plain CLIP, which has no positions and queries of ours
+            kwargs.update({name: value for name, value in given.items() if value is not None})
+        elif isinstance(config, HiVGConfig):
             config = copy.deepcopy(config)
-            config.image_size = trained
+            vars(config).update(trained)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        if trained not in (None, wanted):
-            (loaded[0] if isinstance(loaded, tuple) else loaded).resize_image(wanted)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        changed = {name for name in trained or {} if wanted[name] not in (None, trained[name])}
+        if "image_size" in changed:
+            model.resize_image(wanted["image_size"])
+        if "num_queries" in changed:
+            model.add_queries(wanted["num_queries"])
         return loaded
 
     @classmethod
-    def _trained_image_size(cls, path, kwargs: dict) -> int | None:
-        """Of the model at `path`; None where there is no HiVG, so that no positions are stored."""
+    def _trained_shape(cls, path, kwargs: dict) -> dict[str, int] | None:
+        """`image_size` and `num_queries` of the model at `path`; None where there is no HiVG."""
         if path is None:
             return None
         hub = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
         stored, _ = cls.config_class.get_config_dict(path, **{name: kwargs[name] for name in hub if name in kwargs})
-        return stored.get("image_size") if stored.get("model_type") == cls.config_class.model_type else None
+        if stored.get("model_type") != cls.config_class.model_type or "image_size" not in stored:
+            return None
+        return {"image_size": stored["image_size"], "num_queries": stored.get("num_queries", 1)}
+
+    @torch.no_grad()
+    def add_queries(self, num_queries: int) -> None:
+        """Let the model answer with more boxes, in place: new [REG] tokens start as copies of those that are there,
+        with a little noise, without which all would learn the same; the first stays as it is.
+
+        All of them then answer nearly alike, and none is silent yet: train the model with rows that name several
+        things and rows that name nothing.
+
+        Args:
+            num_queries: how many it is to have.
+
+        Raises:
+            ValueError: it has more, or no trained score.
+        """
+        head, old = self.grounding_head, self.config.num_queries
+        if num_queries < old:
+            raise ValueError(f"This model has {old} queries, of which none can be taken away. Got {num_queries}.")
+        changed = copy.deepcopy(self.config)
+        changed.num_queries = num_queries
+        changed.validate()
+        rows = head.reg_token(torch.arange(num_queries, device=head.reg_token.weight.device) % old)  # (K, H)
+        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(num_queries))  # equal in every process
+        noise[:old] = 0
+        new = UnitEmbedding(*rows.shape, device=rows.device, dtype=rows.dtype)
+        new.weight.copy_(rows + QUERY_NOISE * rows.std() * noise.to(rows)).requires_grad_(
+            head.reg_token.weight.requires_grad
+        )
+        head.reg_token = new.train(head.training)
+        if old == 1:
+            head.query_mask_proj = QueryMaskLinear(*[rows.shape[1]] * 2, device=rows.device, dtype=rows.dtype)
+            self._init_weights(head.query_mask_proj)
+            head.query_mask_proj.requires_grad_(new.weight.requires_grad).train(head.training)
+        self.config.num_queries = num_queries
+        logger.warning(
+            f"{num_queries - old} of the {num_queries} queries are copies of the {old} that were trained, with a "
+            "little noise, and have to be trained before they answer for things of their own."
+        )
 
     @torch.no_grad()
     def resize_image(self, size: int) -> None:
@@ -1137,10 +1242,11 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(images, 3, S, S)`): normalised letterboxed images.
             pixel_mask (`torch.Tensor` of shape `(images, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
-                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named. A list as
-                DETR takes it, `{"boxes": (0 or 1, 4)}` for each row, is understood too.
+                Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named. Several
+                for a row, with `config.num_queries` > 1: `(batch_size, M, 4)`, NaN where a row has fewer than M. A
+                list as DETR takes it, `{"boxes": (N, 4)}` for each row, is understood too.
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
-                Target masks. Without them the rasterised box is the target.
+                Target masks, of a row's targets together. Without them the rasterised boxes are the target.
             output_masks (`bool`): give `mask_logits`.
             output_token_logits (`bool`): give `token_logits`.
             patch_index (`torch.LongTensor` of shape `(images, P)`, *optional*):
@@ -1172,16 +1278,16 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         weights = config.loss_weights if labels is not None else {}
         asked_scores = labels is None if output_scores is None else output_scores
-        need_scores = asked_scores and config.score == "similarity"
+        need_scores = bool(asked_scores or weights.get("score") or config.num_queries > 1)
+        read = set(config.score_inputs) if need_scores and config.score == "head" else set()
         needs = {need for name, term in EXTRA_LOSSES.items() if weights.get(name) for need in term.needs}
-        need_tokens = bool(
-            output_token_logits or need_scores or weights.get("token_focal") or weights.get("token_dice")
-        )
-        need_tokens |= "token_logits" in needs
-        need_masks = bool(output_masks or weights.get("mask_focal") or weights.get("mask_dice"))
-        need_masks |= "mask_logits" in needs
+        need_tokens = output_token_logits or "token_logits" in needs or bool(read & set(OF_SIMILARITY))
+        need_tokens = need_tokens or (need_scores and config.score == "similarity")
+        need_tokens = bool(need_tokens or weights.get("token_focal") or weights.get("token_dice"))
+        need_masks = output_masks or "mask_logits" in needs
+        need_masks = bool(need_masks or weights.get("mask_focal") or weights.get("mask_dice"))
         check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
-        labels = None if labels is None else checked_labels(labels, pixel_values)
+        labels = None if labels is None else checked_labels(labels, pixel_values, config.num_queries)
 
         # 1. Words.
         ids, mask = self._prepare_text(input_ids, attention_mask)
@@ -1217,33 +1323,31 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         # 3. Both together. Padding that every row shares is cut: masked keys change nothing.
         length = input_ids.shape[1]
         fusion_mask = mask if config.bridge_mask_padding else (ids != config.text_pad_id).to(mask.dtype)
-        fused = self.grounding_head.fuse(
-            levels,
-            words[:, :length],
-            patch_index,
-            patch_mask,
-            fusion_mask[:, :length],
-            end_index if need_tokens or need_masks else None,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        reads_patches = need_tokens or need_masks or bool(read & set(OF_PATCHES))
+        layout = BatchLayout(fusion_mask[:, :length], end_index, patch_index, patch_mask, reads_patches)
+        recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        fused = self.grounding_head.fuse(levels, words[:, :length], layout, **recorded)
 
         # 4. Answers.
-        outputs = self._read_heads(
-            fused.last_hidden_state, end_index, patch_index, patch_mask, need_tokens, need_masks, length
-        )
-        outputs.update(self._contrastive_logits(vision.pooler_output, words, end_index))
+        outputs = self._contrastive_logits(vision.pooler_output, words, end_index)
+        cosine = (outputs["text_embeds"] * outputs["image_embeds"]).sum(-1) if "contrastive" in read else None  # (B,)
+        outputs.update(self._read_heads(fused.last_hidden_state, layout, need_tokens, need_masks, need_scores, cosine))
         loss, loss_dict = None, None
         if labels is not None:
             expressions = hash_expressions(ids, mask)
             loss, loss_dict = self._losses(outputs, labels, mask_labels, image_ids, expressions)
+        several = config.num_queries > 1
+        given_scores = self._scores(outputs, layout) if output_scores is not False else None  # (B, K)
         return HiVGOutput(
             loss=loss,
             loss_dict=loss_dict,
             pred_boxes=outputs["pred_boxes"],
-            scores=self._scores(outputs, patch_mask, patch_index) if output_scores is not False else None,
+            scores=None if given_scores is None else given_scores.amax(1),
             token_logits=outputs["token_logits"] if output_token_logits else None,
             mask_logits=outputs["mask_logits"] if output_masks else None,
+            query_boxes=outputs["query_boxes"] if several else None,
+            query_scores=given_scores if several else None,
+            query_mask_logits=outputs["query_mask_logits"] if several and output_masks else None,
             logits_per_text=outputs["logits_per_text"],
             logits_per_image=outputs["logits_per_text"].t(),
             vision_hidden_states=vision_states if output_hidden_states else None,
@@ -1329,49 +1433,53 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
     def _read_heads(
         self,
         fused: torch.Tensor,
-        end_index: torch.Tensor,
-        patch_index: torch.Tensor | None,
-        patch_mask: torch.Tensor | None,
+        layout: BatchLayout,
         need_tokens: bool,
         need_masks: bool,
-        length: int,
+        need_scores: bool,
+        cosine: torch.Tensor | None,
     ) -> dict[str, torch.Tensor | None]:
-        """(B, Q, H) fused tokens -> boxes, score logits, and what was asked for of token and mask logits."""
+        """(B, Q, H) fused tokens -> boxes and score logits of each query and of the best, and what was asked for of
+        token and mask logits."""
         head, grid = self.grounding_head, self.config.grid_size
-        reg = fused[:, 0]
-        outputs = {"pred_boxes": head.boxes(reg), "token_logits": None, "mask_logits": None, "score_logits": None}
-        if self.config.score == "head":
-            outputs["score_logits"] = head.score_head(reg)[:, 0]
-        if not (need_tokens or need_masks):
-            return outputs
-        computed = grid**2 if patch_index is None else patch_index.shape[1]
-        if fused.shape[1] == 2 + computed:  # [REG, patches, end]
-            patches, end = fused[:, 1:-1], fused[:, -1]
-        else:  # [REG, CLS, patches, words]
-            patches, words = fused[:, 2 : 2 + computed], fused[:, -length:]
-            end = take_tokens(words, end_index[:, None])[:, 0]
-        expression = F.normalize(end, dim=-1)  # (B, H)
+        reg, patches, end = head.split(fused, layout)
+        outputs = {"query_boxes": head.boxes(reg), "token_logits": None, "query_mask_logits": None}  # (B, K, 4)
+        similarity = None
         if need_tokens:
-            similarity = head.token_similarity(patches, expression)[:, :, None]  # (B, P, 1)
-            outputs["token_logits"] = self._on_grid(similarity, patch_index, patch_mask)[:, :, 0]
+            similarity = head.token_similarity(patches, F.normalize(end, dim=-1))  # (B, P)
+            outputs["token_logits"] = self._on_grid(similarity[:, :, None], layout)[:, :, 0]
+        outputs["score_logits"] = None
+        if self.config.score == "head" and (need_scores or self.config.score_inputs == ["reg"]):  # that costs nothing
+            seen = outputs["query_boxes"], patches, end, similarity, cosine, layout.patch_index, layout.patch_mask
+            outputs["score_logits"] = head.score_head(reg, *seen)  # (B, K)
         if need_masks:
-            cells = head.mask_similarity(patches, expression).flatten(2)  # (B, P, 64)
-            cells = self._on_grid(cells, patch_index, patch_mask)  # (B, N, 64)
-            cells = cells.unflatten(2, (8, 8)).unflatten(1, (grid, grid))  # (B, G, G, 8, 8)
-            outputs["mask_logits"] = cells.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)  # (B, 8 G, 8 G)
+            asked = end[:, None]  # (B, 1, H)
+            if self.config.num_queries > 1:
+                asked = asked + head.query_mask_proj(reg)  # (B, K, H)
+            cells = head.mask_similarity(patches, F.normalize(asked, dim=-1))  # (B, P, K, 8, 8)
+            cells = self._on_grid(cells.flatten(2), layout)  # (B, N, K * 64)
+            cells = cells.unflatten(2, (-1, 8, 8)).unflatten(1, (grid, grid))  # (B, G, G, K, 8, 8)
+            cells = cells.permute(0, 3, 1, 4, 2, 5)  # (B, K, G, 8, G, 8)
+            outputs["query_mask_logits"] = cells.flatten(4).flatten(2, 3)  # (B, K, 8 G, 8 G)
+        for name, of_queries in (("pred_boxes", "query_boxes"), ("mask_logits", "query_mask_logits")):
+            outputs[name] = self._best(outputs[of_queries], outputs["score_logits"])
         return outputs
 
-    def _on_grid(
-        self, values: torch.Tensor, patch_index: torch.Tensor | None, patch_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _best(self, values: torch.Tensor | None, score_logits: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, K, ...) -> (B, ...), of the query that scores highest."""
+        if values is None or self.config.num_queries == 1:
+            return None if values is None else values[:, 0]
+        return of_best_query(values, score_logits)
+
+    def _on_grid(self, values: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """(B, P, C) -> (B, N, C), a constant in the padding where padded patches are skipped, computed or not."""
         if not self.config.skip_padded_patches:
             return values
-        if patch_index is not None:
-            return scatter_patches(values, patch_index, self.config.grid_size**2)
-        if patch_mask is None:
+        if layout.patch_index is not None:
+            return scatter_patches(values, layout.patch_index, self.config.grid_size**2)
+        if layout.patch_mask is None:
             return values
-        return torch.where(patch_mask[:, :, None] > 0, values, PADDING_LOGIT)
+        return torch.where(layout.patch_mask[:, :, None] > 0, values, PADDING_LOGIT)
 
     def _contrastive_logits(
         self, pooled: torch.Tensor, words: torch.Tensor, end_index: torch.Tensor
@@ -1386,29 +1494,24 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         text = F.normalize(take_tokens(words, end_index[:, None])[:, 0], dim=-1)  # (B, H)
         return {"logits_per_text": self.clip(text, image), "text_embeds": text, "image_embeds": image}
 
-    def _scores(
-        self,
-        outputs: dict[str, torch.Tensor | None],
-        patch_mask: torch.Tensor | None,
-        patch_index: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """(B,) confidence in 0..1, or None where what it needs was not computed."""
-        if self.config.score == "head":
-            return outputs["score_logits"].sigmoid()
-        if outputs["token_logits"] is None:
+    def _scores(self, outputs: dict[str, torch.Tensor | None], layout: BatchLayout) -> torch.Tensor | None:
+        """(B, K) confidence in 0..1, or None where what it needs was not computed."""
+        if self.config.score == "head" and outputs["score_logits"] is not None:
+            return self.config.calibrated(outputs["score_logits"]).sigmoid()
+        if outputs["token_logits"] is None or self.config.score == "head":
             return None
-        grid = self.config.grid_size
+        grid, patch_index = self.config.grid_size, layout.patch_index
         similarity = outputs["token_logits"]  # (B, N)
         inside = box_coverage(outputs["pred_boxes"], grid, grid).flatten(1)  # (B, N)
         there = torch.ones_like(inside)
-        if patch_mask is not None and patch_index is None:
-            there = patch_mask.to(inside.dtype)
+        if layout.patch_mask is not None and patch_index is None:
+            there = layout.patch_mask.to(inside.dtype)
         elif patch_index is not None:
             computed = torch.ones_like(patch_index, dtype=inside.dtype)[:, :, None]  # (B, P, 1)
             there = (scatter_patches(computed, patch_index, grid**2)[:, :, 0] > 0).to(inside.dtype)
         inside, outside = inside * there, (1 - inside) * there
         difference = _weighted_mean(similarity, inside) - _weighted_mean(similarity, outside)
-        return (self.config.score_similarity_scale * difference + self.config.score_similarity_bias).sigmoid()
+        return (self.config.score_similarity_scale * difference + self.config.score_similarity_bias).sigmoid()[:, None]
 
     # -- features -----------------------------------------------------------------------------------------------------
 
@@ -1473,13 +1576,20 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         expression_ids: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted sum and the unweighted terms, in float32; a term whose weight is 0 is not computed."""
-        config = self.config
-        boxes, grid, size = outputs["pred_boxes"].float(), config.grid_size, config.image_size
+        config, weights = self.config, self.config.loss_weights
+        grid, size, several = config.grid_size, config.image_size, config.num_queries > 1
+        boxes, assigned = outputs["pred_boxes"].float(), labels  # (B, 4)
+        if several:  # every query becomes a row of its own, with the target that it was assigned or none
+            boxes = outputs["query_boxes"].float()  # (B, K, 4)
+            assigned = assign_targets(boxes, outputs["score_logits"].float(), labels, weights)
+            boxes, assigned = boxes.flatten(0, 1), assigned.flatten(0, 1)  # (B * K, 4)
         terms = {
-            "bbox": lambda: box_l1_loss(boxes, labels),
-            "giou": lambda: box_giou_loss(boxes, labels),
+            "bbox": lambda: box_l1_loss(boxes, assigned),
+            "giou": lambda: box_giou_loss(boxes, assigned),
             "contrastive": lambda: self._contrastive_term(outputs, labels, image_ids, expression_ids),
-            "score": lambda: score_loss(outputs["score_logits"].float(), boxes, labels),
+            "score": lambda: (
+                config.num_queries * score_loss(outputs["score_logits"].float().flatten(), boxes, assigned)
+            ),
         }
         if outputs["token_logits"] is not None:
             tokens = outputs["token_logits"].float()
@@ -1487,16 +1597,22 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             terms["token_focal"] = lambda: focal_loss(tokens, targets)
             terms["token_dice"] = lambda: dice_loss(tokens, targets)
         if outputs["mask_logits"] is not None:
-            masks = outputs["mask_logits"].float()[:, None]  # (B, 1, 8 G, 8 G)
+            masks, pixels = outputs["mask_logits"], mask_targets(labels, mask_labels, size)
+            if several:
+                masks = outputs["query_mask_logits"].flatten(0, 1)[has_target(assigned)]
+                pixels = own_masks(pixels, assigned.unflatten(0, (-1, config.num_queries)), has_target(labels).sum(1))
+            masks = masks.float()[:, None]  # (B, 1, 8 G, 8 G)
             masks = F.interpolate(masks, size=(size, size), mode="bilinear", align_corners=False).flatten(1)
-            pixels = mask_targets(labels, mask_labels, size).flatten(1)  # (B, S * S)
+            pixels = pixels.flatten(1)  # (B, S * S)
             terms["mask_focal"] = lambda: focal_loss(masks, pixels)
             terms["mask_dice"] = lambda: dice_loss(masks, pixels)
         given = {"labels": labels, "mask_labels": mask_labels}
+        if several:
+            given["assigned"] = assigned.unflatten(0, (-1, config.num_queries))
         for name, term in EXTRA_LOSSES.items():
             terms[name] = partial(term.function, outputs, given, config)
-        loss_dict = {name: terms[name]() for name, weight in config.loss_weights.items() if weight}
-        loss = sum((config.loss_weights[name] * term for name, term in loss_dict.items()), start=boxes.new_zeros(()))
+        loss_dict = {name: terms[name]() for name, weight in weights.items() if weight}
+        loss = sum((weights[name] * term for name, term in loss_dict.items()), start=boxes.new_zeros(()))
         return loss, loss_dict
 
     def _contrastive_term(
@@ -1507,6 +1623,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         expression_ids: torch.Tensor,
     ) -> torch.Tensor:
         valid, logits = has_target(labels), outputs["logits_per_text"]
+        valid = valid.any(-1) if valid.ndim > 1 else valid  # (B,)
         if self.config.contrastive_gather:
             # Each process computes the loss of the whole batch. The gathering hands every process the gradients of
             # all, and DDP takes their mean, so each weight gets the gradient of one process with the whole batch.

@@ -51,7 +51,7 @@ _PARTS_OF_NAMES = frozenset(
     "visual_projection text_projection patch_embedding position_embedding token_embedding class_embedding "
     "logit_scale bridge attention dropout activation norm norm1 norm2 adaptive_weights text_norms text_proj "
     "grounding_head fusion visual_proj visual_levels_proj reg_token token_mlp token_norm mask_convs box_head "
-    "score_head in_proj_weight in_proj_bias up down base_layer weight bias default original_module "
+    "score_head evidence norms in_proj_weight in_proj_bias up down base_layer weight bias default original_module "
     "modules_to_save".split()
 )
 

@@ -1,0 +1,1 @@
+../../../modeling/score_head_hivg.py
