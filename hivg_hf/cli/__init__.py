@@ -15,6 +15,7 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperCommand, TyperGroup
 
+from hivg_hf.utils.inert import printable
 from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.version import __version__
 
@@ -81,7 +82,7 @@ class LazyGroup(TyperGroup):
             if os.environ.get("HIVG_TRACEBACK"):
                 raise
             said = error.__cause__ or error if isinstance(error, StrictDataclassError) else error
-            typer.echo(f"hivg: {str(said).strip() or type(said).__name__}", err=True)
+            say(f"hivg: {str(said).strip() or type(said).__name__}", err=True)
             raise typer.Exit(EXIT_STATUS_ON_ERROR) from None
 
 
@@ -97,7 +98,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hivg_hf {__version__}")
+        say(f"hivg_hf {__version__}")
         raise typer.Exit
 
 
@@ -122,6 +123,22 @@ def main(args: Sequence[str] | None = None) -> None:
     app(args=None if args is None else list(args), prog_name="hivg")
 
 
+def say(text: str, err: bool = False, nl: bool = True) -> None:
+    """Print a line; what steers a terminal is shown and not obeyed, since names and expressions are strangers'."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
+def terminal(**options: Any) -> Any:
+    """A console of rich for tables, to which words are words: no markup, and nothing that steers a terminal."""
+    from rich.console import Console  # a tenth of a second, which most verbs do not need
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **how: Any) -> Any:
+            return super().render_str(printable(text), **{**how, "markup": False, "emoji": False})
+
+    return PlainConsole(**options)
+
+
 def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = False) -> None:
     """One line on stderr, once per process, where the model is the one in the package, whatever it is called."""
     from hivg_hf.hub import is_tiny
@@ -129,7 +146,7 @@ def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = Fals
     if quiet or _noted or not is_tiny(model):
         return
     _noted.append(model)
-    typer.echo(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
+    say(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
 
 
 def run_verb(verb: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import run_verb
+from . import run_verb, say
 from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
 
 HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression", "boxes", "model_box", "reasons")
@@ -52,9 +52,9 @@ def clean(
     suspicious = set(listed)
     kept = [name for at, name in enumerate(rows["sent_id"]) if at not in suspicious]
     (out / "kept.txt").write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
-    typer.echo(f"{len(listed):,} of {len(rows):,} rows look suspicious: {(out / 'review.csv').resolve()}")
-    typer.echo(f"To correct them in Label Studio: {(out / 'label-studio.json').resolve()}")
-    typer.echo(f"The others: {(out / 'kept.txt').resolve()}")
+    say(f"{len(listed):,} of {len(rows):,} rows look suspicious: {(out / 'review.csv').resolve()}")
+    say(f"To correct them in Label Studio: {(out / 'label-studio.json').resolve()}")
+    say(f"The others: {(out / 'kept.txt').resolve()}")
 
 
 def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found: Any, listed: list[int]) -> None:
@@ -63,6 +63,7 @@ def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found
     from hivg_hf.data.writers import Pictures
     from hivg_hf.data.writers.label_studio import LABELING_SETUP, label_studio_task
     from hivg_hf.utils.atomic import atomic_path, write_json
+    from hivg_hf.utils.inert import table_cell
 
     plain, pictures = without_image_decoding(rows), Pictures(out, copy=False)
     tasks = []
@@ -74,7 +75,8 @@ def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found
             probability, iou = round(float(found.probability[at]), 4), round(float(found.iou[at]), 4)
             names = (row["sent_id"], row["image_id"], row["expression"])
             model_box = [round(edge, 2) for edge in predictions[at]["box_xyxy"]]
-            writer.writerow([rank, probability, iou, at, *names, row["boxes"], model_box, why])
+            cells = [rank, probability, iou, at, *names, row["boxes"], model_box, why]
+            writer.writerow([table_cell(cell) if isinstance(cell, str) else cell for cell in cells])
             tasks.append(label_studio_task(row, pictures.name(row), reasons=why, probability=probability, number=at))
     write_json(out / "label-studio.json", tasks)
     (out / "label-studio.xml").write_text(LABELING_SETUP, encoding="utf-8")

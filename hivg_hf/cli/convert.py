@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from . import run_verb
+from . import run_verb, terminal
 
 # The vocabulary of every published CLIP; only for it can the tokenizer be taken from their repository.
 CLIP_VOCABULARY = 49408
@@ -144,7 +143,7 @@ def _processor(model: Any, tokenizer: str | None) -> Any:
 
 
 def _without_tokenizer(reason: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(
+    terminal(stderr=True, soft_wrap=True).print(
         f"The processor was left out: {reason} Give --tokenizer to write it with the model.", style="yellow"
     )
 
@@ -161,7 +160,7 @@ def _write_plain_clip(model: Any, out: Path, tokenizer: str | None) -> None:
 
 
 def _print_report(report: Any, out: Path, names: bool) -> None:
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     table = Table(title=f"{report.path}: {report.kind}")
     table.add_column("parameters", justify="right")
     table.add_column("became")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import run_verb
+from . import run_verb, say
 from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
 
 
@@ -49,9 +49,9 @@ def convert_data(
     for name in split or list_splits(source, **reading):
         rows = load_grounding_dataset(source, name, **options)
         written = write_rows(rows, out, to, name, copy_images=copy_images, **of_format)
-        typer.echo(f"{name}: {written.rows:,} rows in {written.path}")
+        say(f"{name}: {written.rows:,} rows in {written.path}")
         for sentence in written.lost:
-            typer.echo(f"  not kept: {sentence}")
+            say(f"  not kept: {sentence}")
 
 
 def main() -> None:

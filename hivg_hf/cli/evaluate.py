@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import MODEL_NAMES, note_what_tiny_knows, run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb, terminal
 from ._data_options import COLUMN_HELP, reader_options
 
 logger = logging.getLogger(__name__)
@@ -234,10 +234,9 @@ def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path
 
 
 def _print_results(results: dict[str, Any], files: list[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console, counts = Console(), results["counts"]
+    console, counts = terminal(), results["counts"]
     table = Table(title=f"{results['model']['id']} on {results['data']['source']} {results['data']['split']}")
     for heading in ("figure", "value", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
@@ -271,7 +270,6 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
 
 def _print_published(compared: dict[str, Any]) -> None:
     """Measured beside published, in percent."""
-    from rich.console import Console
     from rich.table import Table
 
     interval = compared["interval"]
@@ -287,7 +285,7 @@ def _print_published(compared: dict[str, Any]) -> None:
             f"{row['difference']:+.2f}",
             {True: "yes", False: "no", None: ""}[row["within"]],
         )
-    console = Console()
+    console = terminal()
     console.print(table)
     for row in compared["rows"]:
         console.print(f"{row['source']}: {row['where']}", soft_wrap=True, highlight=False)
@@ -296,10 +294,9 @@ def _print_published(compared: dict[str, Any]) -> None:
 
 
 def _print_comparison(comparison: dict[str, Any], files: list[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = terminal()
     table = Table(title=f"{comparison['first']['id']} (first) and {comparison['second']['id']} (second)")
     for heading in ("figure", "first", "second", "second - first", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")

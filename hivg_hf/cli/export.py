@@ -7,7 +7,7 @@ import typer
 
 from hivg_hf.hub import DEFAULT_MODEL
 
-from . import MODEL_NAMES, note_what_tiny_knows, run_verb
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say
 
 FORMATS = ("onnx",)
 
@@ -37,9 +37,9 @@ def export(
     for name, difference in report.items():
         moved = name in ("int8_box", "float16_box")
         what = "boxes move by at most (share of the square)" if moved else "differs from torch by at most"
-        typer.echo(f"{name}: {what} {difference:.2g}")
+        say(f"{name}: {what} {difference:.2g}")
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
-        typer.echo(f"wrote {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
+        say(f"wrote {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def main() -> None:

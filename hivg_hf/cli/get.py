@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from hivg_hf.conversion.published import ANNOTATIONS, OFFICIAL_NAMES, PREFIX, PUBLISHED_FILES
 
-from . import run_verb
+from . import run_verb, say, terminal
 
 
 def get(
@@ -36,13 +35,13 @@ def get(
         raise ValueError(f"--file goes with a name such as official:base-mixup, and {name!r} is none.")
     else:
         folder = download_checked(resolve_model(name))
-    typer.echo(f"{name}: {folder.resolve()}")
+    say(f"{name}: {folder.resolve()}")
     if name == PREFIX + ANNOTATIONS:
-        typer.echo(f"Use them: hivg evaluate --data unc --option root={folder} --option images=PICTURES ...")
+        say(f"Use them: hivg evaluate --data unc --option root={folder} --option images=PICTURES ...")
     elif name.startswith(PREFIX) and name.endswith("-clip"):
-        typer.echo(f"Train it: hivg train --data TABLE --images PICTURES --base {name}")
+        say(f"Train it: hivg train --data TABLE --images PICTURES --base {name}")
     else:
-        typer.echo(f"Try it: hivg ground street.jpg 'the man in blue' --model {name}")
+        say(f"Try it: hivg ground street.jpg 'the man in blue' --model {name}")
 
 
 def _list() -> None:
@@ -52,7 +51,7 @@ def _list() -> None:
         table.add_column(heading, justify="right" if heading == "download" else "left")
     for name, key in OFFICIAL_NAMES.items():
         table.add_row(PREFIX + name, f"{PUBLISHED_FILES[key].size / 1e9:.2f} GB", key)
-    Console(soft_wrap=True).print(table)
+    terminal(soft_wrap=True).print(table)
 
 
 def main() -> None:

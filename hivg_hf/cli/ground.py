@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
+from hivg_hf.utils.inert import printable
 
 from . import EXIT_STATUS_ON_ERROR, MODEL_NAMES, note_what_tiny_knows, run_verb
 
@@ -238,22 +239,22 @@ class Report:
             if self.as_json or self.results is not None:
                 row["picture"] = str(drawn[0]) if drawn else None
             if not self.as_json:
-                tqdm.write(_as_text(question, answer["results"], drawn), file=sys.stdout)
+                tqdm.write(printable(_as_text(question, answer["results"], drawn)), file=sys.stdout)
         if self.as_json:
-            tqdm.write(json.dumps(row, ensure_ascii=False, allow_nan=False), file=sys.stdout)
+            tqdm.write(printable(json.dumps(row, ensure_ascii=False, allow_nan=False)), file=sys.stdout)
         if self.results is not None:
             self.results.add(row)
 
     def _fail(self, sentence: str) -> None:
         self.failed += 1
-        tqdm.write(f"hivg: {sentence}", file=sys.stderr)
+        tqdm.write(printable(f"hivg: {sentence}"), file=sys.stderr)
 
     def _summarize(self, seconds: float) -> None:
         counts = f"{self.answered} images in {seconds:.1f} s ({self.answered / max(seconds, 1e-9):.1f} images/s)"
         more = [f"{self.failed} failed"] if self.failed else []
         more += [f"{self.skipped} were done before"] if self.skipped else []
         place = f"; results in {self.results.path.resolve()}" if self.results is not None else ""
-        tqdm.write(f"hivg: {', '.join([counts, *more])}{place}", file=sys.stderr)
+        tqdm.write(printable(f"hivg: {', '.join([counts, *more])}{place}"), file=sys.stderr)
 
 
 def _leave_out_pictures_of_earlier_runs(questions: list[Question], images: list[str], folder: Path) -> list[Question]:
@@ -284,7 +285,7 @@ def _show_cut_expressions_as_lines() -> None:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, ExpressionCutWarning):
-            tqdm.write(f"hivg: {message}", file=sys.stderr)
+            tqdm.write(printable(f"hivg: {message}"), file=sys.stderr)
         else:
             show_others(message, category, *place, **more)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
 
-from . import run_verb
+from . import run_verb, say
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -124,7 +124,7 @@ def ground_dataset(
     if push:
         from hivg_hf.inference.dataset_push import push_run
 
-        typer.echo(f"hivg: pushed to {push_run(run, push, private)}", err=True)
+        say(f"hivg: pushed to {push_run(run, push, private)}", err=True)
     if failed:
         raise typer.Exit(EXIT_STATUS_SOME_FAILED)
 
@@ -141,7 +141,7 @@ def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: i
     start = time.monotonic()
     before = sum(run.read_progress(part).rows for part in set(range(len(run.parts))) - set(missing))
     if before:
-        typer.echo(f"hivg: {before} rows in {len(run.parts) - len(missing)} shards were done before", err=True)
+        say(f"hivg: {before} rows in {len(run.parts) - len(missing)} shards were done before", err=True)
     with tqdm(total=run.rows, initial=before, unit=" rows", file=sys.stderr) as bar:
 
         def report(progress: "Progress") -> None:
@@ -160,9 +160,9 @@ def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: i
     seconds = time.monotonic() - start
     errors = f"; {failed} have an error" if failed else ""
     rate = f"{rows} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):.1f} rows/s){errors}"
-    typer.echo(f"hivg: {rate}; {len(run.parts)} shards in {run.folder.resolve()}", err=True)
+    say(f"hivg: {rate}; {len(run.parts)} shards in {run.folder.resolve()}", err=True)
     if failed:
-        typer.echo(f"hivg: the first error: {run.first_error(missing)}", err=True)
+        say(f"hivg: the first error: {run.first_error(missing)}", err=True)
     return failed
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hivg_hf.inference.files import find_images, is_url
 
-from . import EXIT_STATUS_ON_ERROR, run_verb
+from . import EXIT_STATUS_ON_ERROR, run_verb, say
 
 EXIT_STATUS_SOME_FAILED = 1
 
@@ -96,13 +96,13 @@ def label(
         nouns=words,
     )
     for image, sentence in report.failed.items():
-        typer.echo(f"hivg: {image}: {sentence}", err=True)
+        say(f"hivg: {image}: {sentence}", err=True)
     counts = [f"{sum(report.by_template.values())} expressions for {report.pictures} pictures"]
     counts += [f"{report.without_expression} pictures without any"] if report.without_expression else []
     counts += [f"{len(report.failed)} could not be used"] if report.failed else []
     counts += [f"{report.found_before} were searched before"] if report.found_before else []
     counts += [f"{report.rejected} rejected expressions left out"] if report.rejected else []
-    typer.echo(f"{', '.join(counts)}; look through them in {(out / 'review.html').resolve()}")
+    say(f"{', '.join(counts)}; look through them in {(out / 'review.html').resolve()}")
     if report.failed:
         raise typer.Exit(EXIT_STATUS_ON_ERROR if len(report.failed) == len(paths) else EXIT_STATUS_SOME_FAILED)
 

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from . import run_verb
+from . import run_verb, say, terminal
 
 
 def push(
@@ -53,8 +52,8 @@ def push(
     if repo_id.startswith((".", "/", "~")):
         out = Path(repo_id).expanduser()
         for path in write_pushed(folder, out, base, onnx=onnx):
-            typer.echo(f"{(out / path).stat().st_size:>12,}  {path}")
-        typer.echo(f"Nothing was sent; this would be pushed: {out.resolve()}")
+            say(f"{(out / path).stat().st_size:>12,}  {path}")
+        say(f"Nothing was sent; this would be pushed: {out.resolve()}")
         return
     report = push_folder(
         folder,
@@ -68,7 +67,7 @@ def push(
         check=check,
         onnx=onnx,
     )
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     console.print(f"{report.repo_id} {'now holds' if report.changed else 'held already'} {len(report.files)} files.")
     console.print(f"commit {report.commit}" + (", read back and working" if check else ", not read back"))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import run_verb
+from . import run_verb, say
 
 
 def recipes(
@@ -23,12 +23,12 @@ def recipes(
             raise ValueError(f"{'--copy' if copy else '--resolved'} needs the name of a recipe: see `hivg recipes`.")
         width = max(map(len, recipe_names()))
         for known in recipe_names():
-            typer.echo(f"{known:<{width}}  {describe_recipe(known)}")
-        typer.echo(f"\nConfigurations of accelerate: {', '.join(accelerate_names())}")
+            say(f"{known:<{width}}  {describe_recipe(known)}")
+        say(f"\nConfigurations of accelerate: {', '.join(accelerate_names())}")
         return
     text, file = _content(name, resolved)
     if not copy:
-        typer.echo(text, nl=False)
+        say(text, nl=False)
         return
     target = Path(file)
     if target.exists():
@@ -37,7 +37,7 @@ def recipes(
 
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    typer.echo(str(target.resolve()))
+    say(str(target.resolve()))
 
 
 def _content(name: str, resolved: bool) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import run_verb
+from . import run_verb, say
 
 if TYPE_CHECKING:
     from hivg_hf.data.prepare import Survey
@@ -77,10 +77,10 @@ def survey(
     with allowing_code(allow_code):
         result = look_at([{**_source_and_split(name), **shared} for name in data], decode=not quick)
     files = write_survey(result, out, seed)
-    typer.echo("\n" + summarize(result) + "\n\nLook at:")
-    typer.echo("".join(f"  {path.resolve()}\n" for path in files), nl=False)
+    say("\n" + summarize(result) + "\n\nLook at:")
+    say("".join(f"  {path.resolve()}\n" for path in files), nl=False)
     if purpose:
-        typer.echo(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")
+        say(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")
     if result.problems and on_error == "raise":
         raise typer.Exit(1)
 

@@ -14,8 +14,9 @@ import typer
 from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
+from hivg_hf.utils.inert import printable
 
-from . import run_verb
+from . import run_verb, say
 
 
 def video(
@@ -62,7 +63,7 @@ def video(
             if as_json:
                 plain = [answer_as_json(one) for one in result["results"]]
                 line = {"frame": result["frame"], "time": result["time"], "results": plain}
-                tqdm.write(json.dumps(line, ensure_ascii=False, allow_nan=False), file=sys.stdout)
+                tqdm.write(printable(json.dumps(line, ensure_ascii=False, allow_nan=False)), file=sys.stdout)
             if writer is not None:
                 visible = [one for one in result["results"] if one.get("found", True)]
                 writer.write(result["image"], visible)
@@ -73,9 +74,7 @@ def video(
             writer.close()
     seconds = time.monotonic() - start
     place = f"; wrote {out.resolve()}" if out is not None else ""
-    typer.echo(
-        f"hivg: {frames} frames in {seconds:.1f} s ({frames / max(seconds, 1e-9):.1f} frames/s){place}", err=True
-    )
+    say(f"hivg: {frames} frames in {seconds:.1f} s ({frames / max(seconds, 1e-9):.1f} frames/s){place}", err=True)
 
 
 def main() -> None:

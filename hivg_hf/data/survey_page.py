@@ -33,6 +33,9 @@ def survey_page(result: Any, seed: int = 0) -> str:
         body += _section(split, seed)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Survey</title>'
+        # A second lock behind the escaping: no script, nothing from elsewhere.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hivg_hf.metrics import PROTOCOLS
+from hivg_hf.utils.inert import markdown_text, printable
 
 Results = Mapping[str, Any]
 
@@ -86,7 +87,7 @@ def score_sentences(results: Mapping[str, Results]) -> str:
                 f"{_percent(report['withheld'])} % of the answers to expressions that name something"
             )
         if parts:
-            lines.append(f"- {label}: {'; '.join(parts)}.")
+            lines.append(f"- {markdown_text(label)}: {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
@@ -139,7 +140,8 @@ def threshold_sentence(results: Mapping[str, Results]) -> str:
 
 def commands(results: Mapping[str, Results]) -> str:
     """The commands that measured these results."""
-    return "\n".join(command_of(one) for one in results.values())
+    # Without line feeds and backticks of names: the lines stand in a block of code, which those would end.
+    return "\n".join(printable(command_of(one)).replace("\n", " ").replace("`", "'") for one in results.values())
 
 
 def command_of(one: Results) -> str:
@@ -167,7 +169,8 @@ def command_of(one: Results) -> str:
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
     """A Markdown table: the first columns, of `words`, to the left and the others, of numbers, to the right."""
     ruler = [":---"] * words + ["---:"] * (len(header) - words)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *lines))
+    named = ([*map(markdown_text, cells[:words]), *cells[words:]] for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *named))
 
 
 def _control(one: Results, name: str) -> Mapping[str, Any] | None:

@@ -27,7 +27,7 @@ def push_dataset(
         The repository and the commit, `owner/name@commit`.
 
     Raises:
-        ValueError: If there is no token, or the Hub refuses it or the name.
+        ValueError: If there is no token, or the Hub refuses it or the name; or somebody else has pushed meanwhile.
         PermissionError: If the token may not write there.
         ConnectionError: If the connection broke; the same call sends what is missing.
     """
@@ -35,7 +35,8 @@ def push_dataset(
     api = HfApi(token=token)
     with hub_errors(repo_id, uploading=True):
         repo_id = create_repository(api, repo_id, private, repo_type="dataset")
-        entries = api.list_repo_tree(repo_id, recursive=True, repo_type="dataset")
+        head = api.repo_info(repo_id, repo_type="dataset").sha
+        entries = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type="dataset")
         stale = [path for path in _data_files(entries) if path not in files]
         # Large files travel first, a few at a time; the commit that names them all comes last.
         adds = [CommitOperationAdd(path, file) for path, file in files.items()]
@@ -44,6 +45,7 @@ def push_dataset(
             repo_id,
             [*adds, *map(CommitOperationDelete, stale)],
             commit_message="Upload grounded rows",
+            parent_commit=head,  # what is replaced was listed there: a push between would be overwritten
             repo_type="dataset",
         )
     return f"{repo_id}@{commit.oid}"

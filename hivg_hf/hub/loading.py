@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, snapshot_download
 
 from hivg_hf.modeling import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.utils.whole_weights import load_whole
 
-from .errors import damaged_files, hub_errors
+from .errors import checked_token, damaged_files, hub_errors
 from .files import ADAPTER_CONFIG_FILE, folder_kind, read_json
 
 logger = logging.getLogger(__name__)
@@ -46,18 +44,24 @@ def download_checked(
         patterns: which files to fetch.
 
     Raises:
-        ValueError: there is no such repository or revision.
+        ValueError: there is no such repository or revision, or no model in it.
+        PermissionError: the token does not open it.
         ConnectionError: the connection broke, or the download is damaged; damaged files are removed from the cache, so
             that the same call fetches them again.
     """
     if Path(name).is_dir():
         return Path(name)
     repo_id, revision = split_revision(name)
+    token = checked_token(token)
     with hub_errors(repo_id, uploading=False):
         folder = Path(
             snapshot_download(
                 repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(patterns)
             )
+        )
+    if not folder.is_dir():
+        raise ValueError(
+            f"The repository {repo_id} holds no model: none of its files is called {', '.join(patterns)}."
         )
     _verify(repo_id, folder, token, cache_dir)
     return folder
@@ -171,10 +175,13 @@ def _fold_in(model: HiVGForVisualGrounding, stage_folders: list[Path]) -> HiVGFo
 
 def _verify(repo_id: str, folder: Path, token: str | None, cache_dir: str | Path | None) -> None:
     """Compare checksums with the Hub's listing; remove what differs, so that it is fetched again."""
+    if constants.HF_HUB_OFFLINE:
+        return
     try:
-        report = HfApi(token=token).verify_repo_checksums(repo_id, revision=folder.name, cache_dir=cache_dir)
-    except (httpx2.TransportError, OfflineModeIsEnabled):
-        logger.info("The Hub is out of reach; %s is taken from the cache without comparing checksums.", repo_id)
+        with hub_errors(repo_id, uploading=False):
+            report = HfApi(token=token).verify_repo_checksums(repo_id, revision=folder.name, cache_dir=cache_dir)
+    except ConnectionError as error:
+        logger.warning("%s is taken from the cache without comparing checksums. %s", repo_id, error)
         return
     for mismatch in report.mismatches:
         path = folder / mismatch["path"]

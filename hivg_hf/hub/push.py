@@ -18,7 +18,7 @@ from PIL import Image
 
 from hivg_hf.utils.atomic import atomic_folder, write_json
 
-from .errors import TOKEN_HELP, hub_errors
+from .errors import TOKEN_HELP, checked_token, hub_errors
 from .files import ADAPTER_CONFIG_FILE, CARD_FILE, REPLACED, files_to_push, folder_kind, located, read_json
 from .loading import download_checked, load_with_stages, split_revision
 
@@ -160,7 +160,7 @@ def check_pushed(report: PushReport, token: str | None = None) -> None:
 
 
 def require_token(token: str | None) -> str:
-    token = token or get_token()
+    token = checked_token(token) or get_token()
     if not token:
         raise ValueError(f"Uploading needs a token of the Hub and none was found; {TOKEN_HELP}.")
     return token

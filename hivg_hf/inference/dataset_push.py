@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hivg_hf.hub import push_dataset
+from hivg_hf.utils.inert import markdown_code
 
 from .dataset_run import DatasetRun
 
@@ -19,12 +20,12 @@ The rows of {source}, each with the box of what its expression names, found by {
 
 | column | meaning |
 | --- | --- |
-| `{prefix}box` | xyxy in pixels of the original, upright picture; null where there is an error |
-| `{prefix}score` | 0 to 1, how sure the model is; null where it gives none |
-| `{prefix}found` | whether the score reaches the threshold ({threshold}); null without one |
-| `{prefix}error` | why the row could not be used |
+| {box} | xyxy in pixels of the original, upright picture; null where there is an error |
+| {score} | 0 to 1, how sure the model is; null where it gives none |
+| {found} | whether the score reaches the threshold ({threshold}); null without one |
+| {error} | why the row could not be used |
 
-Picture: `{image_column}`. Expression: `{text_column}`.{lists} Rows: {rows}, of which {failed} have an error.
+Picture: {image_column}. Expression: {text_column}.{lists} Rows: {rows}, of which {failed} have an error.
 """
 
 
@@ -58,12 +59,12 @@ def make_card(run: DatasetRun, repo_id: str) -> DatasetCard:
     text = CARD.format(
         metadata=data.to_yaml(),
         name=repo_id.rpartition("/")[2],
-        source=f"[{source}](https://huggingface.co/datasets/{source})" if is_hub else f"`{source}`",
-        model=f"`{Path(model).name if Path(model).exists() else model}`",
-        prefix=run.ground.prefix,
+        source=f"[{source}](https://huggingface.co/datasets/{source})" if is_hub else markdown_code(source),
+        model=markdown_code(Path(model).name if Path(model).exists() else model),
+        **{name: markdown_code(run.ground.prefix + name) for name in ("box", "score", "found", "error")},
         threshold="the checkpoint's own" if run.ground.threshold is None else run.ground.threshold,
-        image_column=run.ground.image_column,
-        text_column=run.ground.text_column,
+        image_column=markdown_code(run.ground.image_column),
+        text_column=markdown_code(run.ground.text_column),
         lists=" Rows hold several expressions: the columns are lists in their order." if run.several else "",
         rows=rows,
         failed=failed,

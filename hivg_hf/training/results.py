@@ -12,6 +12,7 @@ from accelerate import PartialState
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from hivg_hf.evaluation.model_card import CardFacts, write_card
 from hivg_hf.utils.imports import is_package_available
+from hivg_hf.utils.inert import markdown_code
 
 from .recipe import Recipe
 from .rows import RowCache, row_options
@@ -45,9 +46,9 @@ def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], r
     facts = CardFacts(
         name=recipe.name,
         summary=(
-            f"A HiVG model for visual grounding, trained by the recipe `{recipe.name}` on the split "
-            f"`{recipe.data.train['split']}` of `{Path(recipe.data.train['source']).name}`: an image and "
-            "an expression in, one box out."
+            f"A HiVG model for visual grounding, trained by the recipe {markdown_code(recipe.name)} on the split "
+            f"{markdown_code(recipe.data.train['split'])} of {markdown_code(Path(recipe.data.train['source']).name)}: "
+            "an image and an expression in, one box out."
         ),
         training=_training_table(recipe, phases),
         limits=[
@@ -79,7 +80,7 @@ def _training_table(recipe: Recipe, phases: list[dict[str, Any]]) -> str:
 def _start_of(recipe: Recipe) -> str:
     model = recipe.model
     if model.checkpoint or model.clip:
-        return f"`{Path(model.checkpoint or model.clip or '').name}`"
+        return markdown_code(Path(model.checkpoint or model.clip or "").name)
     return f"random weights of the shape `{model.preset}`"
 
 

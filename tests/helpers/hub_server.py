@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,7 @@ class HubHandler(BaseHTTPRequestHandler):
     query: dict[str, list[str]]
     body: bytes
     user: str | None
+    halved: bool
 
     def log_message(self, *_: object) -> None:
         """Stay quiet: tests read `Hub.requests`."""
@@ -36,8 +38,15 @@ class HubHandler(BaseHTTPRequestHandler):
         path, self.query = parts.path, parse_qs(parts.query)
         request = f"{self.command} {unquote(path)}"
         self.hub.requests.append(request)
+        fault = self.hub.fault_of(request)
+        self.halved = fault is not None and fault.halve
         try:
             self.read_body(cut=self.hub.is_cut(request))
+            if fault is not None and fault.stall:
+                time.sleep(fault.stall)
+                raise ConnectionAbortedError("stalled by the test")
+            if fault is not None and fault.status:
+                return self.reply(fault.body, fault.status, fault.headers)
             self.identify()
             for methods, pattern, answer in self.ROUTES:
                 match = re.fullmatch(pattern, path)
@@ -73,7 +82,8 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if self.halved else data)
+        self.close_connection = self.close_connection or self.halved
 
     @property
     def address(self) -> str:
@@ -133,12 +143,17 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def commit(self, repo_id: str, revision: str) -> None:
         self.hub.may_write(self.user, repo_id)
+        if self.hub.before_commit is not None:
+            rival, self.hub.before_commit = self.hub.before_commit, None
+            rival()
         repository, parent = self.hub.revision(self.user, repo_id, revision)
         files, lfs, title = dict(parent.files), set(parent.lfs), ""
         for line in self.body.splitlines():
             kind, value = (operation := json.loads(line))["key"], operation["value"]
             if kind == "header":
                 title = value["summary"]
+                if value.get("parentCommit", parent.oid) != parent.oid:
+                    raise HubRefusalError(412, message="A commit has happened since. Please refresh and try again.")
             elif kind == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
                 lfs.discard(value["path"])

@@ -57,6 +57,27 @@ class HubRefusalError(Exception):
         self.commit = commit
 
 
+@dataclass
+class Fault:
+    """What requests get in place of an answer; `hub.fail` makes them.
+
+    Attributes:
+        request: "METHOD /path" of whom it concerns, a regular expression that is searched for.
+        status, headers, body: the answer.
+        stall: seconds to wait, after which the connection is closed without an answer.
+        halve: do what was asked, and break the connection half-way through the true answer.
+        times: requests left to fail; None for all of them.
+    """
+
+    request: re.Pattern[str]
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"{}"
+    stall: float = 0.0
+    halve: bool = False
+    times: int | None = None
+
+
 class Hub:
     """Users, repositories, stored large files, and the faults that are waiting."""
 
@@ -68,6 +89,8 @@ class Hub:
         self.requests: list[str] = []  # "METHOD /path"
         self._cuts: list[re.Pattern[str]] = []
         self._damages: dict[str, Callable[[bytes], bytes]] = {}
+        self._faults: list[Fault] = []
+        self.before_commit: Callable[[], None] | None = None  # called once, when a commit has arrived
 
     def create(self, repo_id: str, private: bool = False) -> Repository:
         """A new repository with the first commit that the Hub itself makes."""
@@ -87,6 +110,18 @@ class Hub:
                 return True
         return False
 
+    def fail(self, request: str, **fault: Any) -> None:
+        """Give requests whose "METHOD /path" contains the regular expression a `Fault`."""
+        self._faults.append(Fault(re.compile(request), **fault))
+
+    def fault_of(self, request: str) -> Fault | None:
+        """The fault that this request gets, counted down."""
+        for fault in self._faults:
+            if fault.times != 0 and fault.request.search(request):
+                fault.times = fault.times and fault.times - 1
+                return fault
+        return None
+
     def corrupt(self, path: str, damage: Callable[[bytes], bytes]) -> None:
         """Damage every download of the path until `heal`; the length must stay, as that alone the client checks."""
         self._damages[path] = damage
@@ -95,6 +130,8 @@ class Hub:
         """Forget every fault."""
         self._damages.clear()
         self._cuts.clear()
+        self._faults.clear()
+        self.before_commit = None
 
     def content(self, commit: Commit, path: str) -> bytes:
         """The bytes that a download of the path gets."""

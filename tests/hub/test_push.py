@@ -88,7 +88,7 @@ def test_cut_upload_leaves_nothing_visible_and_the_same_command_succeeds(
     assert done["status"] == 2
     *progress, sentence = done["output"].splitlines()
     assert sentence.startswith("hivg: The connection to http://127.0.0.1:")
-    assert sentence.endswith("nothing of the upload is visible there. Run the same again.")
+    assert sentence.endswith("nothing incomplete is visible there. Run the same again.")
     assert not any("Traceback" in line for line in progress)
     assert hub.repositories["alice/tiny"].head.files.keys() == {".gitattributes"}
     assert push(home, folder, "alice/tiny", "--no-check")["status"] == 0

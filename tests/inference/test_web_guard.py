@@ -5,79 +5,24 @@ import http.server
 import io
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from helpers.web_client import MARK, Client, encoded, free_port
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.inference.web_page import build_page, serve
 
-MARK = {"_type": "gradio.FileData"}
 REFUSED = "The picture must be an example or one that you uploaded on this page: upload it again."
 MOST_UPLOAD_MB = 1
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'hivg_hf[demo]'")
-
-
-class Reply(NamedTuple):
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-    @property
-    def sentence(self) -> str:
-        return json.loads(self.body)["detail"]
-
-
-class Client:
-    """A client that sends what it is given, unchanged; with cookies where `page` was opened first."""
-
-    def __init__(self, port: int, opens_page: bool = False):
-        self.port = port
-        self.cookie = ""
-        if opens_page:
-            self.cookie = self.send("GET", "/").headers["set-cookie"].split(";")[0]
-
-    def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection._validate_path = lambda url: None  # type: ignore[attr-defined]
-        headers = {**(headers or {}), **({"Cookie": self.cookie} if self.cookie else {})}
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        reply = Reply(answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()})
-        connection.close()
-        return reply
-
-    def post(self, path: str, content: Any) -> Reply:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        return self.send("POST", path, body, {"Content-Type": "application/json"})
-
-    def upload(self, data: bytes, name: str = "photo.png") -> Reply:
-        head = f'--edge\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-        body = head.encode() + data + b"\r\n--edge--\r\n"
-        return self.send("POST", "/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=edge"})
-
-    def uploaded(self, data: bytes) -> dict[str, Any]:
-        return {"path": json.loads(self.upload(data).body)[0], "meta": MARK}
-
-    def ask(self, image: Any, lines: str = "the star", threshold: Any = 0, mask: Any = True) -> Reply:
-        """The refusal, or the event stream of the answer."""
-        reply = self.post("/gradio_api/call/answer", {"data": [image, lines, threshold, mask]})
-        if reply.status != 200:
-            return reply
-        return self.send("GET", f"/gradio_api/call/answer/{json.loads(reply.body)['event_id']}")
-
-    def answer(self, *values: Any) -> list[Any]:
-        stream = self.ask(*values).body.decode()
-        assert stream.startswith("event: complete"), stream
-        return json.loads(stream.partition("data: ")[2].strip())
 
 
 class Slow:
@@ -100,12 +45,6 @@ def slow_pipe(tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor)
     return Slow(VisualGroundingPipeline(tiny_model, processor=tiny_processor, device="cpu"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def port(slow_pipe: Slow) -> Iterator[int]:
     page, port = build_page(slow_pipe, "tiny", seconds=2), free_port()
@@ -123,12 +62,6 @@ def client(port: int) -> Client:
 @pytest.fixture(scope="module")
 def photo() -> bytes:
     return encoded(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hivg_hf.utils.atomic import check_name
+
 from ..division import embedded_name
 from ..order import without_image_decoding
 
@@ -68,6 +70,7 @@ def write_rows(
         raise ValueError(f"Unknown format {to!r}; expected one of {', '.join(WRITERS)}.")
     if not len(rows):
         raise ValueError("There are no rows to write.")
+    check_name(split, "Split")
     where, name = WRITERS[to]
     module, _, function = where.partition(":")
     write: Callable[..., list[str]] = getattr(import_module(f"{__name__}.{module}"), function)
