@@ -1,4 +1,4 @@
-"""Write the model cards and the README's table from model_cards/: facts and the results files of `hivg evaluate`.
+"""Write the model cards and the page of the shipped model from model_cards/: facts and results of `hivg evaluate`.
 
 python scripts/make_cards.py            write what is out of date
 python scripts/make_cards.py --check    change nothing; exit status 1 where something is out of date

@@ -1,43 +1,28 @@
 """The guides run: every block of Python and every `hivg` command of docs/*.md, in order, page by page.
 
-A comment above a block changes that: `<!-- not run: REASON -->`, `<!-- file: NAME -->` (write it to a file), and
-`<!-- test adds: OPTIONS -->` (for a command, what only the test's tiny models need).
+What the comments above blocks mean stands in helpers/pages.py.
 """
 
 import argparse
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import hivg_hf
+from helpers.pages import FILE, NOT_RUN, Block, blocks
 from hivg_hf.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
-BLOCK = re.compile(r"(?:<!-- (?P<note>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
-PAGES_THAT_RUN = tuple(
-    f"{page}.md" for page in "use scale fine-tune own-photos convert evaluate ablations peft".split()
-)
-
-
-class Block(NamedTuple):
-    note: str
-    language: str
-    code: str
-    line: int
-
-
-def blocks(page: str) -> Iterator[Block]:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    for match in BLOCK.finditer(text):
-        line = text.count("\n", 0, match.start("code"))
-        yield Block(match["note"] or "", match["language"], match["code"], line)
+ADDED = re.compile(r"test adds(?: to (?P<verb>[\w-]+))?: (?P<options>.+)")
+PAGES_THAT_RUN = ("../README.md", *sorted(path.name for path in DOCS.glob("*.md") if "```" in path.read_text("utf-8")))
 
 
 @pytest.fixture
@@ -60,7 +45,22 @@ def workplace(
     lines = ["file_name,caption", *(f"{file},{expression}" for file, expression in pairs)]
     (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    save_photos(tmp_path)
     return tmp_path
+
+
+def save_photos(folder: Path) -> None:
+    """Ten pictures with a bright rectangle each, and a table of them."""
+    random = np.random.default_rng(0)
+    lines = ["image,expression,x1,y1,x2,y2"]
+    (folder / "photos").mkdir()
+    for number in range(10):
+        x, y = (int(corner) for corner in random.integers(0, 30, 2))
+        picture = PIL.Image.new("RGB", (64, 48), (40, 40, 40))
+        picture.paste((230, 200, 60), (x, y, x + 20, y + 16))
+        picture.save(folder / "photos" / f"{number}.png")
+        lines.append(f"{number}.png,the yellow box,{x},{y},{x + 20},{y + 16}")
+    (folder / "my.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture
@@ -79,11 +79,11 @@ def official_file(workplace: Path) -> None:
 def test_page_runs(page: str, workplace: Path, official_file: None) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     ran = 0
-    for block in blocks(page):
-        if block.note.startswith("not run: "):
+    for block in blocks(DOCS / page):
+        if block.note.startswith(NOT_RUN):
             continue
-        if block.note.startswith("file: "):
-            (workplace / block.note.removeprefix("file: ")).write_text(block.code)
+        if block.note.startswith(FILE):
+            (workplace / block.note.removeprefix(FILE)).write_text(block.code)
         elif block.language == "python":
             exec(compile("\n" * block.line + block.code, str(DOCS / page), "exec"), names)
             ran += 1
@@ -97,7 +97,8 @@ def run_commands(block: Block, page: str) -> int:
     for command in commands:
         program, *arguments = shlex.split(command, comments=True)
         assert program == "hivg", f"{page}: a test can run `hivg` alone; mark the block `not run`: {command}"
-        arguments += shlex.split(block.note.removeprefix("test adds: ")) if block.note else []
+        if added := ADDED.fullmatch(block.note):
+            arguments += shlex.split(added["options"]) if added["verb"] in (None, arguments[0]) else []
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, f"{page}: {command}\n{done.output}\n{done.exception!r}"
     return len(commands)

@@ -1,6 +1,6 @@
 """Measure this package beside the official computation and beside other models; random weights, nothing downloaded.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.speed --out benchmarks/results/2026-11-20-cpu.json --readme README.md
+    OMP_NUM_THREADS=1 python -m benchmarks.speed --out benchmarks/results/2026-11-20-cpu.json --pages
 
 Prints tables, and how the ratios moved against the last results in benchmarks/results. Exit status 1 where a limit
 that the project holds itself to is missed.
@@ -18,7 +18,8 @@ from . import report
 from .accelerator import measure_accelerator
 from .run import GROUPS, run_benchmark
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main(
@@ -29,7 +30,9 @@ def main(
     compiled: Annotated[bool, typer.Option("--compiled", help="Measure torch.compile too.")] = False,
     accelerator: Annotated[bool, typer.Option(help="Measure a CUDA device, where there is one.")] = True,
     update: Annotated[bool, typer.Option("--update", help="Keep the groups of --out that are not named.")] = False,
-    readme: Annotated[Path | None, typer.Option(help="File whose benchmark part is written anew.")] = None,
+    pages: Annotated[
+        bool, typer.Option("--pages", help="Write the tables of README.md and docs/speed.md anew.")
+    ] = False,
     only_report: Annotated[
         bool, typer.Option("--only-report", help="Measure nothing; report the file --out.")
     ] = False,
@@ -56,8 +59,8 @@ def main(
         console.print(report.changes_table(report.compare_results(before, results)))
     if out:
         report.plot_results(results, out.with_suffix(".svg"))
-    if readme:
-        report.write_readme(results, readme)
+    if pages:
+        report.write_pages(results, ROOT)
     missed = report.missed_limits(results)
     for sentence in missed:
         console.print(f"[red]missed:[/red] {sentence}")

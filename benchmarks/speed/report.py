@@ -1,4 +1,4 @@
-"""Results of the benchmark as a file, a table, a plot, a part of the README, and a comparison with the last ones."""
+"""Results of the benchmark: a file, tables, a plot, parts of README and docs, a comparison with the last ones."""
 
 import json
 import re
@@ -11,7 +11,8 @@ from rich.table import Table
 from hivg_hf.utils.atomic import atomic_path, write_json
 from hivg_hf.utils.imports import require_package
 
-from .groups import BOX, MASK, NATIVE, NATIVE_MASK, STRAIGHTFORWARD
+from .accuracy import PUBLISHED
+from .groups import BOX, INT8, MASK, NATIVE, NATIVE_MASK, STRAIGHTFORWARD, TORCH
 
 MARKERS = ("<!-- benchmark: begin (written by python -m benchmarks.speed) -->", "<!-- benchmark: end -->")
 Results = Mapping[str, Any]
@@ -127,13 +128,46 @@ def plot_results(results: Results, path: str | Path) -> None:
         figure.savefig(temporary, format=Path(path).suffix.removeprefix("."), dpi=100)
 
 
-def readme_block(results: Results) -> str:
-    """What stands between the benchmark's markers of the README; every figure from the results."""
+def cost_block(results: Results) -> str:
+    """What an answer costs beside how often it is right, for the README: costs measured, accuracy published."""
+    groups = results["groups"]
+    own, engines = groups["neighbors"]["cases"][BOX], groups.get("engines")
+    lines = [
+        "| | M parameters | GFLOP | CPU time | RefCOCO val, A, B | RefCOCO+ val, A, B | RefCOCOg val, test "
+        "| weights |",
+        "| --- | ---: | ---: | ---: | --- | --- | --- | --- |",
+    ]
+    for system in PUBLISHED:
+        size, cost, time = system.parameters, system.operations, "not measured"
+        group, name = system.measured or ("", "")
+        if case := groups.get(group, {"cases": {}})["cases"].get(name):
+            size, cost = f"{case['parameters'] / 1e6:.0f}", f"{case['operations'] / 1e9:.0f}"
+            time = f"{case['median_seconds'] / own['median_seconds']:.2g}"
+        lines.append(f"| {' | '.join((system.name, size, cost, time, *system.accuracy, system.license))} |")
+    machine = results["machine"]
+    parts = [
+        "\n".join(lines),
+        "Acc@0.5 in percent as published (where two sources of the authors disagree, both), by models trained on these "
+        f"data sets unless it says otherwise. GFLOP and CPU time of one answer on one thread of "
+        f"{_with_article(machine['processor'])} are measured here in float32 (`python -m benchmarks.speed`, random "
+        f"weights); HiVG-B, the unit of time, takes {own['median_seconds']:.2f} s.",
+    ]
+    if engines:
+        seconds = {name: engines["cases"][name]["median_seconds"] for name in (TORCH, INT8)}
+        parts[-1] += (
+            f" A new model of its size takes {seconds[TORCH]:.2f} s, and {seconds[INT8]:.2f} s in the engine for "
+            'ordinary use (`backend="onnx", precision="int8"`).'
+        )
+    return "\n\n".join(parts)
+
+
+def detail_block(results: Results) -> str:
+    """What stands between the benchmark's markers of docs/speed.md; every figure from the results."""
     machine, groups = results["machine"], results["groups"]
     parts = [
         "Random weights, one image and one expression of 8 tokens, 4:3 image, fp32, ratios of median processor time "
         f"on {machine['threads']} thread of {_with_article(machine['processor'])} "
-        f"(torch {machine['torch'].split('+')[0]}), with 95 per cent intervals over alternating rounds:"
+        f"(torch {machine['torch'].split('+')[0]}), with 95 % intervals over alternating rounds:"
     ]
     if "base-1" in groups:
         parts.append(_against_straightforward(groups["base-1"], "HiVG base, batch 1"))
@@ -197,17 +231,23 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[:1].upper() in 'AEIO' else 'a'} {name}"
 
 
-def write_readme(results: Results, path: str | Path) -> None:
-    """Put `readme_block` between its markers.
+def write_pages(results: Results, root: Path) -> None:
+    """Put the tables between their markers in the repository's README.md and docs/speed.md.
 
     Raises:
-        ValueError: the file lacks the markers.
+        ValueError: one of the files lacks the markers.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    begin, end = (re.escape(marker) for marker in MARKERS)
-    pattern = re.compile(f"({begin}\n).*?({end})", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"{path} must hold these two lines once, in this order: {MARKERS[0]!r} and {MARKERS[1]!r}.")
-    block = readme_block(results)
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(pattern.sub(lambda m: f"{m[1]}\n{block}\n\n{m[2]}", text), encoding="utf-8")
+    for page, block in (
+        (root / "README.md", cost_block(results)),
+        (root / "docs" / "speed.md", detail_block(results)),
+    ):
+        text = page.read_text(encoding="utf-8")
+        begin, end = (re.escape(marker) for marker in MARKERS)
+        pattern = re.compile(f"({begin}\n).*?({end})", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise ValueError(
+                f"{page} must hold these two lines once, in this order: {MARKERS[0]!r} and {MARKERS[1]!r}."
+            )
+        with atomic_path(page) as temporary:
+            written = pattern.sub(lambda m, block=block: f"{m[1]}\n{block}\n\n{m[2]}", text)
+            Path(temporary).write_text(written, encoding="utf-8")

@@ -7,6 +7,7 @@ hivg evaluate --model best.pth --data unc --split val --option root=/data --prot
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
 hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
+hivg evaluate --model runs/mine --split held-out --out results/held-out
 accelerate launch --config_file multi_cpu.yaml -m hivg_hf evaluate --model ...
 """
 
@@ -23,12 +24,26 @@ from ._data_options import COLUMN_HELP, reader_options
 
 logger = logging.getLogger(__name__)
 
+HELD_OUT = "held-out"
+
 
 def evaluate(
     model: Annotated[str, typer.Option(help=f"{MODEL_NAMES} Also an adapter, or an official .pth file.")],
-    data: Annotated[str, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json, predictions.parquet, plots and failures.html.")],
-    split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
+    data: Annotated[
+        str | None, typer.Option(help="A source that load_grounding_dataset knows, or a file of your own.")
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="A split, several joined by '+', such as val+none, or held-out: the rows that the run --model held "
+            "out for validation (then omit --data)."
+        ),
+    ] = "val",
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Folder of the pictures that --data names; may be given again.")
+    ] = None,
+    box_format: Annotated[str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh, cxcywh.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
     size: Annotated[int | None, typer.Option(help="Rows of generated data, for each split.")] = None,
     option: Annotated[
@@ -99,13 +114,20 @@ def evaluate(
     from hivg_hf.evaluation.published import compare_published as beside_published
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
-    from hivg_hf.evaluation.sources import open_data, open_foils, open_model
+    from hivg_hf.evaluation.sources import held_out_rows, open_data, open_foils, open_model
     from hivg_hf.utils.imports import require_package
     from hivg_hf.utils.plugins import allowing_code
     from hivg_hf.utils.strict_mapping import read_options
 
     from .convert import read_clip_config
 
+    data_options = reader_options(option, column, images, box_format)
+    if split == HELD_OUT:
+        if data is not None or data_options:
+            raise ValueError(f"--split {HELD_OUT} reads what the run {model} held out: omit --data and its options.")
+        data, split, data_options = held_out_rows(model)
+    elif data is None:
+        raise ValueError(f"Name the rows with --data, or give the folder of a run as --model and --split {HELD_OUT}.")
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
@@ -134,7 +156,7 @@ def evaluate(
         resamples=resamples,
     )
     generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
-    data_options = {**reader_options(option, column), **generated}
+    data_options = {**data_options, **generated}
     overrides = read_options(set_config or [], "--set")
     if data not in ("refshapes", "mixture"):
         note_what_tiny_knows(model, quiet=quiet)

@@ -40,7 +40,16 @@ def train(
         typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
     ] = None,
     column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.", min=0)] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the first phase on --data; later phases keep their ratio to it.", min=0),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of --data in an optimizer step.", min=1)] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to train: cpu, cuda, cuda:1, mps. Default: an accelerator, if there is one."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the run (only with --data). Default: 13.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     allow_code: Annotated[
@@ -58,12 +67,21 @@ def train(
     from hivg_hf.hub import DEFAULT_MODEL
     from hivg_hf.recipes import override
     from hivg_hf.training import load_recipe, parse_recipe
-    from hivg_hf.training.launch import announcer, check_launch, count_processes, describe_processes, quiet_libraries
+    from hivg_hf.training.launch import (
+        announcer,
+        check_launch,
+        choose_device,
+        count_processes,
+        describe_processes,
+        quiet_libraries,
+    )
     from hivg_hf.utils.plugins import allowing_code
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO if announcer() is typer.echo else logging.WARNING)
     quiet_libraries()
+    if device is not None:
+        choose_device(device)
     check_launch()
     changes = list(change or ())
     if recipe is not None and data is not None and "=" in recipe:  # with --data, the first word is a change too
@@ -73,7 +91,7 @@ def train(
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
         "--column": column,
-        "--epochs": epochs, "--seed": seed,
+        "--epochs": epochs, "--seed": seed, "--lr": lr, "--batch-size": batch_size,
     }  # fmt: skip
     given = [name for name, value in own_data.items() if value not in (None, [])]
     if recipe is not None and given:
@@ -99,6 +117,8 @@ def train(
             column,
             epochs,
             13 if seed is None else seed,
+            lr,
+            batch_size,
         )
         plan = parse_recipe(override(own, changes), allow_code)
     folder = out or Path("runs") / plan.name
@@ -112,6 +132,7 @@ def train(
             say("\nNot there yet:\n" + "\n".join(f"  {line}" for line in missing))
         return
     from hivg_hf.training import StagedTraining
+    from hivg_hf.training.results import describe_outcome
 
     say(f"Run: {folder.resolve()}")
     results = StagedTraining(plan, folder, allow_code).run()
@@ -119,6 +140,7 @@ def train(
     if (folder / "training-curves.png").is_file():  # not drawn where matplotlib is not installed
         say(f"Curves: {(folder / 'training-curves.png').resolve()}")
     say(f"Results: {(folder / 'results.json').resolve()}")
+    say(describe_outcome(folder, results))
 
 
 def _plan_own_data(
@@ -132,6 +154,8 @@ def _plan_own_data(
     column: list[str] | None,
     epochs: float | None,
     seed: int,
+    learning_rate: float | None,
+    batch_size: int | None,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
     from hivg_hf.hub import resolve_model
@@ -146,6 +170,8 @@ def _plan_own_data(
         val=None if val is None else str(val),
         epochs=epochs,
         seed=seed,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
         **reader_options(option, column),
     )
 

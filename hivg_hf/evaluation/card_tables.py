@@ -1,4 +1,4 @@
-"""Results files as Markdown: the tables of model cards and of the README. No figure is typed by hand."""
+"""Results files as Markdown: the tables of model cards and of models' pages. No figure is typed by hand."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Model cards from facts and results files, and the README's table from the same files.
+"""Model cards from facts and results files, and a page of the documentation from the same files.
 
     model_cards/NAME.yaml            facts that no measurement gives: what it is, how it was trained, its limits
     model_cards/results/NAME/*.json  what `hivg evaluate` wrote
     hivg_hf/evaluation/templates/hivg_model_card.md
         -> README.md in the checkpoint's folder, with `model-index` metadata
-        -> the part of the repository's README between the markers
+        -> the part between the markers of the page that the facts name
 
 `python scripts/make_cards.py` writes both; with `--check` it says whether they are up to date.
 """
@@ -57,7 +57,7 @@ class CardFacts:
         base_model: Hub id of the model it was made from.
         language: of the expressions.
         tags: further tags.
-        readme: True: the repository's README shows its figures.
+        page: page of the documentation that shows its figures, relative to the repository.
     """
 
     name: str
@@ -71,7 +71,7 @@ class CardFacts:
     base_model: str | None = None
     language: str = "en"
     tags: list[str] = field(default_factory=list)
-    readme: bool = False
+    page: str | None = None
 
     def __post_init__(self) -> None:
         self.load_as = self.load_as or f'"{self.name}"'
@@ -168,8 +168,8 @@ def check_card(text: str) -> ModelCard:
     return card
 
 
-def readme_block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What stands between the markers of the repository's README."""
+def page_block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stands between the markers of a model's page."""
     if not results:
         return (
             f"`{name}`, the checkpoint for the package, has not been measured yet: it is still to be trained. Its "
@@ -177,7 +177,7 @@ def readme_block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
         )
     results = {label: one for label, one in results.items() if label != ROBUSTNESS_LABEL}
     parts = [
-        f"`{name}`, the checkpoint in the package, in per cent with 95 per cent intervals (bootstrap over images):",
+        f"`{name}`, the checkpoint in the package, in percent with 95 % intervals (bootstrap over images):",
         card_tables.figures_table(results),
         card_tables.protocol_sentences(results) + card_tables.threshold_sentence(results),
         "*Control: other expression* is Acc@0.5 of the same model when it is asked for another object of the same "
@@ -205,7 +205,7 @@ def replace_marked(text: str, content: str) -> str:
 
 
 def make_cards(root: str | Path, write: bool = True) -> list[Path]:
-    """Bring every card and the README up to date with the facts and results files.
+    """Bring every card and page up to date with the facts and results files.
 
     Args:
         root: the repository.
@@ -223,9 +223,9 @@ def make_cards(root: str | Path, write: bool = True) -> list[Path]:
         # Weights first: a folder with a card alone would look like a checkpoint.
         if facts.checkpoint and (root / facts.checkpoint).is_dir():
             texts[root / facts.checkpoint / CARD_NAME] = card_text(facts, results)
-        if facts.readme:
-            readme = root / "README.md"
-            texts[readme] = replace_marked(readme.read_text(encoding="utf-8"), readme_block(facts.name, results))
+        if facts.page:
+            page = root / facts.page
+            texts[page] = replace_marked(page.read_text(encoding="utf-8"), page_block(facts.name, results))
         for target, text in texts.items():
             if not target.is_file() or target.read_text(encoding="utf-8") != text:
                 stale.append(target)

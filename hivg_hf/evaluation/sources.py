@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from datasets import concatenate_datasets
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.splits import split_names
 from hivg_hf.hub import download_checked, load_with_stages, resolve_model
+from hivg_hf.hub.files import read_json
 from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
 from hivg_hf.utils.strict_mapping import refuse_unknown
@@ -86,6 +88,24 @@ def open_model(
 def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:
     """Rows of one split, or of several joined by "+" ("val+none")."""
     return load_grounding_dataset(source, split, **options)
+
+
+def held_out_rows(run: str) -> tuple[str, str, dict[str, Any]]:
+    """Source, split and reader options of the rows that a run of `hivg train` held out for validation.
+
+    Raises:
+        ValueError: If `run` is not the folder of a run, or the run held nothing out.
+    """
+    path = Path(run) / "recipe.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--split held-out means the rows that a run of `hivg train` held out, and {run} is not the folder of a "
+            "run: give that folder as --model, or name --data and its split."
+        )
+    spec = read_json(path).get("data", {}).get("validation")
+    if not spec:
+        raise ValueError(f"The run {run} held out no rows: name --data and a split of it.")
+    return spec["source"], spec["split"], {name: spec[name] for name in spec if name not in ("source", "split")}
 
 
 def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:

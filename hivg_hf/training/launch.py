@@ -21,6 +21,28 @@ def check_launch() -> None:
         )
 
 
+def choose_device(device: str) -> None:
+    """Train on this device; accelerate reads the choice when its first process group is joined.
+
+    Raises:
+        ValueError: If torch has no such device here, or several processes were launched, each with its own.
+    """
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"--device {device} is for one process; the launcher gives each of several its own: omit it.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {device}: this installation of torch has no such device; try cpu, cuda or mps."
+        ) from error
+    if torch.device(device).type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    else:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+
+
 def describe_processes() -> str:
     """How many processes train, on what; each process group is joined on the first call."""
     from accelerate import PartialState

@@ -61,6 +61,24 @@ def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], r
     return write_card(target, facts, results)
 
 
+def describe_outcome(folder: Path, results: Mapping[str, Any]) -> str:
+    """How good a finished run's model is, against what, what each phase gave, and what to type next."""
+    phases, lines = results["phases"], []
+    for name, measured in results["evaluation"].items():
+        interval = measured["intervals"].get("acc@0.5")
+        spread = f" (95 %: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+        found = f"{100 * measured['figures']['acc@0.5']:.1f} % right at IoU 0.5{spread}"
+        began = _percent(phases[0]["accuracy_before"]) if name == "validation" else ""
+        began = f"; before training: {began}" if began else ""
+        lines.append(f"{name}: {found} on {measured['counts']['rows']:,} expressions{began}")
+    verdicts = {"after": "kept", "before": "undone"}
+    lines += [f"{phase['name']}: {verdicts[phase['kept']]}, {phase['why']}" for phase in phases]
+    lines.append(f'Next: hivg ground PICTURE "AN EXPRESSION" --model {folder} --out boxed.png')
+    if "validation" in results["evaluation"]:
+        lines.append(f"      hivg evaluate --model {folder} --split held-out --out {folder}-held-out")
+    return "\n".join(lines)
+
+
 def _training_table(recipe: Recipe, phases: list[dict[str, Any]]) -> str:
     lines = [
         f"Started from {_start_of(recipe)}; seed {recipe.seed}, {recipe.precision}.",

@@ -55,6 +55,8 @@ def plan_user_training(
     val: str | None = None,
     epochs: float | None = None,
     seed: int = 13,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Plan a training run on somebody's own table.
@@ -70,6 +72,9 @@ def plan_user_training(
         val: a table of its own for validation.
         epochs: passes over the training rows in each phase, in place of the default for the size.
         seed: seed of the run.
+        learning_rate: of the first phase, in place of the default for the width of the base; later phases keep their
+            ratio to it.
+        batch_size: rows of an optimizer step, in place of the default for the number of rows.
         **options: further options of the reader, for example `columns` or `multi_target`.
 
     Returns:
@@ -97,7 +102,7 @@ def plan_user_training(
         logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
     specs["train"].update(_default_negatives(said, config))
     tests = {"test": specs.pop("test")} if "test" in specs else {}
-    batch_size = min(defaults["batch_size"], rows)
+    batch_size = min(batch_size or defaults["batch_size"], rows)
     return {
         "name": Path(out).name if out else f"{Path(data).stem}-{Path(base).name}",
         "seed": seed,
@@ -116,7 +121,7 @@ def plan_user_training(
             "max_grad_norm": 1.0,
             "log_every": max(1, rows // batch_size // 4),
         },
-        "phases": _phases(kind, config, defaults["stages"]),
+        "phases": _phases(kind, config, defaults["stages"], learning_rate),
         "workers": min(4, (os.cpu_count() or 1) - 1) if rows >= ROWS_FOR_WORKERS else 0,
     }
 
@@ -236,7 +241,7 @@ def _epochs(rows: int, batch_size: int) -> int:
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS_PER_PHASE * batch_size / rows)))
 
 
-def _phases(kind: str, config: Mapping[str, Any], stages: int) -> list[dict[str, Any]]:
+def _phases(kind: str, config: Mapping[str, Any], stages: int, learning_rate: float | None) -> list[dict[str, Any]]:
     """Bridge and heads alone where they are new (a CLIP base), then HiLoRA stages from shallow to deep."""
     clip = config if kind == "clip" else config["clip_config"]
     vision, text = ({**clip.get(f"{tower}_config", {})} for tower in ("vision", "text"))
@@ -260,4 +265,5 @@ def _phases(kind: str, config: Mapping[str, Any], stages: int) -> list[dict[str,
                 "learning_rate": min(STAGE_LEARNING_RATE * gain, MOST_LEARNING_RATE) / 2 ** (number - 1),
             }
         )
-    return phases
+    ratio = 1.0 if learning_rate is None else learning_rate / phases[0]["learning_rate"]
+    return [{**phase, "learning_rate": phase["learning_rate"] * ratio} for phase in phases]

@@ -13,6 +13,7 @@ from transformers import CLIPConfig
 
 from benchmarks.speed import count_operations, neighbors, ratio_of_medians, report, run, time_rounds, working_memory
 from benchmarks.speed.accelerator import measure_accelerator, peak_of
+from benchmarks.speed.accuracy import PUBLISHED
 from benchmarks.speed.groups import (
     BOX,
     MASK,
@@ -142,12 +143,15 @@ def test_a_whole_run_on_tiny_models(monkeypatch, tmp_path, official_config, tiny
     assert report.last_results(tmp_path) == json.loads(json.dumps(results))
     report.plot_results(results, tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n" + "\n".join(report.MARKERS) + "\nafter\n")
-    report.write_readme(results, readme)
-    assert f"| this package, {NATIVE} |" in readme.read_text()
-    assert "| another (tiny) |" in readme.read_text()
-    assert readme.read_text().startswith("before\n")
+    page = tmp_path / "docs" / "speed.md"
+    page.parent.mkdir()
+    for file in (tmp_path / "README.md", page):
+        file.write_text("before\n" + "\n".join(report.MARKERS) + "\nafter\n")
+    report.write_pages(results, tmp_path)
+    assert f"| this package, {NATIVE} |" in page.read_text()
+    assert "| another (tiny) |" in page.read_text()
+    assert page.read_text().startswith("before\n")
+    assert "| **HiVG-B**, mixed pre-training" in (tmp_path / "README.md").read_text()
     assert all(row["verdict"] == "same" for row in report.compare_results(results, results))
 
 
@@ -227,15 +231,24 @@ def test_other_files_are_no_results(tmp_path):
 
 
 def test_a_readme_without_markers_is_refused(tmp_path):
+    results = report.last_results(ROOT / "benchmarks" / "results")
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="must hold these two lines once"):
-        report.write_readme(_results(1.3), tmp_path / "README.md")
+        report.write_pages(results, tmp_path)
 
 
-def test_the_readme_shows_the_last_committed_results():
+def test_readme_and_speed_page_show_the_last_committed_results():
     results = report.last_results(ROOT / "benchmarks" / "results")
     assert results is not None
-    assert report.readme_block(results) in (ROOT / "README.md").read_text()
+    assert report.cost_block(results) in (ROOT / "README.md").read_text()
+    assert report.detail_block(results) in (ROOT / "docs" / "speed.md").read_text()
+
+
+def test_published_accuracy_is_eight_figures_for_every_system():
+    for system in PUBLISHED:
+        counts = [len(cell.split()) for cell in system.accuracy]
+        assert counts == [3, 3, 2], system.name
+        assert system.source
 
 
 # -- accelerator ------------------------------------------------------------------------------------------------------

@@ -162,3 +162,28 @@ def test_options_that_do_not_apply_are_refused(words, message, tmp_path):
     result = run("--model", "nowhere", *words, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--split", "held-out"], "is not the folder of a run: give that folder as --model, or name --data"),
+        (["--split", "held-out", "--data", "refshapes"], "omit --data and its options"),
+        (["--split", "held-out", "--box-format", "xyxy"], "omit --data and its options"),
+        ([], "Name the rows with --data, or give the folder of a run as --model and --split held-out"),
+    ],
+)
+def test_held_out_rows_are_those_of_a_run(words, message, checkpoint, tmp_path):
+    result = run("--model", checkpoint, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_pictures_and_box_format_of_a_table_are_options_of_their_own(checkpoint, tmp_path, make_image):
+    make_image(tmp_path / "photos" / "a.png")
+    (tmp_path / "my.csv").write_text("image,expression,x,y,w,h\na.png,the box,1,2,30,40\n")
+    words = ["--data", tmp_path / "my.csv", "--images", tmp_path / "photos", "--box-format", "xywh", "--no-plots"]
+    result = run("--model", checkpoint, *words, "--split", "all", "--resamples", 0, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    options = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["options"]
+    assert options == {"images": [str(tmp_path / "photos")], "box_format": "xywh"}

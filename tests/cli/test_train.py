@@ -52,6 +52,8 @@ def test_what_it_cannot_do_is_one_sentence(words, message):
         (("--val", "x.csv"), "--val goes"),
         (("--box-format", "y"), "--box-format goes"),
         (("--option", "foo=bar"), "--option goes"),
+        (("--lr", "1e-4"), "--lr goes"),
+        (("--batch-size", 4), "--batch-size goes"),
         (("--epochs", 1, "--seed", 99, "--base", "nowhere"), "--base, --epochs, --seed go"),
     ],
 )
@@ -74,6 +76,20 @@ def test_a_misspelt_key_is_found_before_anything_is_made(dry, tmp_path):
     assert "Unknown key `giuo`" in result.output
     assert "did you mean `giou`?" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_torch_has_not_got_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    result = run(TINY, "--dry-run", "--device", "cuda:99", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "--device cuda:99: this installation of torch has no such device; try cpu, cuda or mps." in result.output
+
+
+def test_a_device_for_several_processes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run(TINY, "--dry-run", "--device", "cpu", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "--device cpu is for one process" in result.output
 
 
 def test_fsdp_on_the_cpu_is_refused_in_one_sentence(monkeypatch):

@@ -16,8 +16,8 @@ from hivg_hf.evaluation.model_card import (
     build_card,
     check_card,
     make_cards,
+    page_block,
     read_facts,
-    readme_block,
     replace_marked,
 )
 from hivg_hf.evaluation.run import EvaluationSettings, describe_scores
@@ -155,60 +155,60 @@ def repository(tmp_path, results):
     folder.mkdir(parents=True)
     for index, (label, one) in enumerate(results.items()):
         (folder / f"{index:02}-{label}.json").write_text(json.dumps(one))
-    facts = {"name": "toy", "summary": "A toy.", "training": "By hand.", "limits": ["Small."], "readme": True}
+    facts = {"name": "toy", "summary": "A toy.", "training": "By hand.", "limits": ["Small."], "page": "page.md"}
     facts["checkpoint"] = "checkpoints/toy"
     (tmp_path / "checkpoints" / "toy").mkdir(parents=True)
     (tmp_path / "model_cards" / "toy.yaml").write_text(yaml.safe_dump(facts))
-    (tmp_path / "README.md").write_text("# Title\n\n" + "\n".join(MARKERS) + "\n\nThe rest.\n")
+    (tmp_path / "page.md").write_text("# Title\n\n" + "\n".join(MARKERS) + "\n\nThe rest.\n")
     return tmp_path
 
 
-def test_one_call_writes_the_card_and_the_readme_and_the_next_finds_nothing_to_do(repository):
-    written = [repository / "checkpoints/toy/README.md", repository / "README.md"]
+def test_one_call_writes_the_card_and_the_page_and_the_next_finds_nothing_to_do(repository):
+    written = [repository / "checkpoints/toy/README.md", repository / "page.md"]
     assert make_cards(repository, write=False) == written
     assert not written[0].exists()
     assert make_cards(repository) == written
     assert make_cards(repository) == []
-    readme = written[1].read_text()
-    assert readme.startswith("# Title\n")
-    assert readme.endswith("\n\nThe rest.\n")
-    assert "| val | 8 | 75.0" in readme
-    assert "hivg evaluate --model toy" in readme
+    page = written[1].read_text()
+    assert page.startswith("# Title\n")
+    assert page.endswith("\n\nThe rest.\n")
+    assert "| val | 8 | 75.0" in page
+    assert "hivg evaluate --model toy" in page
 
 
 def test_a_changed_result_or_a_figure_typed_by_hand_is_noticed(repository):
     make_cards(repository)
-    card, readme = repository / "checkpoints/toy/README.md", repository / "README.md"
-    readme.write_text(readme.read_text().replace("75.0 (", "99.0 (", 1))
-    assert make_cards(repository, write=False) == [readme]
+    card, page = repository / "checkpoints/toy/README.md", repository / "page.md"
+    page.write_text(page.read_text().replace("75.0 (", "99.0 (", 1))
+    assert make_cards(repository, write=False) == [page]
     make_cards(repository)
     path = repository / "model_cards/results/toy/00-val.json"
     path.write_text(json.dumps(make_results(7, 1)))
-    assert make_cards(repository, write=False) == [card, readme]
+    assert make_cards(repository, write=False) == [card, page]
 
 
-def test_a_checkpoint_that_is_still_to_be_trained_gets_no_card_and_the_readme_says_so(repository):
+def test_a_checkpoint_that_is_still_to_be_trained_gets_no_card_and_the_page_says_so(repository):
     for file in (repository / "model_cards/results/toy").iterdir():
         file.unlink()
     (repository / "checkpoints/toy").rmdir()
-    assert make_cards(repository) == [repository / "README.md"]
-    assert "`toy`, the checkpoint for the package, has not been measured yet" in (repository / "README.md").read_text()
+    assert make_cards(repository) == [repository / "page.md"]
+    assert "`toy`, the checkpoint for the package, has not been measured yet" in (repository / "page.md").read_text()
     assert not (repository / "checkpoints/toy").exists()
 
 
-def test_a_readme_without_markers_is_refused(repository):
-    (repository / "README.md").write_text("# Title\n")
+def test_a_page_without_markers_is_refused(repository):
+    (repository / "page.md").write_text("# Title\n")
     with pytest.raises(ValueError, match=r"Expected these two lines once, in this order: .*results: begin"):
         make_cards(repository)
 
 
 def test_text_outside_the_markers_stays_as_it_is(results):
     text = f"before \\1\n{MARKERS[0]}\nstale words\n{MARKERS[1]}\nafter\n"
-    once = replace_marked(text, readme_block("toy", results))
+    once = replace_marked(text, page_block("toy", results))
     assert once.startswith("before \\1\n")
     assert once.endswith(f"{MARKERS[1]}\nafter\n")
     assert "stale words" not in once
-    assert replace_marked(once, readme_block("toy", results)) == once
+    assert replace_marked(once, page_block("toy", results)) == once
 
 
 def test_a_facts_file_with_a_misspelt_key_is_refused(tmp_path):

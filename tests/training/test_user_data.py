@@ -88,6 +88,15 @@ def test_new_bridges_and_heads_are_warmed_up_first(photos, bases):
     assert [phase.train for phase in recipe.phases] == ["heads", "lora"]
 
 
+def test_rate_and_batch_size_of_the_command_replace_those_of_the_size(photos, bases):
+    planned = parse_recipe(_plan(photos, bases / "clip"))
+    changed = parse_recipe(_plan(photos, bases / "clip", learning_rate=2e-5, batch_size=4))
+    rates = [[phase.learning_rate for phase in recipe.phases] for recipe in (planned, changed)]
+    assert rates[1][0] == pytest.approx(2e-5)
+    assert rates[1][1] / rates[1][0] == pytest.approx(rates[0][1] / rates[0][0])
+    assert {phase.batch_size for phase in changed.phases} == {4}
+
+
 @pytest.mark.parametrize(
     ("rows", "batch_size", "stages", "epochs"),
     [(40, 8, 1, 40), (600, 16, 2, 16), (5_000, 32, 3, 4), (40_000, 64, 3, 3)],
@@ -164,6 +173,15 @@ def test_from_a_table_to_a_grounded_picture_by_two_commands(photos, bases, base)
     assert done.exit_code == 0, done.output
     results = json.loads((run / "results.json").read_text())
     assert results["model"] == "merged"
+    figures = results["evaluation"]["validation"]["figures"]
+    assert f"validation: {100 * figures['acc@0.5']:.1f} % right at IoU 0.5" in done.output
+    assert all(f"\n{phase['name']}: " in done.output and phase["why"] in done.output for phase in results["phases"])
+    assert f'hivg ground PICTURE "AN EXPRESSION" --model {run} --out boxed.png' in done.output
+    words = ["evaluate", "--model", run, "--split", "held-out", "--no-plots", "--out", photos / "held-out"]
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    again = json.loads((photos / "held-out" / "results.json").read_text())
+    assert (again["figures"], again["counts"]) == (figures, results["evaluation"]["validation"]["counts"])
     assert (run / "merged" / "README.md").is_file()
     boxed = photos / "boxed.png"
     words = ["ground", picture, "the yellow box", "--model", run / "merged", "--out", boxed]
