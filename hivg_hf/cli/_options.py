@@ -1,11 +1,33 @@
-"""What the verbs share that read data: `--images`, `--box-format`, `--column` and `--option` as reader options."""
+"""Options that several verbs have: how a model is loaded, and how data is read."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-COLUMN_HELP = "How a table calls a column of ours, as in expression=caption; may be given again."
-OPTION_HELP = "Option of the data's reader, KEY=VALUE, as in root=/data or several=apart; may be given again."
+import typer
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")]
+Backend = Annotated[str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: the checkpoint's; fp32 in onnx.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="How a table calls a column of ours, as in expression=caption; may be given again."),
+]
+ReaderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Option of the data's reader, KEY=VALUE, as in root=/data or several=apart; may be given again."
+    ),
+]
+Images = Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")]
+BoxFormat = Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")]
 
 
 def reader_options(

@@ -20,6 +20,7 @@ from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
 from . import EXIT_STATUS_ON_ERROR, MODEL_NAMES, note_what_tiny_knows, run_verb
+from ._options import Backend, Device, Dtype, Precision, Quiet, TrustRemoteCode
 
 EXIT_STATUS_SOME_FAILED = 1
 RESULTS_NAME = "results.jsonl"
@@ -77,20 +78,12 @@ def ground(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
     batch_size: Annotated[int, typer.Option(help="Pairs of image and expression per pass.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that open images beside the model.", min=0)] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
-    backend: Annotated[
-        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")
-    ] = "torch",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: the checkpoint's; fp32 in onnx.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "torch",
+    precision: Precision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
     from hivg_hf.inference import load_pipeline

@@ -55,7 +55,7 @@ def _write_schema(path: Path) -> None:
     from hivg_hf.utils.atomic import write_json
 
     write_json(path, recipe_schema())
-    typer.echo(f"{path.resolve()}\nIn a recipe beside it, the first line: # yaml-language-server: $schema={path.name}")
+    say(f"{path.resolve()}\nIn a recipe beside it, the first line: # yaml-language-server: $schema={path.name}")
 
 
 def _content(name: str, resolved: bool) -> tuple[str, str]:
