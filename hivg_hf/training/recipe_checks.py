@@ -10,7 +10,7 @@ from typing import Any
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
-LOSS_PLUGINS = "hivg_hf.losses"
+LOSS_PLUGINS = "hivg_hf.losses"  # the entry points by which other packages add losses and terms
 _ROW_KEYS = ("source", "split")
 
 

@@ -22,7 +22,8 @@ def schema():
 @pytest.fixture
 def recipe():
     content = tiny_recipe("folder", hilora={"mode": "additive", "lora_options": {"use_rslora": True}})
-    content["phases"][0] |= {"loss_weights": {"bbox": 2}, "augmentation": False, "data": {"source": "refshapes", "split": "train"}}
+    rows = {"source": "refshapes", "split": "train"}
+    content["phases"][0] |= {"loss_weights": {"bbox": 2}, "augmentation": False, "data": rows}
     return content
 
 
