@@ -52,6 +52,7 @@ EXTRAS["dev"] = [
     "build>=1.2",
     "codespell>=2.4",
     "hypothesis>=6.100",
+    "jsonschema>=4.20",
     "mypy>=2.4",
     "parameterized>=0.9",
     "pytest>=8.3",

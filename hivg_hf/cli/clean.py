@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import run_verb, say
-from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
+from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
 
 HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression", "boxes", "model_box", "reasons")
 
@@ -26,10 +26,10 @@ def clean(
         str, typer.Option(help="Folder or Hub id of a model that knows such data, or tiny, the shipped one.")
     ] = "tiny",
     split: Annotated[str, typer.Option(help="Split to look at.")] = "all",
-    images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")] = None,
-    box_format: Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    images: Images = None,
+    box_format: BoxFormat = None,
+    column: Column = None,
+    option: ReaderOption = None,
     threshold: Annotated[
         float,
         typer.Option(help="Rows with this probability of a wrong label or a higher one are listed.", min=0, max=1),

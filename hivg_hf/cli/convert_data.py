@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import run_verb, say
-from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
+from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
 
 
 def convert_data(
@@ -23,10 +23,10 @@ def convert_data(
     split: Annotated[
         list[str] | None, typer.Option(help="Split to convert; may be given again. Default: all that the source has.")
     ] = None,
-    images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")] = None,
-    box_format: Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    images: Images = None,
+    box_format: BoxFormat = None,
+    column: Column = None,
+    option: ReaderOption = None,
     copy_images: Annotated[
         bool, typer.Option("--copy-images", help="Copy the pictures into OUT instead of referring to them.")
     ] = False,

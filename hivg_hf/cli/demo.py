@@ -9,22 +9,17 @@ from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
 from . import MODEL_NAMES, run_verb
+from ._options import Backend, Device, Dtype, Precision
 
 
 def demo(
     model: Annotated[str, typer.Option(help=MODEL_NAMES)] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860 on.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
-    backend: Annotated[
-        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")
-    ] = "torch",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: the checkpoint's; fp32 in onnx.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "torch",
+    precision: Precision = None,
     queue_size: Annotated[int, typer.Option(help="Visitors that may wait; more are asked to come back.", min=1)] = 32,
     max_upload_mb: Annotated[int, typer.Option(help="Largest upload in megabytes.", min=1)] = 32,
     workers: Annotated[int | None, typer.Option(help="Questions answered at once. Default: 2.", min=1)] = None,

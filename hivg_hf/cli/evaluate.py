@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb, terminal
-from ._data_options import COLUMN_HELP, reader_options
+from ._options import Backend, Column, reader_options
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
     ] = None,
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    column: Column = None,
     protocol: Annotated[str, typer.Option(help="pixel, official, mdetr or ref-l4: what counts as right.")] = "pixel",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     set_config: Annotated[
@@ -64,9 +64,7 @@ def evaluate(
         str | None, typer.Option(help="Of an official .pth file: folder or Hub id of its CLIP tokenizer.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
-    backend: Annotated[
-        str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")
-    ] = "torch",
+    backend: Backend = "torch",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: fp32.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
     num_workers: Annotated[int, typer.Option(help="Processes that open images, for each that predicts.", min=0)] = 0,

@@ -8,6 +8,7 @@ import typer
 from hivg_hf.hub import DEFAULT_MODEL
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say
+from ._options import Quiet
 
 FORMATS = ("onnx",)
 
@@ -24,7 +25,7 @@ def export(
     float16: Annotated[
         bool, typer.Option("--float16", help="Also write model_fp16.onnx, half the size on disk.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
     if format not in FORMATS:

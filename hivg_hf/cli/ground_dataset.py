@@ -19,6 +19,7 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 
 from . import run_verb, say
+from ._options import Device, Dtype, TrustRemoteCode
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -76,10 +77,8 @@ def ground_dataset(
         float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
     ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the added columns' names where IN has them too.")] = "",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
     engine: Annotated[str, typer.Option(help="local: this process; ray: actors on a Ray cluster.")] = "local",
@@ -92,9 +91,7 @@ def ground_dataset(
         str | None, typer.Option(help="Upload the result, with a card, as this dataset on the Hub: owner/name.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new Hub dataset visible to you alone.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that a model's Hub repository brings.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Ground every row of a table: adds box, score, found and error, and writes Parquet shards."""
     if engine not in ENGINES:

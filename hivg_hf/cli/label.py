@@ -17,6 +17,7 @@ from tqdm import tqdm
 from hivg_hf.inference.files import find_images, is_url
 
 from . import EXIT_STATUS_ON_ERROR, run_verb, say
+from ._options import Device
 
 EXIT_STATUS_SOME_FAILED = 1
 
@@ -67,9 +68,7 @@ def label(
         str, typer.Option(help="Path of OUT below Label Studio's LOCAL_FILES_DOCUMENT_ROOT, for its pictures.")
     ] = "",
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Label pictures: a teacher finds objects, and templates describe what they single out."""
     from hivg_hf.labeling import DEFAULT_TEMPLATES, label_pictures, load_teacher

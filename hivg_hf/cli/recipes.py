@@ -7,6 +7,8 @@ import typer
 
 from . import run_verb, say
 
+SCHEMA_FILE = "recipe.schema.json"
+
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe (or accelerate configuration) to show.")] = None,
@@ -14,10 +16,18 @@ def recipes(
         bool, typer.Option("--resolved", help="With everything written out that the recipe extends.")
     ] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Write it to the current folder, to be changed.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help=f"Write {SCHEMA_FILE}, by which editors check recipes as you type.")
+    ] = False,
 ) -> None:
     """List the training recipes that ship, show one, or copy one to the current folder."""
     from hivg_hf.recipes import accelerate_names, describe_recipe, recipe_names
 
+    if schema:
+        if name is not None or copy or resolved:
+            raise ValueError("--schema is for all recipes: give it alone.")
+        _write_schema(Path(SCHEMA_FILE))
+        return
     if name is None:
         if copy or resolved:
             raise ValueError(f"{'--copy' if copy else '--resolved'} needs the name of a recipe: see `hivg recipes`.")
@@ -38,6 +48,14 @@ def recipes(
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
     say(str(target.resolve()))
+
+
+def _write_schema(path: Path) -> None:
+    from hivg_hf.training.recipe_schema import recipe_schema
+    from hivg_hf.utils.atomic import write_json
+
+    write_json(path, recipe_schema())
+    say(f"{path.resolve()}\nIn a recipe beside it, the first line: # yaml-language-server: $schema={path.name}")
 
 
 def _content(name: str, resolved: bool) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb
-from ._data_options import COLUMN_HELP, reader_options
+from ._options import Column, reader_options
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
         list[str] | None,
         typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
     ] = None,
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    column: Column = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.", min=0)] = None,
     lr: Annotated[
         float | None,

@@ -17,6 +17,7 @@ from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.inert import printable
 
 from . import run_verb, say
+from ._options import Device, Dtype, TrustRemoteCode
 
 
 def video(
@@ -32,15 +33,11 @@ def video(
     smooth: Annotated[bool, typer.Option(help="Steady the boxes over time, or draw each frame's own.")] = True,
     threshold: Annotated[float | None, typer.Option(help="Draw no box in frames whose score is below it.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pairs of frame and expression per pass.", min=1)] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Find expressions in every frame of a video: prints boxes, or draws them into a new video."""
     from hivg_hf.inference import answer_as_json, load_pipeline

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hivg_hf.utils.hooks import named_inputs
+
 MODEL_CONTROLS = ("bridge-off", "constant-text")
 CONTROLS = (*MODEL_CONTROLS, "other-expression")
 CONSTANT_EXPRESSION = "the object"
@@ -53,8 +55,12 @@ def bridges_off(model: torch.nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for bridge in find_bridges(model):
-            stack.enter_context(bridge.register_forward_hook(lambda module, args, output: args[0]))
+            stack.enter_context(bridge.register_forward_hook(_pass_through, with_kwargs=True))
         yield
+
+
+def _pass_through(bridge: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> torch.Tensor:
+    return named_inputs(bridge, args, kwargs)["hidden_states"]
 
 
 @contextmanager
@@ -88,20 +94,22 @@ def constant_bridge_text(
             reading = False
             module.train(was_training)
 
-    def replace(bridge: torch.nn.Module, args: tuple) -> tuple:
+    def replace(bridge: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if reading:
-            return args
+            return args, kwargs
+        inputs = named_inputs(bridge, args, kwargs)
         states, bias = constant[id(bridge)]
-        rows = len(args[0])
+        rows = len(inputs["hidden_states"])
         # (1, T, D) -> (B, T, D); (1, 1, 1, T) -> (B, 1, 1, T)
-        states = tuple(state.expand(rows, -1, -1) for state in states)
-        return args[0], states, None if bias is None else bias.expand(rows, -1, -1, -1)
+        inputs["text_states"] = tuple(state.expand(rows, -1, -1) for state in states)
+        inputs["text_bias"] = None if bias is None else bias.expand(rows, -1, -1, -1)
+        return (), inputs
 
     with ExitStack() as stack:
         if learning:
             stack.enter_context(model.register_forward_pre_hook(read_anew))
         for bridge in bridges:
-            stack.enter_context(bridge.register_forward_pre_hook(replace))
+            stack.enter_context(bridge.register_forward_pre_hook(replace, with_kwargs=True))
         yield
 
 
@@ -125,15 +133,16 @@ def _bridge_inputs(
     """Text states and bias that each bridge receives for one expression, by running the model on a grey picture."""
     seen = {}
 
-    def record(bridge: torch.nn.Module, args: tuple) -> None:
-        seen[id(bridge)] = (args[1], args[2])
+    def record(bridge: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs = named_inputs(bridge, args, kwargs)
+        seen[id(bridge)] = (inputs["text_states"], inputs["text_bias"])
 
     picture = Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8))
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in processor(images=[picture], text=[expression]).items()}
     with ExitStack() as stack:
         for bridge in bridges:
-            stack.enter_context(bridge.register_forward_pre_hook(record))
+            stack.enter_context(bridge.register_forward_pre_hook(record, with_kwargs=True))
         model.eval()(**inputs)
     return seen
 

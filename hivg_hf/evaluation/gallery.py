@@ -15,46 +15,25 @@ from PIL import Image
 
 from hivg_hf.data.collator import open_row_image
 from hivg_hf.metrics import RowScores
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.html_page import write_page
 
 _LONG_SIDE = 360  # pixels of the embedded pictures
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 80rem; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; margin: 0 0 .3rem; }}
-h2 {{ font-size: 1.1rem; margin: 2rem 0 .6rem; }}
-.legend span {{ margin-right: 1.2rem; white-space: nowrap; }}
-.legend i {{ display: inline-block; width: 1.4em; height: .9em; vertical-align: -.1em; margin-right: .35em;
-  border-width: 3px; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem;
-  align-items: start; }}
-figure {{ margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }}
-.picture {{ position: relative; width: fit-content; max-width: 100%; margin: 0 auto .5rem; line-height: 0; }}
-.picture img {{ min-width: 8rem; max-width: 100%; max-height: 20rem; }}
-.box {{ position: absolute; border-width: 3px; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }}
-figcaption b {{ display: block; overflow-wrap: anywhere; }}
-figcaption small {{ opacity: .75; }}
-.target {{ border-color: #1a9850; border-style: solid; }}
-.first {{ border-color: #d73027; border-style: dashed; }}
-.second {{ border-color: #4575b4; border-style: dotted; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{subtitle}</p>
-<p class="legend">{legend}</p>
-{sections}
-</body>
-</html>
-"""
+_STYLE = """
+.legend span { margin-right: 1.2rem; white-space: nowrap; }
+.legend i { display: inline-block; width: 1.4em; height: .9em; vertical-align: -.1em; margin-right: .35em;
+  border-width: 3px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem;
+  align-items: start; }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
+.picture { position: relative; width: fit-content; max-width: 100%; margin: 0 auto .5rem; line-height: 0; }
+.picture img { min-width: 8rem; max-width: 100%; max-height: 20rem; }
+.box { position: absolute; border-width: 3px; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }
+figcaption b { display: block; overflow-wrap: anywhere; }
+figcaption small { opacity: .75; }
+.target { border-color: #1a9850; border-style: solid; }
+.first { border-color: #d73027; border-style: dashed; }
+.second { border-color: #4575b4; border-style: dotted; }"""
 
 
 @dataclass
@@ -129,10 +108,9 @@ def write_gallery(
         legend: CSS class of a box ("target", "first", "second") to what it is.
     """
     marks = "".join(f'<span><i class="{name}"></i>{html.escape(text)}</span>' for name, text in legend.items())
-    body = "".join(_section_html(dataset, section) for section in sections) or "<p>There is nothing to show.</p>"
-    page = _PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), legend=marks, sections=body)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    shown = "".join(_section_html(dataset, section) for section in sections) or "<p>There is nothing to show.</p>"
+    body = f'<p>{html.escape(subtitle)}</p>\n<p class="legend">{marks}</p>\n{shown}'
+    write_page(path, title, body, _STYLE)
 
 
 def _target(rows: RowScores, index: int) -> tuple[str, Sequence[float]]:

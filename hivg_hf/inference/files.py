@@ -1,4 +1,4 @@
-"""Files in and out of `hivg ground`: which images are asked what, and the results file that lets a run go on."""
+"""What `hivg ground` is asked: which images, which expressions, and where the answers go."""
 
 import glob
 import hashlib
@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 # Suffixes of pictures, films and documents that are not opened, but that no expression ends in either.
@@ -35,6 +34,64 @@ class Question:
     image: str
     expressions: tuple[str, ...]
     name: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one call of `hivg ground` asks.
+
+    Attributes:
+        questions: one per image; None where they come as lines of standard input.
+        expressions: what is asked of every image that does not bring its own.
+        target: the picture's path when `single`, else the folder of the answers.
+        single: whether it is one plain image.
+    """
+
+    questions: list[Question] | None
+    expressions: list[str]
+    target: Path
+    single: bool
+
+
+def read_assignment(arguments: Sequence[str], out: Path | None = None, recursive: bool = False) -> Assignment:
+    """The words of `hivg ground`, checked.
+
+    Args:
+        arguments: images, then expressions; `-` as the image for lines of standard input.
+        out: where the answers shall go; by default beside the caller, named for the image.
+        recursive: whether folders are searched to their depth.
+
+    Raises:
+        FileNotFoundError: there is no such image.
+        ValueError: nothing is asked, or `out` cannot hold the answers.
+    """
+    images, expressions = split_images_and_expressions(arguments)
+    if images == ["-"]:
+        _check_folder(out)
+        return Assignment(None, expressions, out or Path("grounded"), single=False)
+    found, single = find_images(images, recursive)
+    if not expressions:
+        raise ValueError("Say what to find after the image, as in: hivg ground street.jpg 'the man in blue'")
+    questions = [Question(image, tuple(expressions), name) for image, name in found]
+    if single and not (out is not None and out.is_dir()):
+        target = out or Path(f"{Path(found[0][0].partition('?')[0]).stem}.grounded.png")
+        return Assignment(questions, expressions, target, single=True)
+    _check_folder(out)
+    target = out or Path("grounded")
+    return Assignment(_without_earlier_pictures(questions, images, target), expressions, target, single=False)
+
+
+def _check_folder(out: Path | None) -> None:
+    if out is not None and out.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"The answers to several images need a folder, and --out '{out}' is the name of a picture.")
+
+
+def _without_earlier_pictures(questions: list[Question], images: list[str], folder: Path) -> list[Question]:
+    """Without what an earlier run drew into the output folder, where that stands in a folder that was searched."""
+    folder = folder.resolve()
+    if any(is_url(image) or Path(image).resolve().is_relative_to(folder) for image in images):
+        return questions  # the images themselves lie in it, as with --out .
+    return [question for question in questions if not Path(question.image).resolve().is_relative_to(folder)]
 
 
 def is_url(text: str) -> bool:
@@ -154,57 +211,6 @@ def picture_path(folder: Path, name: str, ending: str = "") -> Path:
     if ending:
         suffix = f".{ending}{suffix}"
     return path.with_name(path.stem + suffix)
-
-
-class ResultsFile:
-    """JSON Lines, one per image, appended as answers come; what is already there need not be asked again.
-
-    A line counts as done when image, expressions and model are the same and its picture still exists. Lines of images
-    that failed are kept as a record and tried again. A last line that a killed process left unfinished is cut off.
-    """
-
-    def __init__(self, path: Path, model: str):
-        self.path = path
-        self.model = model
-        self._done: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
-        self._file: IO[str] | None = None
-        if path.exists():
-            self._read()
-
-    def is_done(self, question: Question, needs_picture: bool) -> bool:
-        row = self._done.get((question.image, question.expressions))
-        if row is None or row.get("model") != self.model:
-            return False
-        return not needs_picture or (row.get("picture") is not None and os.path.exists(row["picture"]))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row and hand it to the operating system, so that a killed process loses none that it added."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({**row, "model": self.model}, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
-
-    def _read(self) -> None:
-        whole = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                row = json.loads(line)
-                if "results" in row:
-                    asked = tuple(result["expression"] for result in row["results"])
-                    self._done[(row["image"], asked)] = row
-        if whole < self.path.stat().st_size:
-            with self.path.open("rb+") as file:
-                file.truncate(whole)
 
 
 def _is_image_file(path: str) -> bool:

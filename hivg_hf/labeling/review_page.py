@@ -11,53 +11,36 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.html_page import write_page
 
 REJECTED_NAME = "rejected.txt"
 MOST_PICTURES = 300
 COLORS = ("#d73027", "#1a9850", "#4575b4", "#f09000", "#9040b0", "#008f8f")
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 84rem; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; align-items: start; }}
-figure {{ margin: 0; border: 1px solid #8884; border-radius: 8px; padding: .6rem; }}
-.picture {{ position: relative; line-height: 0; }}
-.picture img {{ width: 100%; height: auto; }}
-.box {{ position: absolute; border: 3px solid; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }}
-label {{ display: block; overflow-wrap: anywhere; }}
-label:has(:checked) {{ text-decoration: line-through; opacity: .6; }}
-small {{ opacity: .75; }}
-button {{ position: sticky; top: .5rem; z-index: 1; font: inherit; padding: .3rem .8rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{subtitle}</p>
+_STYLE = """
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem;
+  align-items: start; }
+figure { margin: 0; border: 1px solid #8884; border-radius: 8px; padding: .6rem; }
+.picture { position: relative; line-height: 0; }
+.picture img { width: 100%; height: auto; }
+.box { position: absolute; border: 3px solid; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }
+label { display: block; overflow-wrap: anywhere; }
+label:has(:checked) { text-decoration: line-through; opacity: .6; }
+small { opacity: .75; }
+button { position: sticky; top: .5rem; z-index: 1; font: inherit; padding: .3rem .8rem; }"""
+_TOP = """
 <p>Tick what is wrong, save <code>rejected.txt</code> into the label folder, and run the same command again.</p>
 <button id="save">Save rejected.txt</button>
-<div class="grid">
-{figures}
-</div>
-<script>
-document.getElementById("save").addEventListener("click", () => {{
+<div class="grid">"""
+_SCRIPT = """<script>
+document.getElementById("save").addEventListener("click", () => {
   const ids = [...document.querySelectorAll("input:checked")].map((box) => box.value);
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([ids.join("\\n") + "\\n"], {{type: "text/plain"}}));
+  link.href = URL.createObjectURL(new Blob([ids.join("\\n") + "\\n"], {type: "text/plain"}));
   link.download = "rejected.txt";
   link.click();
-}});
-</script>
-</body>
-</html>
-"""
+});
+</script>"""
 
 
 def write_review_page(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -76,10 +59,8 @@ def write_review_page(rows: Sequence[Mapping[str, Any]], path: Path, title: str)
     subtitle = f"{len(rows)} expressions in {len(by_image)} pictures, those with the lowest scores first"
     if len(by_image) > MOST_PICTURES:
         subtitle += f"; the first {MOST_PICTURES} are shown"
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            _PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), figures=figures), encoding="utf-8"
-        )
+    body = "\n".join([f"<p>{html.escape(subtitle)}</p>", _TOP, figures, "</div>", _SCRIPT])
+    write_page(path, title, body, _STYLE, width=84, stands_alone=False)
 
 
 def read_rejected(folder: Path) -> set[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.modeling.loss_hivg import box_giou_loss, box_l1_loss, dice_loss, focal_loss, token_targets
 from hivg_hf.modeling.modeling_hivg import PADDING_LOGIT, HiVGForVisualGrounding
+from hivg_hf.utils.hooks import named_inputs
 
 from .pretraining import AttributeHeads, with_defaults
 from .pretraining_rows import MIN_COVERED, NO_CLASS, patch_targets
@@ -107,17 +108,21 @@ class AssistedGrounding(nn.Module):
         return {"loss": loss, "loss_dict": {**outputs.loss_dict, **terms}, "pred_boxes": outputs.pred_boxes}
 
     def _run(self, batch: Mapping[str, torch.Tensor]) -> tuple[Any, dict[nn.Module, Any]]:
-        """The model's output; what the last vision layer and the fusion encoder gave, and each fusion layer got."""
+        """The model's output; what the last vision layer and the fusion encoder gave, and each fusion layer got.
+
+        The last by name: the layer's `hidden_states`, `positions` and `key_bias`.
+        """
         seen: dict[nn.Module, Any] = {}
         fusion = self.model.grounding_head.fusion
         hooks = [
             module.register_forward_hook(lambda module, inputs, output: seen.update({module: output}))
             for module in (self.model.clip.vision_model.encoder.layers[-1], fusion)
         ]
-        hooks += [
-            layer.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[:3]}))
-            for layer in fusion.layers
-        ]
+
+        def note_inputs(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen[layer] = named_inputs(layer, args, kwargs)
+
+        hooks += [layer.register_forward_pre_hook(note_inputs, with_kwargs=True) for layer in fusion.layers]
         try:
             outputs = self.model(**batch)
         finally:
@@ -147,16 +152,13 @@ class AssistedGrounding(nn.Module):
         }
         terms = {}
         for name, (layer, query, tokens) in asked.items():
-            hidden_states, positions, key_bias = seen[layer]
-            terms[name] = guided_attention(layer, hidden_states, positions, key_bias, query, tokens, named)
+            terms[name] = guided_attention(layer, seen[layer], query, tokens, named)
         return terms
 
 
 def guided_attention(
     layer: nn.Module,
-    hidden_states: torch.Tensor,
-    positions: torch.Tensor | None,
-    key_bias: torch.Tensor | None,
+    inputs: Mapping[str, torch.Tensor | None],
     query: torch.Tensor,
     target: torch.Tensor,
     named: torch.Tensor,
@@ -165,16 +167,15 @@ def guided_attention(
 
     Args:
         layer: A fusion layer with pre-norm.
-        hidden_states, positions: (B, L, H), what the layer was given.
-        key_bias: (B, 1, 1, L).
+        inputs: What the layer was given by name: `hidden_states` and `positions` (B, L, H), `key_bias` (B, 1, 1, L).
         query: (B,) which token looks.
         target: (B, L) bool, where it should look.
         named: (B,) bool, rows that count.
     """
     attention = layer.self_attn
-    tokens = layer.norm1(hidden_states)
-    if positions is not None:
-        tokens = tokens + positions
+    tokens = layer.norm1(inputs["hidden_states"])
+    if inputs["positions"] is not None:
+        tokens = tokens + inputs["positions"]
     rows = torch.arange(len(query), device=query.device)
     (q_weight, k_weight, _), (q_bias, k_bias, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     half = attention.num_heads // 2
@@ -182,7 +183,7 @@ def guided_attention(
     queries = F.linear(tokens[rows, query], q_weight, q_bias).unflatten(-1, (-1, attention.head_dim))[:, :half]
     keys = F.linear(tokens, k_weight, k_bias).unflatten(-1, (-1, attention.head_dim))[:, :, :half]
     scores = torch.einsum("bhd,blhd->bhl", queries, keys) * attention.head_dim**-0.5
-    if key_bias is not None:
-        scores = scores + key_bias[:, 0]
+    if inputs["key_bias"] is not None:
+        scores = scores + inputs["key_bias"][:, 0]
     share = scores.log_softmax(-1).masked_fill(~target[:, None], float("-inf"))[named].logsumexp(-1)
     return -share.mean(-1).sum() / max(len(share), 1)

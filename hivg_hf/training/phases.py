@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
 
-from .recipe_checks import check_augmentation, check_config_fields, check_loss_weights, check_rows
+from .recipe_checks import LOSS_PLUGINS, check_augmentation, check_config_fields, check_loss_weights, check_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
     from .recipe import Recipe
-
-LOSSES = "hivg_hf.losses"  # the entry points by which other packages add them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +187,11 @@ class GroundingPhase(Phase):
     def loss_function(self) -> Any:
         if self.loss is None:
             return None
-        if found := find_plugin(LOSSES, self.loss):
+        if found := find_plugin(LOSS_PLUGINS, self.loss):
             return found
         if is_code_name(self.loss):
             return load_code(self.loss, "the loss")
-        known = ", ".join(plugin_names(LOSSES)) or "none"
+        known = ", ".join(plugin_names(LOSS_PLUGINS)) or "none"
         raise ValueError(f"{self}: nobody offers the loss {self.loss!r}; installed are: {known}.")
 
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:

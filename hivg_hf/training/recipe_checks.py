@@ -10,19 +10,24 @@ from typing import Any
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code
 from hivg_hf.utils.strict_mapping import refuse_unknown
 
-LOSS_PLUGINS = "hivg_hf.losses"
+LOSS_PLUGINS = "hivg_hf.losses"  # the entry points by which other packages add losses and terms
 _ROW_KEYS = ("source", "split")
 
 
 def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
     """Names of `HiVGConfig` fields, and of loss terms among them."""
-    from hivg_hf.modeling.configuration_hivg import HiVGConfig
-
-    refuse_unknown(fields, HiVGConfig.__annotations__, where)
+    refuse_unknown(fields, config_names(), where)
     if fields.get("clip_config") is not None:
         _check_clip_fields(f"{where}.clip_config", fields["clip_config"])
     if fields.get("loss_weights") is not None:
         check_loss_weights(f"{where}.loss_weights", fields["loss_weights"])
+
+
+def config_names() -> list[str]:
+    """Fields of `HiVGConfig` that a recipe may set."""
+    from hivg_hf.modeling.configuration_hivg import HiVGConfig
+
+    return list(HiVGConfig.__annotations__)
 
 
 def _check_clip_fields(where: str, content: Any) -> None:
@@ -101,11 +106,18 @@ def check_augmentation(where: str, options: Any) -> None:
 
     if not isinstance(options, Mapping):
         return
-    refuse_unknown(options, _keywords(GroundingAugmentation, "size", "patch_size", "pad_align"), where)
+    refuse_unknown(options, augmentation_names(), where)
     try:
         GroundingAugmentation(size=224, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def augmentation_names() -> set[str]:
+    """Options of `GroundingAugmentation` that a recipe may set; the others come from the processor."""
+    from hivg_hf.data import GroundingAugmentation
+
+    return _keywords(GroundingAugmentation, "size", "patch_size", "pad_align")
 
 
 def check_rows(where: str, spec: Mapping[str, Any]) -> None:

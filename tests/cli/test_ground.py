@@ -17,12 +17,12 @@ import pytest
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.cli import main
 from hivg_hf.inference.files import (
-    ResultsFile,
     find_images,
     picture_path,
     read_questions,
     split_images_and_expressions,
 )
+from hivg_hf.inference.results_file import ResultsFile
 
 Run = Callable[..., tuple[int, str, str]]
 

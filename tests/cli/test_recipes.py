@@ -1,5 +1,7 @@
 """`hivg recipes` lists, shows and copies the recipes that ship, and `hivg train` takes changes of their values."""
 
+import json
+
 import pytest
 import yaml
 
@@ -29,6 +31,22 @@ def test_a_recipe_is_shown_as_written_or_written_out(capsys):
     assert "extends: official-large" in shown
     _, resolved, _ = run(capsys, "recipes", "refcoco-large", "--resolved")
     assert yaml.safe_load(resolved) == read_recipe("refcoco-large")
+
+
+def test_the_schema_for_editors_lies_in_the_current_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said, _ = run(capsys, "recipes", "--schema")
+    path, comment = said.splitlines()
+    assert status == 0
+    assert path == str(tmp_path / "recipe.schema.json")
+    assert comment.endswith("# yaml-language-server: $schema=recipe.schema.json")
+    assert json.loads((tmp_path / "recipe.schema.json").read_text())["$defs"]["phase"]["properties"]["train"]["enum"]
+
+
+@pytest.mark.parametrize("words", [("refcoco-base",), ("--copy",), ("--resolved",)])
+def test_the_schema_is_asked_for_alone(words, capsys):
+    status, _, error = run(capsys, "recipes", "--schema", *words)
+    assert (status, error) == (2, "hivg: --schema is for all recipes: give it alone.\n")
 
 
 def test_a_copy_lies_in_the_current_folder_and_reads_as_the_original(capsys, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from hivg_hf.evaluation import (
     evaluate_model,
     other_expressions,
 )
+from hivg_hf.evaluation.controls import find_bridges
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,25 @@ def test_a_bridge_that_is_off_adds_nothing(loud_model, inputs):
     with bridges_off(loud_model):
         torch.testing.assert_close(states(loud_model, inputs), expected)
     assert not torch.allclose(states(loud_model, inputs), expected, atol=1e-3)
+
+
+def test_controls_act_however_the_bridges_are_called(loud_model, tiny_processor, inputs, monkeypatch):
+    """By position, as the tower calls them, or by name, in any order."""
+    with bridges_off(loud_model):
+        silent = states(loud_model, inputs)
+    with constant_bridge_text(loud_model, tiny_processor, "the red star"):
+        constant = states(loud_model, inputs)
+    kind = type(find_bridges(loud_model)[0])
+    call = kind.__call__
+
+    def by_name(bridge, hidden_states, text_states, text_bias):
+        return call(bridge, text_bias=text_bias, text_states=text_states, hidden_states=hidden_states)
+
+    monkeypatch.setattr(kind, "__call__", by_name)
+    with bridges_off(loud_model):
+        torch.testing.assert_close(states(loud_model, inputs), silent)
+    with constant_bridge_text(loud_model, tiny_processor, "the red star"):
+        torch.testing.assert_close(states(loud_model, inputs), constant)
 
 
 def test_with_constant_text_the_image_tower_no_longer_hears_the_expression(loud_model, tiny_processor, scenes):

@@ -62,7 +62,7 @@ def test_predictions_read_back_give_the_same_figures(folder, evaluation):
 
 def test_the_page_of_failures_needs_nothing_beside_it(folder, scenes, evaluation):
     page = (folder / "failures.html").read_text(encoding="utf-8")
-    assert "http" not in page
+    assert "://" not in page
     assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]+)"', page))
     assert page.count("<figure>") == 4
     assert "tiny &lt;model&gt;" in page

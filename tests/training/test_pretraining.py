@@ -254,7 +254,7 @@ def test_the_guided_attention_is_the_layer_s_own(deep, grounding_batch):
     target = torch.zeros(weights.shape[0], weights.shape[-1], dtype=torch.bool)
     target[:, 3] = True
     query = torch.full((len(target),), 5)
-    loss = guided_attention(layer, *inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool))
+    loss = guided_attention(layer, inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool))
     torch.testing.assert_close(loss, -weights[:, :1, 5, 3].log().mean())
 
 

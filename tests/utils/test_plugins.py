@@ -1,11 +1,13 @@
 """What stands outside the package works inside: by entry points, or by name where somebody allowed it."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from hivg_hf import load_grounding_dataset
 from hivg_hf.metrics import get_protocol
@@ -45,6 +47,10 @@ def distance(outputs, labels, num_items_in_batch=None):
     return (outputs.pred_boxes - labels).abs().mean()
 
 
+def spread(outputs, targets, config):
+    return outputs["pred_boxes"].std()
+
+
 def hello(name: str, times: int = 1) -> None:
     "Greet."
     print(" ".join(["hello", name] * times))
@@ -59,6 +65,7 @@ lines = outside_boxes:read_lines
 box-head = outside_boxes:ScalePhase
 [hivg_hf.losses]
 distance = outside_boxes:distance
+spread = outside_boxes:spread
 [hivg_hf.metrics]
 mine = outside_boxes:strict
 [hivg_hf.verbs]
@@ -172,6 +179,27 @@ def test_a_phase_kind_and_a_loss_of_another_package_train(package, lines, tmp_pa
         parse_recipe(recipe({"source": "lines", **lines}, train="boxhead"))
     with pytest.raises(ValueError, match=r"nobody offers the loss 'distanc'; installed are: distance"):
         parse_recipe(recipe({"source": "lines", **lines}, loss="distanc"))
+
+
+def test_a_loss_term_of_another_package_is_added_by_its_weight(package, lines, tmp_path):
+    weights = {"spread": 2.0}
+    plan = parse_recipe(recipe({"source": "lines", **lines}, loss_weights=weights, log_every=1))
+    (phase,) = StagedTraining(plan, tmp_path / "run").run()["phases"]
+    assert phase["log"][0]["loss_spread"] > 0
+    assert "loss_giou" in phase["log"][0]
+    with pytest.raises(ValueError, match=r"Unknown key `spred` in .*loss_weights"):
+        parse_recipe(recipe({"source": "lines", **lines}, loss_weights={"spred": 1.0}))
+
+
+def test_an_option_of_peft_trains_by_a_recipe_alone(lines, package, tmp_path):
+    content = recipe(
+        {"source": "lines", **lines}, train="lora", vision_layers=2, text_layers=2, rank=2, name="one", keep="last"
+    )
+    content["hilora"] = {"mode": "progressive", "lora_options": {"use_dora": True}}
+    StagedTraining(parse_recipe(content), tmp_path / "run").run()
+    adapter = tmp_path / "run" / "adapters" / "hilora"
+    assert json.loads((adapter / "adapter_config.json").read_text())["use_dora"] is True
+    assert any("lora_magnitude_vector" in name for name in load_file(adapter / "adapter_model.safetensors"))
 
 
 def test_a_protocol_and_a_verb_of_another_package_are_found(package, capsys):

@@ -8,38 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.html_page import write_page
 
 from ..plots import new_figure, save_figure
 
 PLOT_NAME, PAGE_NAME = "robustness.png", "robustness.html"
 _FAMILY_COLORS = {"noise": "#d73027", "blur": "#4575b4", "weather": "#1a9850", "digital": "#984ea3"}
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }}
-td:first-child, th:first-child {{ text-align: left; }}
-img {{ max-width: 100%; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{introduction}</p>
-{picture}
-{tables}
-</body>
-</html>
-"""
+_STYLE = """
+table { border-collapse: collapse; }
+td, th { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; }"""
+_INTRODUCTION = (
+    "Acc@0.5 in percent on the unchanged rows and under each change, the paired difference with its 95 percent "
+    "interval (bootstrap over images), the mean score before and after, and the AUC of the score under the change. "
+    "Rows to which a change of wording does not apply are left out on both sides."
+)
 _TITLES = {
     "corruption": "Corrupted pictures",
     "resolution": "Smaller pictures",
@@ -66,19 +51,10 @@ def write_report(out: str | Path, report: Mapping[str, Any], name: str, plot: bo
         files.append(Path(out) / PLOT_NAME)
         plot_report(files[0], report)
     picture = base64.b64encode(files[0].read_bytes()).decode() if plot else ""
-    page = _PAGE.format(
-        title=html.escape(f"How {name} breaks"),
-        introduction=html.escape(
-            "Acc@0.5 in percent on the unchanged rows and under each change, the paired difference with its 95 "
-            "percent interval (bootstrap over images), the mean score before and after, and the AUC of the score "
-            "under the change. Rows to which a change of wording does not apply are left out on both sides."
-        ),
-        picture=f'<img alt="Accuracy by strength" src="data:image/png;base64,{picture}">' if plot else "",
-        tables="\n".join(_tables(report)),
-    )
+    drawn = [f'<img alt="Accuracy by strength" src="data:image/png;base64,{picture}">'] if plot else []
     files.append(Path(out) / PAGE_NAME)
-    with atomic_path(files[-1]) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    body = "\n".join([f"<p>{_INTRODUCTION}</p>", *drawn, *_tables(report)])
+    write_page(files[-1], f"How {name} breaks", body, _STYLE, width=70)
     return files
 
 
