@@ -59,7 +59,7 @@ PUBLISHED = (
         "Florence-2 large, fine-tuned",
         ("93.4 95.3 92.0", "88.3 92.9 83.6", "91.2 91.7"),
         "MIT",
-        "Xiao et al., Florence-2, table of fine-tuned models; the case measured is Florence-2 base, a third of its size",
+        "Xiao et al., Florence-2, table of fine-tuned models; the benchmark has Florence-2 base, a third of it",
         parameters="770",
     ),
     System(

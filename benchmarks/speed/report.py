@@ -147,8 +147,8 @@ def cost_block(results: Results) -> str:
     machine = results["machine"]
     parts = [
         "\n".join(lines),
-        "Acc@0.5 in percent as published (where two sources of the authors disagree, both), by models trained on these "
-        f"data sets unless it says otherwise. GFLOP and CPU time of one answer on one thread of "
+        "Acc@0.5 in percent as published (where two sources of the authors disagree, both), by models trained on "
+        f"these data sets unless it says otherwise. GFLOP and CPU time of one answer on one thread of "
         f"{_with_article(machine['processor'])} are measured here in float32 (`python -m benchmarks.speed`, random "
         f"weights); HiVG-B, the unit of time, takes {own['median_seconds']:.2f} s.",
     ]
