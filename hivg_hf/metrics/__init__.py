@@ -13,7 +13,7 @@ training loop measures from batches of tensors (batch.py).
 from .batch import GroundingEvalMetrics, batch_box_iou
 from .bootstrap import ratio_difference_intervals, ratio_intervals
 from .grounding_accuracy import GROUNDING_ACCURACY
-from .no_target import choose_threshold, expected_calibration_error, score_auc, threshold_report
+from .no_target import balanced_threshold, choose_threshold, expected_calibration_error, score_auc, threshold_report
 from .protocols import PROTOCOLS, MetricProtocol, get_protocol
 from .scoring import RowScores, score_rows
 from .summary import compute_grounding_metrics, summarize_rows
@@ -24,6 +24,7 @@ __all__ = [
     "GroundingEvalMetrics",
     "MetricProtocol",
     "RowScores",
+    "balanced_threshold",
     "batch_box_iou",
     "choose_threshold",
     "compute_grounding_metrics",
