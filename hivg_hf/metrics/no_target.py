@@ -93,20 +93,6 @@ def score_auc(scores: np.ndarray, correct: np.ndarray) -> float:
     return float((rank_sum - n_right * (n_right + 1) / 2.0) / (n_right * n_wrong))
 
 
-def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: int = 10) -> float:
-    """Mean distance between score and accuracy over equally wide bins, weighted by their rows (Guo et al., 2017).
-
-    Args:
-        scores: (N,) in 0..1.
-        correct: (N,) bool.
-        bins: number of bins between 0 and 1.
-    """
-    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    places = np.clip((scores * bins).astype(int), 0, bins - 1)
-    gaps = np.bincount(places, weights=correct - scores, minlength=bins)
-    return float(np.abs(gaps).sum() / len(scores))
-
-
 def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float) -> dict[str, float | None]:
     """How well "score below threshold" finds expressions that name nothing.
 
