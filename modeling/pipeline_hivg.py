@@ -101,7 +101,8 @@ class VisualGroundingPipeline(Pipeline):
             mask: add `"mask"` over the original image: `True` or `"array"`, bool (height, width); `"pil"`, a picture;
                 `"rle"`, COCO's run lengths.
             heatmap: add `"heatmap"`, the similarity of each place to the expression, float32 (height, width) in 0..1.
-            threshold: add `"found"`, whether the score reaches this value.
+            threshold: add `"found"`, whether the score reaches this value. Default: that of the model's config, which
+                `hivg calibrate` sets; without one, nothing is said.
             timeout: seconds to wait for an image at a URL.
             long_text: `"warn"` or `"error"`, for an expression the model cannot read to its end.
             on_error: `"raise"`, or `"return"`: an image or expression that cannot be used gives `{"error": sentence}`
@@ -299,6 +300,8 @@ class VisualGroundingPipeline(Pipeline):
         mask: bool | str = True,
     ) -> list[dict[str, Any]]:
         """Model outputs of a batch -> one plain dict per pair."""
+        if threshold is None:
+            threshold = getattr(self.model.config, "score_threshold", None)  # a calibrated model's own
         sizes = outputs["target_sizes"]
         map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
         found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes)

@@ -33,6 +33,10 @@ VERBS = {
     "survey": ("hivg_hf.cli.survey:survey", "Look at a dataset: counts, faults, shared images, contact sheets."),
     "recipes": ("hivg_hf.cli.recipes:recipes", "List, show and copy the training recipes that ship."),
     "evaluate": ("hivg_hf.cli.evaluate:evaluate", "Measure a checkpoint on a dataset and write a results file."),
+    "calibrate": (
+        "hivg_hf.cli.calibrate:calibrate",
+        "Fit a model's score to the chance that its box is right, and its threshold.",
+    ),
     "convert-data": ("hivg_hf.cli.convert_data:convert_data", "Read data in any format and write it in another."),
     "clean": ("hivg_hf.cli.clean:clean", "Rank rows whose labels look wrong, for review."),
     "convert": ("hivg_hf.cli.convert:convert", "Turn an official checkpoint file into a folder of this package."),

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .calibration import calibrate_similarity_score
+    from .calibrated_folder import check_place, save_calibration
+    from .calibration import Calibration, calibrate_score
     from .dataset_input import DatasetInput
     from .dataset_run import DatasetRun
     from .ground_batch import GroundBatch
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "Calibration",
     "DatasetInput",
     "DatasetRun",
     "GroundBatch",
     "OnnxModel",
     "answer_as_json",
-    "calibrate_similarity_score",
+    "calibrate_score",
     "check_engine",
     "check_onnx",
+    "check_place",
     "export_onnx",
     "load_pipeline",
     "open_onnx",
+    "save_calibration",
     "write_current_onnx",
 ]
 
@@ -33,17 +37,20 @@ __getattr__ = lazy_names(
     __name__,
     {
         "DTYPES": "loading",
+        "Calibration": "calibration",
         "DatasetInput": "dataset_input",
         "DatasetRun": "dataset_run",
         "GroundBatch": "ground_batch",
         "OnnxModel": "onnx_model",
         "answer_as_json": "loading",
-        "calibrate_similarity_score": "calibration",
+        "calibrate_score": "calibration",
         "check_engine": "loading",
         "check_onnx": "onnx_export",
+        "check_place": "calibrated_folder",
         "export_onnx": "onnx_export",
         "load_pipeline": "loading",
         "open_onnx": "onnx_model",
+        "save_calibration": "calibrated_folder",
         "write_current_onnx": "onnx_export",
     },
 )

@@ -1,103 +1,264 @@
-"""Make the similarity score of a model without a score head mean what it says: the chance that its box is right."""
+"""Make a score mean what it says, the chance that the box is right, and decide from which score on a box is found.
+
+A score is `sigmoid(scale * value + bias)` of one number: the logit of the trained head, or for weights that hold no
+head the difference of token similarity inside and outside the box. Scale and bias are fitted to rows that no training
+saw (Platt's logistic fit); in the config the head's scale is `1 / score_temperature`.
+"""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
 
+from hivg_hf.metrics import (
+    balanced_threshold,
+    base_rate_weights,
+    expected_calibration_error,
+    matthews_correlation,
+    score_auc,
+)
 from hivg_hf.metrics.overlaps import paired_iou
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
 RIGHT_FROM_IOU = 0.5
-FEWEST_ROWS = 20
-# While the difference of similarities is read back from the score, it must not drive the sigmoid into its flat ends.
+FEWEST_ROWS = 50
+# Without rows that name nothing there is nothing to find out about them: a box counts where it is likelier right.
+EVEN_CHANCE = 0.5
+# While a value is read back from the score, it must not drive the sigmoid into its flat ends.
 PROBE_SCALE = 0.01
 # Weight of the prior scale 0, bias 0, in rows: keeps the fit finite where a threshold would separate all rows.
 PRIOR_ROWS = 1.0
+# Config fields that calibration sets, of either kind of score.
+FIELDS = ("score_temperature", "score_bias", "score_similarity_scale", "score_similarity_bias", "score_threshold")
 
 
-def calibrate_similarity_score(
-    model: HiVGForVisualGrounding, processor: HiVGProcessor, dataset: Dataset, batch_size: int = 16
-) -> tuple[float, float]:
-    """Fit `score_similarity_scale` and `score_similarity_bias` on rows with known boxes, and set them in the config.
-
-    Platt's logistic fit of "the box is right" (IoU at least 0.5; never for rows without a target) on the difference
-    between the mean token similarity inside and outside the predicted box. Use rows that no training saw, and save the
-    model afterwards.
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, and what it is worth on the rows that it was fitted to.
 
     Args:
-        model: with `config.score == "similarity"`.
+        fields: config fields and their new values.
+        rows, nothing, right: rows, those of them that name nothing, boxes that are right.
+        base_rate: share of rows that name nothing for which it was fitted; None takes that of the rows.
+        figures: `auc`, `calibration_error_before`, `calibration_error`, and at the threshold `precision` (share of
+            boxes given that are right), `answered`, and with rows of both kinds `n_acc`, `t_acc` and `mcc`.
+    """
+
+    fields: dict[str, float]
+    rows: int
+    nothing: int
+    right: int
+    base_rate: float | None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows with what their score is made of.
+
+    Args:
+        values: (N,) what scale and bias act on.
+        right: (N,) bool, the box reaches IoU 0.5 with a target.
+        nothing: (N,) bool, the expression names nothing.
+    """
+
+    values: np.ndarray
+    right: np.ndarray
+    nothing: np.ndarray
+
+
+def calibrate_score(
+    model: HiVGForVisualGrounding,
+    processor: HiVGProcessor,
+    dataset: Dataset,
+    precision: float | None = None,
+    base_rate: float | None = None,
+    batch_size: int = 16,
+) -> Calibration:
+    """Fit a model's score and choose its threshold on rows with known boxes, and set both in its config.
+
+    Use rows that no training saw, and save the model afterwards. The threshold is the lowest one with the precision
+    that is asked for; else that at which the smaller of N-acc and T-acc is largest; else, where every row has a
+    target, 0.5.
+
+    Args:
+        model: with a trained head or a similarity score.
         processor: the processor saved with it.
-        dataset: rows of the schema; a few hundred are enough.
+        dataset: rows of the schema; 50 at the least, a few hundred with and without a target are better.
+        precision: wanted share of right boxes among those that are given, 0 to 1.
+        base_rate: expected share of expressions that name nothing. Rows are weighted so that they stand for it; this
+            needs rows of both kinds. Default: as in the rows.
         batch_size: rows per pass.
 
     Returns:
-        (scale, bias).
+        What was fitted. Nothing is changed where this raises.
 
     Raises:
-        ValueError: the model has a score head, there are too few rows, or all boxes are right or all wrong.
+        ValueError: there are too few rows, all boxes are right or all wrong, the rows have no score that a head could
+            give, cannot stand for the base rate, or no threshold has the precision.
     """
-    config = model.config
-    if config.score != "similarity":
-        raise ValueError("This model has a trained score head; only a similarity score can be calibrated.")
     if len(dataset) < FEWEST_ROWS:
         raise ValueError(f"Calibration needs at least {FEWEST_ROWS} rows, got {len(dataset)}.")
-    before = config.score_similarity_scale, config.score_similarity_bias
-    config.score_similarity_scale, config.score_similarity_bias = PROBE_SCALE, 0.0
+    if precision is not None and not 0 < precision <= 1:
+        raise ValueError(f"The precision must be above 0 and at most 1, got {precision}.")
+    if base_rate is not None and not 0 <= base_rate < 1:
+        raise ValueError(f"The base rate must be from 0 to below 1, got {base_rate}.")
+    config = model.config
+    before = {name: getattr(config, name) for name in FIELDS}
     try:
-        differences, right = _measure(VisualGroundingPipeline(model, processor=processor), dataset, batch_size)
-        fitted = fit_logistic(differences, right)
-    except BaseException:
-        config.score_similarity_scale, config.score_similarity_bias = before
-        raise
-    config.score_similarity_scale, config.score_similarity_bias = fitted
-    return fitted
+        rows = _measure(model, processor, dataset, batch_size)
+    finally:
+        _set(config, before)
+    found = fit_score(rows, config.score, precision, base_rate, _scale_and_bias(before, config.score))
+    _set(config, found.fields)
+    return found
 
 
-def fit_logistic(values: np.ndarray, right: np.ndarray, steps: int = 50) -> tuple[float, float]:
+def fit_score(
+    rows: ScoredRows,
+    kind: str,
+    precision: float | None = None,
+    base_rate: float | None = None,
+    before: tuple[float, float] = (1.0, 0.0),
+) -> Calibration:
+    """`calibrate_score` on rows that are scored already.
+
+    Args:
+        rows: the rows.
+        kind: `"head"` or `"similarity"`.
+        precision, base_rate: as in `calibrate_score`.
+        before: scale and bias until now.
+    """
+    weights = np.ones(len(rows.values)) if base_rate is None else base_rate_weights(rows.nothing, base_rate)
+    scale, bias = fit_logistic(rows.values, rows.right, weights=weights)
+    if kind == "head" and scale <= 0:
+        raise ValueError(
+            f"On these {len(rows.values)} rows right boxes score no higher than wrong ones: the score head is not "
+            "trained for them. Train it first, or calibrate on rows like those of its training."
+        )
+    scores, earlier = _sigmoid(scale * rows.values + bias), _sigmoid(before[0] * rows.values + before[1])
+    threshold = _choose(scores, rows, weights, precision)
+    fields = {"score_similarity_scale": scale, "score_similarity_bias": bias}
+    if kind == "head":
+        fields = {"score_temperature": 1 / scale, "score_bias": bias}
+    given = scores >= threshold
+    figures = {
+        "auc": score_auc(scores, rows.right),
+        "calibration_error_before": expected_calibration_error(earlier, rows.right, weights=weights),
+        "calibration_error": expected_calibration_error(scores, rows.right, weights=weights),
+        "precision": _precision(rows.right[given], weights[given]),
+        "answered": float(weights[given].sum() / weights.sum()),
+    }
+    if rows.nothing.any() and not rows.nothing.all():
+        figures |= {"n_acc": float((~given)[rows.nothing].mean()), "t_acc": float(given[~rows.nothing].mean())}
+        figures["mcc"] = matthews_correlation(given, ~rows.nothing, weights)
+    counts = {"rows": len(scores), "nothing": int(rows.nothing.sum()), "right": int(rows.right.sum())}
+    return Calibration({**fields, "score_threshold": threshold}, **counts, base_rate=base_rate, figures=figures)
+
+
+def fit_logistic(
+    values: np.ndarray, right: np.ndarray, steps: int = 50, weights: np.ndarray | None = None
+) -> tuple[float, float]:
     """Scale and bias for which `sigmoid(scale * value + bias)` is the likeliest chance of `right`, by Newton's method.
 
     Args:
         values: (N,) any real numbers.
         right: (N,) bool.
         steps: at most so many Newton steps; a handful are enough.
+        weights: (N,) of the rows; None counts each once.
 
     Raises:
         ValueError: all are right or all are wrong.
     """
     right = np.asarray(right, dtype=bool)
-    if right.all() or not right.any():
+    weights = np.ones(len(right)) if weights is None else np.asarray(weights, dtype=np.float64)
+    counted = right[weights > 0]
+    if counted.all() or not counted.any():
         raise ValueError(
-            f"All {len(right)} boxes are {'right' if right.all() else 'wrong'}: a score cannot be fitted."
+            f"All {len(counted)} boxes are {'right' if counted.all() else 'wrong'}: a score cannot be fitted."
         )
     values = np.asarray(values, dtype=np.float64)
     centre, spread = values.mean(), max(values.std(), 1e-12)
     design = np.stack([(values - centre) / spread, np.ones_like(values)], axis=1)  # (N, 2)
-    weights = np.zeros(2)
+    solution = np.zeros(2)
     for _ in range(steps):
-        chance = 1 / (1 + np.exp(-np.clip(design @ weights, -500, 500)))
-        gradient = design.T @ (chance - right) + PRIOR_ROWS * weights
-        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + PRIOR_ROWS * np.eye(2)
+        chance = _sigmoid(design @ solution)
+        gradient = design.T @ (weights * (chance - right)) + PRIOR_ROWS * solution
+        curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + PRIOR_ROWS * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
-        weights -= step
+        solution -= step
         if np.abs(step).max() < 1e-10:
             break
-    scale = weights[0] / spread
-    return float(scale), float(weights[1] - scale * centre)
+    scale = solution[0] / spread
+    return float(scale), float(solution[1] - scale * centre)
 
 
-def _measure(pipe: VisualGroundingPipeline, dataset: Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Differences of similarities (N,), and whether each box is right (N,)."""
+def _measure(model: HiVGForVisualGrounding, processor: HiVGProcessor, dataset: Dataset, batch_size: int) -> ScoredRows:
+    """Ask the model, with a score that can be read back; who calls puts the config right again."""
+    config = model.config
+    # The head's logit is divided, the difference of similarities multiplied.
+    _set(config, {"score_temperature": 1 / PROBE_SCALE, "score_bias": 0.0, "score_threshold": None})
+    _set(config, {"score_similarity_scale": PROBE_SCALE, "score_similarity_bias": 0.0})
+    pipe = VisualGroundingPipeline(model, processor=processor)
     asked = dataset.select_columns(["image", "expression"]).cast_column("image", Image(decode=False))
-    logits, boxes = [], []
+    values, boxes = [], []
     for result in pipe(asked, batch_size=batch_size):
-        logits.append(math.log(result["score"] / (1 - result["score"])))
+        values.append(math.log(result["score"] / (1 - result["score"])) / PROBE_SCALE)
         boxes.append(list(result["box"].values()))
-    targets: list[Any] = dataset["box"][:]
-    known = np.array([target is not None for target in targets])
-    filled = np.array([target if target is not None else (0.0, 0.0, 0.0, 0.0) for target in targets])
-    right = (paired_iou(np.array(boxes), filled) >= RIGHT_FROM_IOU) & known
-    return np.array(logits) / PROBE_SCALE, right
+    targets = _targets(dataset)
+    nothing = np.array([not row for row in targets])
+    right = np.zeros(len(targets), dtype=bool)
+    for place in range(max(map(len, targets), default=0)):  # the first target of every row, then the second, ...
+        filled = np.array([row[place] if place < len(row) else (0.0,) * 4 for row in targets])
+        right |= (paired_iou(np.array(boxes), filled) >= RIGHT_FROM_IOU) & [place < len(row) for row in targets]
+    return ScoredRows(np.array(values), right, nothing)
+
+
+def _targets(dataset: Dataset) -> list[list[Any]]:
+    """Every target box of every row."""
+    several = dataset["boxes"][:] if "boxes" in dataset.column_names else [None] * len(dataset)
+    return [row or ([box] if box is not None else []) for row, box in zip(several, dataset["box"][:], strict=True)]
+
+
+def _choose(scores: np.ndarray, rows: ScoredRows, weights: np.ndarray, precision: float | None) -> float:
+    """The threshold; see `calibrate_score`."""
+    if precision is None:
+        mixed = rows.nothing.any() and not rows.nothing.all()
+        return balanced_threshold(scores, rows.nothing) if mixed else EVEN_CHANCE
+    levels, places = np.unique(scores, return_inverse=True)
+    given, right = (
+        np.cumsum(np.bincount(places, weights=weights * counted, minlength=len(levels))[::-1])[::-1]
+        for counted in (np.ones(len(scores)), rows.right)
+    )  # (L,) each, of all scores from a level on
+    reached = right / np.maximum(given, 1e-12)
+    if not (reached >= precision).any():
+        best = int(np.argmax(reached))
+        raise ValueError(
+            f"No threshold has a precision of {precision} on these {len(scores)} rows: the highest is "
+            f"{reached[best]:.3f}, from a score of {levels[best]:.3f} on."
+        )
+    place = int(np.argmax(reached >= precision))
+    return float((levels[place - 1] + levels[place]) / 2 if place else levels[0])
+
+
+def _precision(right: np.ndarray, weights: np.ndarray) -> float:
+    return float((weights * right).sum() / weights.sum()) if weights.sum() else 0.0
+
+
+def _scale_and_bias(fields: dict[str, Any], kind: str) -> tuple[float, float]:
+    if kind == "head":
+        return 1 / fields["score_temperature"], fields["score_bias"]
+    return fields["score_similarity_scale"], fields["score_similarity_bias"]
+
+
+def _set(config: Any, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        setattr(config, name, value)
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(values, -500, 500)))

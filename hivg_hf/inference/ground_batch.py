@@ -189,11 +189,8 @@ class GroundBatch:
         """`{"each": [result, ...]}` or `{"error": sentence}` per question."""
         if not items:
             return []
-        threshold = self.threshold
-        if threshold is None:
-            threshold = getattr(self.pipe.model.config, "score_threshold", None)
         options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "on_error": "return"}
-        results = self.pipe(items, mask=self.mask, threshold=threshold, **options)
+        results = self.pipe(items, mask=self.mask, threshold=self.threshold, **options)
         return [result if isinstance(result, dict) else {"each": list(result)} for result in results]
 
     def _row(self, results: list[dict[str, Any]], several: bool) -> dict[str, Any]:

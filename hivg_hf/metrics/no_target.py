@@ -93,20 +93,6 @@ def score_auc(scores: np.ndarray, correct: np.ndarray) -> float:
     return float((rank_sum - n_right * (n_right + 1) / 2.0) / (n_right * n_wrong))
 
 
-def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: int = 10) -> float:
-    """Mean distance between score and accuracy over equally wide bins, weighted by their rows (Guo et al., 2017).
-
-    Args:
-        scores: (N,) in 0..1.
-        correct: (N,) bool.
-        bins: number of bins between 0 and 1.
-    """
-    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    places = np.clip((scores * bins).astype(int), 0, bins - 1)
-    gaps = np.bincount(places, weights=correct - scores, minlength=bins)
-    return float(np.abs(gaps).sum() / len(scores))
-
-
 def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float) -> dict[str, float | None]:
     """How well "score below threshold" finds expressions that name nothing.
 
@@ -146,10 +132,35 @@ def choose_threshold(scores: np.ndarray, no_target: np.ndarray) -> dict[str, flo
     below_none = np.cumsum(np.bincount(inverse, weights=no_target, minlength=len(levels)))
     below = np.cumsum(np.bincount(inverse, minlength=len(levels)))
     f1 = 2 * below_none / (below + no_target.sum())
-    best = int(np.argmax(f1))
-    above = levels[best + 1] if best + 1 < len(levels) else np.nextafter(levels[best], np.inf)
-    middle = (levels[best] + above) / 2
-    return threshold_report(scores, no_target, above if middle <= levels[best] else middle)
+    return threshold_report(scores, no_target, _above(levels, int(np.argmax(f1))))
+
+
+def balanced_threshold(scores: np.ndarray, no_target: np.ndarray) -> float:
+    """The threshold at which the smaller of N-acc and T-acc is largest: of both kinds of rows equally many are right.
+
+    Candidates lie half-way between neighboring scores, as in `choose_threshold`.
+
+    Args:
+        scores: (N,) scores of the predicted boxes.
+        no_target: (N,) bool, True where the expression names nothing in the picture.
+
+    Raises:
+        ValueError: the rows are all with, or all without a target.
+    """
+    scores, no_target = np.asarray(scores, dtype=np.float64), np.asarray(no_target, dtype=bool)
+    if no_target.all() or not no_target.any():
+        raise ValueError("Choosing a threshold needs rows with a target and rows without one.")
+    levels = np.unique(scores)
+    n_acc = np.searchsorted(np.sort(scores[no_target]), levels, side="right") / no_target.sum()
+    t_acc = 1 - np.searchsorted(np.sort(scores[~no_target]), levels, side="right") / (~no_target).sum()
+    return _above(levels, int(np.argmax(np.minimum(n_acc, t_acc))))
+
+
+def _above(levels: np.ndarray, place: int) -> float:
+    """A threshold just above the sorted score at `place`: half-way to the next one."""
+    above = levels[place + 1] if place + 1 < len(levels) else np.nextafter(levels[place], np.inf)
+    middle = (levels[place] + above) / 2
+    return float(above if middle <= levels[place] else middle)
 
 
 def _kept_boxes(prediction: Mapping[str, Any], score_threshold: float) -> np.ndarray:

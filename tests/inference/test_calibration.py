@@ -1,14 +1,16 @@
-"""After calibration a similarity score is the chance that the box is right."""
+"""After calibration a score is the chance that the box is right, at the share of empty questions that is expected."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf import VisualGroundingPipeline
 from hivg_hf.data.refshapes import refshapes_dataset
-from hivg_hf.inference import calibrate_similarity_score, calibration
-from hivg_hf.inference.calibration import fit_logistic
+from hivg_hf.inference import calibrate_score, calibration
+from hivg_hf.inference.calibration import fit_logistic, fit_score
+from hivg_hf.metrics import expected_calibration_error
 
 
 def test_the_fit_recovers_the_chance_that_made_the_data() -> None:
@@ -31,28 +33,147 @@ def test_a_score_is_not_fitted_to_boxes_of_one_kind() -> None:
         fit_logistic(np.arange(3), np.ones(3, dtype=bool))
 
 
-def test_mean_score_becomes_the_share_of_right_boxes(
-    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = copy.deepcopy(tiny_model)
-    model.config.score = "similarity"
-    rows = refshapes_dataset("val", seed=1, size=40, masks=False)
-    # A random model finds nothing; let a quarter of its boxes be right.
-    monkeypatch.setattr(calibration, "paired_iou", lambda boxes, targets: np.arange(len(boxes)) % 4 == 0)
-    fitted = calibrate_similarity_score(model, tiny_processor, rows)
-    assert (model.config.score_similarity_scale, model.config.score_similarity_bias) == fitted
-    pipe = VisualGroundingPipeline(model, processor=tiny_processor, device="cpu")
-    scores = [result["score"] for result in pipe([{"image": r["image"], "text": r["expression"]} for r in rows])]
-    assert np.mean(scores) == pytest.approx(0.25, abs=0.03)
+@pytest.fixture
+def rows() -> Any:
+    return refshapes_dataset("val", seed=1, size=60, masks=False)
 
 
-def test_models_with_a_score_head_and_few_rows_are_refused(
-    tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor
-) -> None:
-    rows = refshapes_dataset("val", seed=1, size=3, masks=False)
-    with pytest.raises(ValueError, match="has a trained score head"):
-        calibrate_similarity_score(tiny_model, tiny_processor, rows)
+@pytest.fixture
+def some_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model finds nothing; let a quarter of its boxes be right."""
+    monkeypatch.setattr(
+        calibration, "paired_iou", lambda boxes, targets: np.where(np.arange(len(boxes)) % 4, 0.0, 1.0)
+    )
+
+
+@pytest.mark.usefixtures("some_right")
+def test_mean_score_becomes_the_share_of_right_boxes(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
+    model = similar(tiny_model)
+    found = calibrate_score(model, tiny_processor, rows)
+    assert {name: getattr(model.config, name) for name in found.fields} == found.fields
+    assert found.fields.keys() == {"score_similarity_scale", "score_similarity_bias", "score_threshold"}
+    results = ask(model, tiny_processor, rows)
+    assert np.mean([result["score"] for result in results]) == pytest.approx(0.25, abs=0.03)
+    assert found.fields["score_threshold"] == 0.5  # nothing in these rows names nothing
+    assert [result["found"] for result in results] == [result["score"] >= 0.5 for result in results]
+
+
+def test_a_score_head_is_calibrated_and_boxes_stay(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
     model = copy.deepcopy(tiny_model)
+    before = ask(model, tiny_processor, rows)
+    logits = np.array([np.log(result["score"] / (1 - result["score"])) for result in before])
+    order = np.argsort(np.argsort(logits))
+    right = order >= 30  # the better half, but for a few
+    right[np.isin(order, (10, 20, 40, 50))] ^= True
+    found = fit_score(calibration.ScoredRows(logits, right, np.zeros(60, dtype=bool)), "head")
+    for name, value in found.fields.items():
+        setattr(model.config, name, value)
+    after = ask(model, tiny_processor, rows)
+    scores = np.array([result["score"] for result in after])
+    assert scores.mean() == pytest.approx(0.5, abs=0.02)
+    np.testing.assert_array_equal(np.argsort(np.argsort(scores)), order)
+    assert [result["box"] for result in after] == [result["box"] for result in before]
+    assert "found" not in before[0]
+    assert "found" in after[0]
+    again = ask(model, tiny_processor, rows, threshold=0.0)
+    assert all(result["found"] for result in again)  # what a call says overrides
+
+
+def test_values_are_read_back_from_scores_exactly(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
+    results = ask(tiny_model, tiny_processor, rows)
+    logits = np.array([np.log(result["score"] / (1 - result["score"])) for result in results])
+    measured = calibration._measure(copy.deepcopy(tiny_model), tiny_processor, rows, 16)
+    np.testing.assert_allclose(measured.values, logits, atol=1e-4)
+
+
+def mixed(count: int = 4000, share: float = 0.5) -> calibration.ScoredRows:
+    """Rows whose value tells right boxes from wrong ones and from answers to empty questions, each by a normal."""
+    rng = np.random.default_rng(7)
+    nothing = np.arange(count) % 100 < 100 * share
+    right = ~nothing & (rng.random(count) < 0.9)
+    return calibration.ScoredRows(rng.normal(np.where(right, 2.0, np.where(nothing, -1.0, 0.5)), 1), right, nothing)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_a_base_rate_makes_scores_right_where_that_share_names_nothing(rate: float) -> None:
+    fresh = mixed(20_000, share=rate)
+
+    def error(fields: dict[str, float]) -> float:
+        scores = 1 / (1 + np.exp(-(fields["score_similarity_scale"] * fresh.values + fields["score_similarity_bias"])))
+        return expected_calibration_error(scores, fresh.right)
+
+    assert error(fit_score(mixed(), "similarity", base_rate=rate).fields) < 0.03
+    assert error(fit_score(mixed(), "similarity", base_rate=0.6 - rate).fields) > 0.05
+
+
+def test_the_threshold_has_the_precision_that_was_asked_for_and_withholds_least() -> None:
+    rows = mixed()
+    found = fit_score(rows, "similarity", precision=0.95)
+    scale, bias = found.fields["score_similarity_scale"], found.fields["score_similarity_bias"]
+    scores = 1 / (1 + np.exp(-(scale * rows.values + bias)))
+    assert found.figures["precision"] >= 0.95
+    lower = np.sort(scores)[: np.searchsorted(np.sort(scores), found.fields["score_threshold"])]
+    assert all(rows.right[scores >= threshold].mean() < 0.95 for threshold in lower[::20])
+    rarer = fit_score(rows, "similarity", precision=0.95, base_rate=0.1)
+    assert rarer.figures["answered"] > found.figures["answered"]
+
+
+def test_without_a_wish_both_kinds_are_treated_alike() -> None:
+    figures = fit_score(mixed(), "similarity").figures
+    assert abs(figures["n_acc"] - figures["t_acc"]) < 0.01
+    assert figures["mcc"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"precision": 0.99}, r"No threshold has a precision of 0.99 on these 400 rows: the highest is 0\.\d+"),
+        ({"base_rate": 1.0}, "from 0 to below 1, got 1.0"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_one_sentence(wish: dict[str, float], message: str) -> None:
+    rows = mixed(400)
+    rows = calibration.ScoredRows(rows.values, np.where(rows.values > 2.5, False, rows.right), rows.nothing)
+    with pytest.raises(ValueError, match=message):
+        fit_score(rows, "similarity", **wish)
+
+
+def test_a_base_rate_needs_rows_of_both_kinds() -> None:
+    with pytest.raises(ValueError, match="none of these 400 without a target"):
+        fit_score(mixed(400, share=0.0), "similarity", base_rate=0.1)
+
+
+def test_a_head_that_scores_wrong_boxes_higher_is_not_turned_round() -> None:
+    rows = mixed(400)
+    with pytest.raises(ValueError, match="On these 400 rows right boxes score no higher than wrong ones"):
+        fit_score(calibration.ScoredRows(-rows.values, rows.right, rows.nothing), "head")
+
+
+def test_few_rows_and_rows_of_one_kind_change_nothing(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
+    model = similar(tiny_model)
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="at least 50 rows, got 3"):
+        calibrate_score(model, tiny_processor, rows.select(range(3)))
+    far = rows.remove_columns(["box", "boxes"]).add_column("box", [[0.0, 0.0, 1.0, 1.0]] * 60)
+    with pytest.raises(ValueError, match="All 60 boxes are wrong"):
+        calibrate_score(model, tiny_processor, far)
+    assert model.config.to_dict() == before
+
+
+def test_any_of_several_targets_is_right(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
+    found = [list(result["box"].values()) for result in ask(tiny_model, tiny_processor, rows)]
+    boxes = [[[0.0, 0.0, 1.0, 1.0], box] if i % 2 else [[0.0, 0.0, 1.0, 1.0]] for i, box in enumerate(found)]
+    asked = rows.remove_columns("boxes").add_column("boxes", boxes)
+    measured = calibration._measure(copy.deepcopy(tiny_model), tiny_processor, asked, 16)
+    assert measured.right.tolist() == [i % 2 == 1 for i in range(60)]
+
+
+def similar(model: Any) -> Any:
+    model = copy.deepcopy(model)
     model.config.score = "similarity"
-    with pytest.raises(ValueError, match="at least 20 rows, got 3"):
-        calibrate_similarity_score(model, tiny_processor, rows)
+    return model
+
+
+def ask(model: Any, processor: Any, rows: Any, **options: Any) -> list[dict[str, Any]]:
+    pipe = VisualGroundingPipeline(model, processor=processor, device="cpu")
+    return pipe([{"image": row["image"], "text": row["expression"]} for row in rows], **options)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hivg_hf.metrics import (
+    balanced_threshold,
     choose_threshold,
     compute_grounding_metrics,
     expected_calibration_error,
@@ -150,3 +151,21 @@ def test_calibration_error_by_hand():
     error = expected_calibration_error([0.2, 0.3 - 1e-9, 0.95], [True, False, True])
     assert error == pytest.approx((2 * 0.25 + 0.05) / 3, abs=1e-6)
     assert expected_calibration_error([1.0, 0.0], [True, False]) == 0.0
+
+
+def test_the_balanced_threshold_is_the_best_of_all_on_random_scores():
+    generator = np.random.default_rng(5)
+    for _ in range(20):
+        scores, nothing = generator.random(30).round(1), np.arange(30) % 3 == 0
+        chosen = balanced_threshold(scores, nothing)
+
+        def smaller(threshold, scores=scores, nothing=nothing):
+            return min((scores[nothing] < threshold).mean(), (scores[~nothing] >= threshold).mean())
+
+        assert smaller(chosen) == max(smaller(value) for value in np.linspace(-0.05, 1.05, 23))
+        assert chosen not in scores
+
+
+def test_a_balanced_threshold_needs_both_kinds():
+    with pytest.raises(ValueError, match="rows with a target and rows without one"):
+        balanced_threshold([0.1, 0.2], [True, True])

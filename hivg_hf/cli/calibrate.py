@@ -1,0 +1,72 @@
+"""`hivg calibrate`: make a model's score mean what it says, and decide from which score on a box is found.
+
+hivg calibrate runs/mine --data my.csv --split val --out calibrated
+hivg calibrate converted --data refcoco --split val --option root=/data --precision 0.95
+hivg calibrate tiny --data refshapes --split val+none --seed 5 --size 500 --base-rate 0.1 --out calibrated
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import MODEL_NAMES, run_verb, say
+from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_NAMES} Its config is changed in place without --out.")],
+    data: Annotated[str, typer.Option(help="Rows with known boxes that no training saw: a source or a file.")],
+    split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
+    precision: Annotated[
+        float | None, typer.Option(help="Wanted share of right boxes among those found: the lowest threshold with it.")
+    ] = None,
+    base_rate: Annotated[
+        float | None,
+        typer.Option(help="Share of expressions that name nothing where the model will be used, as in 0.1."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a calibrated copy; needed for tiny and for models in a cache.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows of generated data, for each split.")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")] = None,
+    box_format: Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows of one pass.", min=1)] = 16,
+) -> None:
+    """Fit temperature (or scale), bias and threshold on held-out rows, and write them into the model's config."""
+    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.hub import download_checked, load_with_stages, resolve_model
+    from hivg_hf.inference import calibrate_score, check_place, save_calibration
+
+    folder = download_checked(resolve_model(model))
+    check_place(folder, out)  # now, not after minutes of work
+    generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
+    rows = load_grounding_dataset(data, split, **reader_options(option, column, images, box_format), **generated)
+    opened, processor = load_with_stages(str(folder))
+    found = calibrate_score(opened.eval(), processor, rows, precision, base_rate, batch_size)
+    place = save_calibration(found.fields, folder, out)
+    _print(found, place)
+
+
+def main() -> None:
+    """Run the verb with the arguments of the process."""
+    run_verb("calibrate")
+
+
+def _print(found: Any, place: Path) -> None:
+    figures = found.figures
+    say(f"{found.rows:,} rows, of which {found.nothing:,} name nothing; {found.right:,} boxes are right.")
+    rate = "as in these rows" if found.base_rate is None else f"{found.base_rate:g}"
+    say(f"Share of expressions that name nothing, for which this holds: {rate}.")
+    before, after = figures["calibration_error_before"], figures["calibration_error"]
+    say(f"Calibration error {before:.3f} before, {after:.3f} after; AUROC {figures['auc']:.3f}.")
+    at = f"From a score of {found.fields['score_threshold']:.3f} on a box is found"
+    say(f"{at}: {figures['answered']:.1%} of the expressions, {figures['precision']:.1%} of these boxes right.")
+    if "mcc" in figures:
+        both = f"N-acc {figures['n_acc']:.1%}, T-acc {figures['t_acc']:.1%}, MCC {figures['mcc']:.3f}"
+        say(f"Something or nothing: {both}.")
+    say(", ".join(f"{name} {value:.4g}" for name, value in found.fields.items()))
+    say(f"Written: {(place / 'config.json').resolve()}")
