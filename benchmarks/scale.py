@@ -36,14 +36,14 @@ KILLS = 3
 
 
 def render(folder: Path, rows_per_file: int = ROWS_PER_FILE) -> None:
-    """Scenes of RefShapes scaled to 128 pixels, four expressions each, as PNG in Parquet."""
+    """Scenes of RefShapes scaled to 64 pixels, four expressions each, as PNG in Parquet."""
     from datasets import Image
 
     from hivg_hf.data.refshapes import refshapes_dataset
 
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(FILES):
-        rows = refshapes_dataset("train", seed=100 + number, size=rows_per_file, masks=False, stored_side=128)
+        rows = refshapes_dataset("train", seed=100 + number, size=rows_per_file, masks=False, stored_side=64)
         rows = rows.cast_column("image", Image(decode=False)).select_columns(["image", "expression", "sent_id"])
         rows.to_parquet(folder / f"rows-{number}.parquet")
 
