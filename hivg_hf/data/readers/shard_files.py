@@ -81,7 +81,7 @@ class ShardFiles:
     schema: pa.Schema = field(init=False)
 
     def __post_init__(self) -> None:
-        self.is_local = _is_local(self.source)
+        self.is_local = self.names_files(self.source)
         if self.is_local and (self.split or self.config):
             raise ValueError(f"--split and --config choose inside a Hub dataset, and '{self.source}' is a local one.")
         self.files = [*map(os.path.abspath, _local_files(self.source))] if self.is_local else self._hub_files()
@@ -93,6 +93,15 @@ class ShardFiles:
             )
         self.kind = kinds[0]
         self.schema = self._read_schema()
+
+    @staticmethod
+    def names_files(source: str) -> bool:
+        """Whether a source is a file, a pattern or a folder of this machine, and not a dataset of the Hub."""
+        if source.startswith(HUB):
+            return False
+        if os.path.exists(source) or glob.has_magic(source) or os.path.splitext(source)[1].lower() in KINDS:
+            return True
+        return os.path.isabs(source) or source.startswith(".") or source.count("/") != 1
 
     @property
     def folder(self) -> Path | None:
@@ -120,7 +129,7 @@ class ShardFiles:
         return self._record_chunks(file, start, size)
 
     def records(self, file: str, start: int) -> Iterator[dict[str, Any] | str]:
-        """The rows of a file from one on as objects, as the file has them; of one that cannot be read, what is wrong."""
+        """The rows of a file from one on, as the file has them; of one that cannot be read, what is wrong."""
         if self.kind == "parquet":
             for table, _ in self._parquet_chunks(file, start, ROWS_AT_ONCE):
                 yield from table.to_pylist()
@@ -240,14 +249,6 @@ class ShardFiles:
 def _records(file: str) -> Sequence[dict[str, Any]]:
     """The rows of a text table; a CSV file is parsed whole, which once per process is enough."""
     return open_records(Path(file))
-
-
-def _is_local(source: str) -> bool:
-    if source.startswith(HUB):
-        return False
-    if os.path.exists(source) or glob.has_magic(source) or os.path.splitext(source)[1].lower() in KINDS:
-        return True
-    return os.path.isabs(source) or source.startswith(".") or source.count("/") != 1
 
 
 def _local_files(source: str) -> list[str]:
