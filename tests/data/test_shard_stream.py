@@ -1,4 +1,4 @@
-"""Streams of shards: every row once, one order for any number of processes and workers, read forward, resumed at once."""
+"""Streams of shards: every row once, one order for any number of processes and workers, resumed at once."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from hivg_hf.data.loading import load_grounding_dataset
 from hivg_hf.data.order import image_ids_of
 from hivg_hf.data.readers.shard_files import ShardFiles
 from hivg_hf.data.readers.shards import ShardRecords
-from hivg_hf.data.shard_stream import ShardStream, mix_streams
+from hivg_hf.data.shard_stream import ShardStream
 from hivg_hf.training.batches import GlobalBatchSampler
 
 SIZES = (7, 12, 9, 19)  # of four tars
@@ -169,13 +169,14 @@ def test_a_mixture_keeps_its_shares_and_uses_a_part_up_before_it_comes_again(sha
     assert 0 < sum(number < 7 for number in start) < 16  # within the epoch too
 
 
-def test_parts_that_are_read_by_number_are_refused(shards, tmp_path):
-    (tmp_path / "rows.jsonl").write_text(
-        '{"image": {"bytes": null, "path": "a"}, "expression": "a", "box": [0,0,1,1]}'
-    )
-    parts = [{"source": str(tmp_path / "rows.jsonl"), "verify_images": "no"}]
-    with pytest.raises(ValueError, match="rows.jsonl is read by number: give it the option format=shards"):
-        mix_streams({"0:rows.jsonl": parts}, None, None)
+def test_parts_that_are_read_by_number_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "expression": "a", "box": [0, 0, 9, 9]}')
+    parts = [{"source": str(tmp_path / "rows.jsonl"), "box_format": "xyxy"}]
+    with pytest.raises(ValueError, match=r"rows.jsonl is read by number: give it the option format=shards"):
+        load_grounding_dataset("mixture", "all", streaming=True, parts=parts)
+    parts[0]["format"] = "shards"
+    assert len(load_grounding_dataset("mixture", "all", streaming=True, parts=parts)) == 1
     with pytest.raises(ValueError, match="lanes is of streams: leave it out, or add streaming=True"):
         load_grounding_dataset("mixture", "all", parts=parts, lanes=2)
 

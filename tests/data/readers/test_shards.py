@@ -123,7 +123,7 @@ def test_a_box_format_that_the_first_rows_contradict_is_refused(rows, tmp_path):
 def test_a_file_that_is_cut_is_refused_before_it_is_read(folder):
     whole = (folder / "part-1.tar").read_bytes()
     (folder / "part-1.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="part-1.tar is not a whole tar file"):
+    with pytest.raises(ValueError, match=r"part-1.tar is not a whole tar file"):
         load_grounding_dataset(str(folder / "part-*.tar"), "all", box_format="xyxy", streaming=True)
 
 
@@ -132,5 +132,5 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(folder):
         str(folder / "part-*.tar"), "all", box_format="xyxy", streaming=True, shuffle=False, buffer=2
     )
     write_tar(folder / "part-1.tar", [])
-    with pytest.raises(RuntimeError, match="part-1.tar changed while it was read"):
+    with pytest.raises(RuntimeError, match=r"part-1.tar changed while it was read"):
         list(stream)
