@@ -33,6 +33,7 @@ ROUND_ROWS = 2_048
 ROUNDS = 3
 SHARD_SIZE = 2_500
 KILLS = 3
+ENGINE = {"device": "cpu", "backend": "onnx", "precision": "int8"}
 
 
 def render(folder: Path, rows_per_file: int = ROWS_PER_FILE) -> None:
@@ -51,6 +52,7 @@ def render(folder: Path, rows_per_file: int = ROWS_PER_FILE) -> None:
 def measure(folder: Path, out: Path, model: str = TINY_CHECKPOINT) -> None:
     figures: dict[str, Any] = {
         "model": Path(model).name,
+        "engine": ENGINE,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
     }
@@ -106,7 +108,7 @@ def compare_rates(file: str, model: str) -> dict[str, float]:
 
     from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch
 
-    ground = GroundBatch(model, engine={"device": "cpu"})
+    ground = GroundBatch(model, engine=ENGINE)
     rows = Dataset.from_parquet(file).select(range(ROUND_ROWS)).cast_column("image", Image(decode=False))
 
     def own_loop() -> None:
@@ -143,8 +145,7 @@ def command(pattern: str, out: Path, model: str) -> list[str]:
         model,
         "--shard-size",
         str(SHARD_SIZE),
-        "--device",
-        "cpu",
+        *(word for name, value in ENGINE.items() for word in (f"--{name}", value)),
     ]
 
 

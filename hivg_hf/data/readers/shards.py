@@ -110,9 +110,12 @@ def _open(source: str, split: str, config: str | None, revision: str | None) -> 
     if revision is not None:
         source = f"{source}@{revision}"
     is_pattern = source.startswith(HUB) and any(sign in source for sign in "*?[")
-    choice = {} if is_pattern or ShardFiles.names_files(source) else {"split": split, "config": config}
-    files = ShardFiles(source, **choice)
-    return files if files.is_local or files.kind == "parquet" else ShardFiles(source, **choice, streaming=False)
+    if is_pattern or ShardFiles.names_files(source):
+        chosen, config = None, None
+    else:
+        chosen = split
+    files = ShardFiles(source, chosen, config)
+    return files if files.is_local or files.kind == "parquet" else ShardFiles(source, chosen, config, streaming=False)
 
 
 class ShardRecords(Sequence[dict[str, Any]]):
@@ -168,7 +171,7 @@ class ShardRecords(Sequence[dict[str, Any]]):
             self._forget()
         for position in self._held.pop(key, ()):
             self._rows.pop(position, None)
-        rows = {}
+        rows: dict[int, dict[str, Any] | str] = {}
         for start, stop in spans:
             rows.update(zip(range(start, stop), self._read(start, stop), strict=True))
         self._rows.update(rows)
