@@ -23,7 +23,7 @@ from .streaming import GroundingStream
 logger = logging.getLogger(__name__)
 
 # Keep the draws apart from every other that is seeded with the same (seed, epoch).
-FILES_STREAM, BLOCK_STREAM, SHARES_STREAM = 4, 5, 6
+FILES_STREAM, BLOCK_STREAM, SHARES_STREAM = 14, 15, 16
 MOST_WARNINGS = 10  # of one process, about rows that cannot be used
 
 
