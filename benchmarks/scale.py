@@ -33,17 +33,18 @@ ROUND_ROWS = 2_048
 ROUNDS = 3
 SHARD_SIZE = 2_500
 KILLS = 3
+ENGINE = {"device": "cpu", "backend": "onnx", "precision": "int8"}
 
 
 def render(folder: Path, rows_per_file: int = ROWS_PER_FILE) -> None:
-    """Scenes of RefShapes scaled to 128 pixels, four expressions each, as PNG in Parquet."""
+    """Scenes of RefShapes scaled to 64 pixels, four expressions each, as PNG in Parquet."""
     from datasets import Image
 
     from hivg_hf.data.refshapes import refshapes_dataset
 
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(FILES):
-        rows = refshapes_dataset("train", seed=100 + number, size=rows_per_file, masks=False, stored_side=128)
+        rows = refshapes_dataset("train", seed=100 + number, size=rows_per_file, masks=False, stored_side=64)
         rows = rows.cast_column("image", Image(decode=False)).select_columns(["image", "expression", "sent_id"])
         rows.to_parquet(folder / f"rows-{number}.parquet")
 
@@ -51,6 +52,7 @@ def render(folder: Path, rows_per_file: int = ROWS_PER_FILE) -> None:
 def measure(folder: Path, out: Path, model: str = TINY_CHECKPOINT) -> None:
     figures: dict[str, Any] = {
         "model": Path(model).name,
+        "engine": ENGINE,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
     }
@@ -106,7 +108,7 @@ def compare_rates(file: str, model: str) -> dict[str, float]:
 
     from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch
 
-    ground = GroundBatch(model, engine={"device": "cpu"})
+    ground = GroundBatch(model, engine=ENGINE)
     rows = Dataset.from_parquet(file).select(range(ROUND_ROWS)).cast_column("image", Image(decode=False))
 
     def own_loop() -> None:
@@ -143,8 +145,7 @@ def command(pattern: str, out: Path, model: str) -> list[str]:
         model,
         "--shard-size",
         str(SHARD_SIZE),
-        "--device",
-        "cpu",
+        *(word for name, value in ENGINE.items() for word in (f"--{name}", value)),
     ]
 
 

@@ -1,7 +1,8 @@
 """`hivg push FOLDER REPO_ID`: upload a model or an adapter to the Hub in one commit, and load it back."""
 
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,32 +42,41 @@ def push(
 
     Only the model's own files are sent: weights, processor, code, card. Nothing is visible before all of it is there.
     """
-    from hivg_hf.hub import push_folder, resolve_model, write_pushed
+    options = {"branch": branch, "message": message, "base": base, "update": update, "onnx": onnx, "check": check}
+    with tempfile.TemporaryDirectory() as place:
+        folder = _find(folder, Path(place) / "model", onnx)
+        _push(folder, repo_id, token=token, private=private, **options)
 
-    if not folder.exists() or (folder / "results.json").is_file():  # tiny, official:base-mixup, the folder of a run
+
+def _find(folder: Path, copy: Path, onnx: bool) -> Path:
+    """The folder to push; with current ONNX files, which never go into the folder of a model that is given by name."""
+    from hivg_hf.hub import is_tiny, resolve_model, write_pushed
+    from hivg_hf.hub.files import files_to_push
+
+    is_name = not folder.exists() or (folder / "results.json").is_file()  # tiny, official:base-mixup, that of a run
+    if is_name:
         folder = Path(resolve_model(folder.as_posix()))
     if onnx:
         from hivg_hf.inference import write_current_onnx
 
+        if is_name or is_tiny(str(folder)):
+            write_pushed(folder, copy)
+            folder = copy
+        files_to_push(folder)  # what is not whole is refused before the minutes that an export takes
         write_current_onnx(folder)
+    return folder
+
+
+def _push(folder: Path, repo_id: str, *, token: str | None, private: bool, check: bool, **options: Any) -> None:
+    from hivg_hf.hub import push_folder, write_pushed
+
     if repo_id.startswith((".", "/", "~")):
         out = Path(repo_id).expanduser()
-        for path in write_pushed(folder, out, base, onnx=onnx):
+        for path in write_pushed(folder, out, options["base"], onnx=options["onnx"]):
             say(f"{(out / path).stat().st_size:>12,}  {path}")
         say(f"Nothing was sent; this would be pushed: {out.resolve()}")
         return
-    report = push_folder(
-        folder,
-        repo_id,
-        token=token,
-        private=private,
-        branch=branch,
-        message=message,
-        base=base,
-        update=update,
-        check=check,
-        onnx=onnx,
-    )
+    report = push_folder(folder, repo_id, token=token, private=private, check=check, **options)
     console = terminal(soft_wrap=True)
     console.print(f"{report.repo_id} {'now holds' if report.changed else 'held already'} {len(report.files)} files.")
     console.print(f"commit {report.commit}" + (", read back and working" if check else ", not read back"))

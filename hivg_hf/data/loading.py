@@ -14,8 +14,12 @@ from .readers import SOURCES
 from .readers.recognition import is_cache
 from .reading import open_source, read_rows, settle, usable_positions
 from .rows import MultiTarget, OnError, VerifyImages
+from .shard_stream import ShardStream, mix_streams
 from .splits import split_names
 from .streaming import GroundingStream
+
+STREAM_OPTIONS = ("seed", "shuffle", "batch_size")  # how the rows of any stream are taken
+SHARD_OPTIONS = (*STREAM_OPTIONS, "lanes", "buffer")  # and those of one in shards
 
 
 def load_grounding_dataset(
@@ -41,7 +45,8 @@ def load_grounding_dataset(
         split: exactly the split that is read, or several joined by "+" (`val+none`). `validation` is understood for
             `val`; RefCOCO's `test` is its testA.
         streaming: True makes rows when they are asked for and returns a `GroundingStream`, an `IterableDataset`;
-            further options are then `seed`, `shuffle` and `batch_size`.
+            further options are then `seed`, `shuffle` and `batch_size`. Of shards (tars, patterns of files, datasets
+            of the Hub), it is a `ShardStream`, which checks a row when it comes and has the options `lanes`, `buffer`.
         multi_target: for expressions with several targets. `keep` leaves `box` empty (training refuses such rows),
             `union` makes `box` the one around all, `drop` leaves the rows out. `boxes` has them all.
         on_error: `raise` stops with a list of every row that cannot be used; `skip` leaves them out and logs how many.
@@ -54,7 +59,8 @@ def load_grounding_dataset(
             a file is not recognized; for `refshapes` those of `refshapes_dataset`.
 
     Returns:
-        A `datasets.Dataset`, a `GroundingStream`, a `GroundingMixture`, or, with `negatives`, `NegativeRows`.
+        A `datasets.Dataset`, a `GroundingStream` (of shards, a `ShardStream`), a `GroundingMixture`, or, with
+        `negatives`, `NegativeRows`.
 
     Example:
         >>> from hivg_hf import load_grounding_dataset
@@ -138,9 +144,15 @@ def _load(
         from .cache import load_cache
 
         return load_cache(source, split, **options)
-    order = {key: options.pop(key) for key in ("seed", "shuffle", "batch_size") if streaming and key in options}
-    builder = open_source(source, split, multi_target=multi_target, verify_images=verify_images, **options)
+    order = {key: options.pop(key) for key in SHARD_OPTIONS if streaming and key in options}
+    builder = open_source(
+        source, split, multi_target=multi_target, verify_images=verify_images, streaming=streaming, **options
+    )
+    if streaming and builder.annotations.shards is not None:
+        return ShardStream([builder], on_error=on_error, **order)
     if streaming:
+        if set(order) - {*STREAM_OPTIONS}:
+            raise ValueError(f"lanes and buffer are of shards, and {source} is read by number: leave them out.")
         positions, report = usable_positions(builder, source)
         settle(report, on_error, len(builder))
         return GroundingStream(builder, positions, **order)
@@ -167,11 +179,21 @@ def _load_splits(source: str, splits: str, **options: Any) -> Any:
 
 
 def _load_mixture(
-    split: str, parts: Sequence[Mapping[str, Any]], size: int | None = None, seed: int = 0, **shared: Any
-) -> GroundingMixture:
+    split: str,
+    parts: Sequence[Mapping[str, Any]],
+    size: int | None = None,
+    seed: int = 0,
+    shuffle: bool | None = None,
+    batch_size: int | None = None,
+    lanes: int | None = None,
+    buffer: int | None = None,
+    **shared: Any,
+) -> Any:
     """The mixture of several sources; each part is a mapping of arguments of `load_grounding_dataset` and `weight`."""
-    if shared.pop("streaming"):
-        raise ValueError("a mixture draws rows by index and cannot be streamed; leave streaming out.")
+    order = {"shuffle": shuffle, "batch_size": batch_size, "lanes": lanes, "buffer": buffer}
+    order = {name: value for name, value in order.items() if value is not None}
+    if order and not shared["streaming"]:
+        raise ValueError(f"{' and '.join(order)} is of streams: leave it out, or add streaming=True.")
     loaded: dict[str, Any] = {}
     weights: dict[str, float] = {}
     for number, part in enumerate(parts):
@@ -182,6 +204,8 @@ def _load_mixture(
         loaded[name] = load_grounding_dataset(spec.pop("source"), spec.pop("split"), **spec)
     if weights and len(weights) < len(loaded):
         raise ValueError("give every part of the mixture a weight, or none.")
+    if shared["streaming"]:
+        return mix_streams(loaded, weights or None, size, seed=seed, on_error=shared["on_error"], **order)
     return GroundingMixture(loaded, weights or None, size, seed)
 
 
@@ -194,6 +218,8 @@ def refuse_several_targets(rows: Any) -> None:
     Raises:
         ValueError: there are such rows, read with `multi_target="keep"`; the message counts them.
     """
+    if isinstance(rows, ShardStream):  # reading all of it would tell; the collator refuses such a row when it comes
+        return
     if isinstance(rows, GroundingMixture):
         for part in rows.parts.values():
             refuse_several_targets(part)

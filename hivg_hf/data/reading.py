@@ -48,9 +48,15 @@ def open_source(
     *,
     multi_target: MultiTarget = "keep",
     verify_images: VerifyImages = "quick",
+    streaming: bool = False,
     **options: Any,
 ) -> RowBuilder:
     """The rows of a split, not made yet.
+
+    Args:
+        source, split, multi_target, verify_images: As `load_grounding_dataset` takes them.
+        streaming: Whether a dataset of the Hub is read as it is needed, and not downloaded before.
+        options: Of the reader.
 
     Raises:
         ValueError: the source, the split, or an option is unknown.
@@ -61,7 +67,7 @@ def open_source(
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-    reader = find_source(source, options.pop("format", None)).load()
+    reader = find_source(source, options.pop("format", None), streaming).load()
     _check_options(reader, source, options)
     annotations: Annotations = reader(split, source=source, **options)
     if not len(annotations.records):

@@ -35,7 +35,12 @@ class GroundingStream(datasets.IterableDataset):
     """
 
     def __init__(
-        self, builder: RowBuilder, positions: np.ndarray, seed: int = 0, shuffle: bool = True, batch_size: int = 1
+        self,
+        builder: RowBuilder,
+        positions: np.ndarray | range,
+        seed: int = 0,
+        shuffle: bool = True,
+        batch_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -88,19 +93,15 @@ class GroundingStream(datasets.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, first = int(self._place[0]), int(self._place[1])
-        rows = epoch_order(len(self), self.seed, epoch) if self.shuffle_rows else np.arange(len(self))
+        rows = epoch_order(len(self), self.seed, epoch) if self.shuffle_rows else range(len(self))
         worker = get_worker_info()
         for offset in self._dealt(len(rows) - first, worker):
             index = int(rows[first + offset])
             if worker is None:
                 self._place[2] = first + offset + 1
-            yield {**self._row(index), **({"epoch": epoch} if self._place[3] else {}), "row_index": index}
+            yield {**self.row_at(epoch, index), **({"epoch": epoch} if self._place[3] else {}), "row_index": index}
         if worker is None:
             self._place[1:3] = 0  # the next iteration begins the epoch anew
-
-    def row_at(self, epoch: int, index: int) -> dict[str, Any]:
-        """The row at an index, the same in every epoch; with it `KeyedDataset` and HiVGTrainer read in any order."""
-        return self._row(index)
 
     def _dealt(self, count: int, worker: Any) -> Iterator[int]:
         """Offsets that this process yields: all of them, or every W-th batch in worker w of W."""
@@ -110,7 +111,8 @@ class GroundingStream(datasets.IterableDataset):
         for start in range(worker.id * self.batch_size, count, worker.num_workers * self.batch_size):
             yield from range(start, min(start + self.batch_size, count))
 
-    def _row(self, index: int) -> dict[str, Any]:
+    def row_at(self, epoch: int, index: int) -> dict[str, Any]:
+        """The row at an index, the same in every epoch; with it `KeyedDataset` and HiVGTrainer read in any order."""
         row = self.builder.build(int(self.positions[index]))
         if row is None or isinstance(row, RowProblem):
             raise ValueError(f"{self.builder.annotations.source} changed while it was read: {row}.")
@@ -118,5 +120,5 @@ class GroundingStream(datasets.IterableDataset):
 
     def _rows_from_start(self) -> Iterator[dict[str, Any]]:
         """What `map`, `filter` and `take` see: the first epoch, without the keys of a row."""
-        rows = epoch_order(len(self), self.seed, 0) if self.shuffle_rows else np.arange(len(self))
-        return (self._row(int(index)) for index in rows)
+        rows = epoch_order(len(self), self.seed, 0) if self.shuffle_rows else range(len(self))
+        return (self.row_at(0, int(index)) for index in rows)

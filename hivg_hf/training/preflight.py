@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.data.loading import load_grounding_dataset
+from hivg_hf.data.loading import SHARD_OPTIONS, load_grounding_dataset
 from hivg_hf.data.readers import FORMATS, SOURCES, find_source
 from hivg_hf.data.readers.recognition import is_cache
 from hivg_hf.data.reading import open_source
@@ -20,14 +20,7 @@ from .rows import row_options
 from .run_folder import check_room, disk_needed
 
 _ON_THE_HUB = {FORMATS["hub"].reader, *(source.reader for source in SOURCES.values() if "hub:" in str(source.reader))}
-_ORDER = (
-    "streaming",
-    "on_error",
-    "seed",
-    "shuffle",
-    "batch_size",
-    "negatives",
-)  # say how rows are taken, not which there are
+_ORDER = ("on_error", "negatives", *SHARD_OPTIONS)  # say how rows are taken, not which there are
 
 
 def check_before_training(recipe: Recipe, folder: str | Path, planning: bool = False) -> list[str]:
@@ -100,7 +93,7 @@ def count_records(spec: Mapping[str, Any]) -> int | None:
         return options.get("size")
     if is_cache(Path(source)):  # opening it reads nothing
         return len(load_grounding_dataset(source, split, **options))
-    if find_source(source, options.get("format")).reader in _ON_THE_HUB:  # asking would download it
+    if find_source(source, options.get("format")).reader in _ON_THE_HUB:  # asking would take a while
         return None
     options = {key: value for key, value in options.items() if key not in _ORDER}
     return len(open_source(source, split, **options).annotations.records)

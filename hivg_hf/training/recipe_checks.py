@@ -122,8 +122,9 @@ def augmentation_names() -> set[str]:
 
 def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     """A description of rows: source, split, and options that the source's reader takes."""
-    from hivg_hf.data import Negatives, load_grounding_dataset
-    from hivg_hf.data.readers import find_source
+    from hivg_hf.data import Negatives
+    from hivg_hf.data.loading import SHARD_OPTIONS, STREAM_OPTIONS, load_grounding_dataset
+    from hivg_hf.data.readers import FORMATS, find_source
     from hivg_hf.data.readers.recognition import is_cache
 
     if not ("source" in spec and "split" in spec):
@@ -140,12 +141,15 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
         known = {*shared, *_keywords(_load_mixture, "shared")}
         for number, part in enumerate(spec.get("parts") or ()):
             content = {name: value for name, value in part.items() if name != "weight"}
-            check_rows(f"{where}.parts[{number}]", {"split": spec["split"], **content})
+            inherited = {name: spec[name] for name in ("split", "streaming") if name in spec}
+            check_rows(f"{where}.parts[{number}]", {**inherited, **content})
     elif is_cache(Path(source)):
         known = (*_ROW_KEYS, "negatives")
     else:
-        known = {"format", *shared, *_keywords(find_source(source, spec.get("format")).load())}
-        known = known if spec.get("streaming") else known - {"shuffle", "batch_size"}
+        is_streamed = bool(spec.get("streaming"))
+        found = find_source(source, spec.get("format"), is_streamed)
+        order = (SHARD_OPTIONS if found == FORMATS["shards"] else STREAM_OPTIONS) if is_streamed else ()
+        known = {"format", *shared, *order, *_keywords(found.load())}
     refuse_unknown(spec, known, where)
     if spec.get("negatives") is not None:
         Negatives.read(spec["negatives"], f"{where}.negatives")

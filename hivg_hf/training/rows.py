@@ -7,9 +7,12 @@ from typing import Any
 
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.loading import refuse_several_targets
+from hivg_hf.data.readers import FORMATS, find_source
 
 from .phases import Phase
 from .recipe import Recipe
+
+MOST_ROWS_OF_A_RUN = 8  # that follow each other in one lane of a stream: few, so that a batch holds many lanes
 
 
 def row_options(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,4 +37,19 @@ class RowCache:
 
     def training_rows(self, recipe: Recipe, phase: Phase) -> Any:
         """Rows that a phase trains on."""
-        return self.load(phase.data or recipe.data.train)
+        spec = phase.data or recipe.data.train
+        return self.load({**shard_layout(spec, recipe, phase), **spec})
+
+
+def shard_layout(spec: Mapping[str, Any], recipe: Recipe, phase: Phase) -> dict[str, Any]:
+    """The order of a stream of shards, such that no process and no worker reads what another one reads.
+
+    Rows `i` to `i + batch_size` of every global batch come from the same lane, one for each worker in turn.
+    """
+    source = str(spec["source"])
+    if not spec.get("streaming"):
+        return {}
+    if source != "mixture" and find_source(source, spec.get("format"), True) != FORMATS["shards"]:
+        return {}
+    run = max(rows for rows in range(1, MOST_ROWS_OF_A_RUN + 1) if phase.batch_size % rows == 0)
+    return {"seed": recipe.seed, "batch_size": run, "lanes": phase.batch_size // run * max(1, recipe.workers)}

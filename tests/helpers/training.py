@@ -1,6 +1,7 @@
 """Small rows and models for the training tests."""
 
 import copy
+import socket
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,13 @@ def run_staged(recipe: dict[str, Any], folder: str) -> None:
     from hivg_hf.training import StagedTraining, parse_recipe
 
     StagedTraining(parse_recipe(recipe), folder).run()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def folder_bytes(folder: Any) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers.training import coloured_box_rows, run_staged, tiny_recipe
+from helpers.training import coloured_box_rows, free_port, run_staged, tiny_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--config_file", "hivg_hf/recipes/accelerate/multi_cpu.yaml"],
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
 }
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def equal_recipe(checkpoint, kind):

@@ -75,6 +75,7 @@ FORMATS: Mapping[str, Source] = {
     "yolo": Source("yolo:read_yolo"),
     "roboflow": Source("yolo:read_roboflow"),
     "hub": Source("tabular:read_hub_table"),
+    "shards": Source("shards:read_shards"),
 }
 
 PLUGINS = "hivg_hf.readers"  # the entry points by which other packages add formats
@@ -86,12 +87,13 @@ AMBIGUOUS = {
 }
 
 
-def find_source(name: str, file_format: str | None = None) -> Source:
+def find_source(name: str, file_format: str | None = None, streaming: bool = False) -> Source:
     """The source of a name, a file or a folder, of another package's entry point or of `package.module:function`.
 
     Args:
         name: what `load_grounding_dataset` was given.
         file_format: a key of `FORMATS` where the user says it; otherwise the content tells.
+        streaming: whether rows are made when they are asked for: a dataset of the Hub is then not downloaded before.
 
     Raises:
         ValueError: the name is unknown or means several things, is code that nobody allowed, or the format is unknown.
@@ -112,10 +114,12 @@ def find_source(name: str, file_format: str | None = None) -> Source:
         recognized = recognize(name)
     except OSError:  # a name that no file can have
         recognized = None
+    if recognized == "hub" and streaming and not os.path.exists(name):
+        recognized = "shards"
     if recognized is not None:
         return FORMATS[recognized]
     raise ValueError(
-        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml), "
-        f"a folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a Hub dataset as owner/name, "
-        f"or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
+        f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml, "
+        f".tar), a pattern of files, a folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a Hub "
+        f"dataset as owner/name, or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
     )

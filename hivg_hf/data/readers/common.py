@@ -90,6 +90,7 @@ class Annotations:
         notes: what the reader left out by the format's own rules, for the log.
         counts_objects: whether `ref_id` tells objects apart, so that they can be counted.
         place: where a record stands in its file, for messages about what it says; None where ids are enough.
+        shards: the `ShardRecords` that `read` takes rows from, where the source is read forward.
     """
 
     source: str
@@ -100,6 +101,7 @@ class Annotations:
     notes: list[str] = field(default_factory=list)
     counts_objects: bool = True
     place: Callable[[Any], str] | None = None
+    shards: Any = None
 
 
 class ImageFinder:

@@ -19,7 +19,7 @@ from .tables import load_json_array
 
 Annotator = Literal["only", "first", "last"]
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_label_studio(

@@ -1,5 +1,6 @@
 """Which format a file or a folder is in, by its name and by what it begins with; None where nothing tells."""
 
+import glob
 import json
 import os
 import re
@@ -28,6 +29,8 @@ def recognize(name: str) -> str | None:
     if path.is_dir():
         return _folder_format(path)
     suffix = path.suffix.lower()
+    if suffix == ".tar" or name.startswith("hf://") or (glob.has_magic(name) and not path.exists()):
+        return "shards"
     if suffix in (".csv", ".tsv"):
         return "table"
     if suffix == ".parquet":

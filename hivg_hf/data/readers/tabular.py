@@ -186,7 +186,7 @@ class Table:
         )
         has_splits = any(splits)
         if check:
-            refuse_contradicted(self._looks(self.names, positions), self.box_format, str(self.path))
+            self.refuse_contradicted(positions)
         together = several == "together" or (several is None and self.names["expression"].lower() in CLASS_NAMES)
         groups = self._groups(positions) if together else None
         shared = self._refs_on_several_images(positions)
@@ -201,7 +201,7 @@ class Table:
                 if position in shared:
                     raise ValueError(f"{shared[position]}; give the objects of each image ids of their own")
                 try:
-                    drafts.append(_draft(record, position, self.names, self.box_format, self.find, self.masks))
+                    drafts.append(self.draft(position))
                 except ROW_ERRORS as error:
                     if position == members[0]:
                         raise
@@ -209,11 +209,7 @@ class Table:
             if len(drafts) > 1:
                 drafts[0].boxes = [box for draft in drafts for box in draft.boxes]
                 drafts[0].mask = None  # masks of several rows are not one mask
-            if self.is_own_schema:
-                drafts[0].source = cell_text(record.get("source")) or None
-                if len(drafts[0].boxes) > 1 and record.get("box") is not None:
-                    drafts[0].box = four_numbers(record["box"])
-            return drafts[0]
+            return own_fields(drafts[0], record) if self.is_own_schema else drafts[0]
 
         def position_of(number: int) -> int:
             return positions[number] if groups is None else groups[number][0]
@@ -226,6 +222,18 @@ class Table:
             lambda number, _: f"row {position_of(number)}",
             place=lambda number: place_of(self.records, position_of(number), self.path),
         )
+
+    def draft(self, position: int) -> Draft:
+        """The row at a position, not checked yet."""
+        return _draft(self.records[position], position, self.names, self.box_format, self.find, self.masks)
+
+    def refuse_contradicted(self, positions: Sequence[int]) -> None:
+        """Refuse a box format that the numbers of some rows contradict.
+
+        Raises:
+            ValueError: they do.
+        """
+        refuse_contradicted(self._looks(self.names, positions), self.box_format, str(self.path))
 
     def _groups(self, positions: Sequence[int]) -> list[list[int]]:
         """Positions of rows by their image and expression, in the order of the first."""
@@ -297,6 +305,14 @@ class Table:
         looks = list(self._looks(names, range(len(self.records))))
         formats = possible_formats(looks) if len(looks) >= FEWEST_BOXES else []
         return f"; the {len(looks)} boxes looked at can be {' or '.join(formats)}." if formats else "."
+
+
+def own_fields(draft: Draft, record: Mapping[str, Any]) -> Draft:
+    """The draft with what only rows of the schema say: where they came from, and which box stands for several."""
+    draft.source = cell_text(record.get("source")) or None
+    if len(draft.boxes) > 1 and record.get("box") is not None:
+        draft.box = four_numbers(record["box"])
+    return draft
 
 
 def _picture(record: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
