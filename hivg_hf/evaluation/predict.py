@@ -51,7 +51,7 @@ def predict(
     Returns:
         One dict per row, in order: `id` (the row's number), `box_xyxy` (pixels of the original image, clipped to it),
         `score` (None where the model gives none), of a model with several queries `boxes_xyxy` and `scores` (every
-        query, best first, whatever its score), `mask` (None unless asked for), and for the protocol "official"
+        query, whatever its score), `mask` (None unless asked for), and for the protocol "official"
         `canvas_box` (cxcywh, 0..1 of the padded square, as the model gave it), `canvas_size`, `canvas_offset`.
     """
     state = process_state()
