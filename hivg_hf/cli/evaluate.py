@@ -72,7 +72,8 @@ def evaluate(
         bool | None, typer.Option(help="Predict masks too. Default: when the data has masks to compare with.")
     ] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(help="Scores below it mean 'nothing here matches': gives N-acc, T-acc, F1.")
+        float | None,
+        typer.Option(help="Scores below it mean 'nothing here matches': N-acc, T-acc, F1. Default: the model's own."),
     ] = None,
     several_targets: Annotated[str, typer.Option(help="skip, or any: the best of several targets counts.")] = "skip",
     controls: Annotated[
@@ -262,7 +263,7 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, value in results["figures"].items():
         rows = counts["masks"] if name.startswith("mask_") else counts["one_target"]
-        rows = counts["rows"] if name in ("f1_precision", "n_acc", "t_acc", "score_auc") else rows
+        rows = counts["rows"] if name in ("f1_precision", "n_acc", "t_acc", "score_auc", "ap@0.5") else rows
         table.add_row(name, f"{value:.4f}", _interval(results["intervals"].get(name)), f"{rows:,}")
     for name, entry in results["breakdowns"].get("image_shape", {}).items():
         table.add_row(

@@ -118,9 +118,9 @@ class NegativeRows:
     def __len__(self) -> int:
         return len(self.positives)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row of an index in the first epoch."""
-        return self.row_at(0, index)
+    def __getitem__(self, index: int | str) -> Any:
+        """The row of an index in the first epoch, or a whole column."""
+        return column_values(self.table(), index) if isinstance(index, str) else self.row_at(0, index)
 
     def row_at(self, epoch: int, index: int) -> dict[str, Any]:
         """The row of an index in an epoch."""

@@ -18,6 +18,8 @@ _FIGURES = (
     ("mask_miou", "mask mIoU"),
     ("n_acc", "N-acc"),
     ("t_acc", "T-acc"),
+    ("f1_precision", "F1 exact"),
+    ("ap@0.5", "AP@0.5"),
 )
 _CONTROL_NAMES = (
     ("other-expression", "other expression"),

@@ -50,7 +50,8 @@ def predict(
 
     Returns:
         One dict per row, in order: `id` (the row's number), `box_xyxy` (pixels of the original image, clipped to it),
-        `score` (None where the model gives none), `mask` (None unless asked for), and for the protocol "official"
+        `score` (None where the model gives none), of a model with several queries `boxes_xyxy` and `scores` (every
+        query, whatever its score), `mask` (None unless asked for), and for the protocol "official"
         `canvas_box` (cxcywh, 0..1 of the padded square, as the model gave it), `canvas_size`, `canvas_offset`.
     """
     state = process_state()
@@ -143,14 +144,19 @@ def _read_outputs(
 ) -> list[dict[str, Any]]:
     results = processor.post_process_grounding(outputs, sizes)
     canvas_boxes = outputs.pred_boxes.float().cpu().tolist()
+    sets: list[dict[str, Any]] = [{} for _ in results]
+    if getattr(outputs, "query_scores", None) is not None:
+        found = processor.image_processor.post_process_object_detection(outputs, float("-inf"), sizes)
+        sets = [{"boxes_xyxy": one["boxes"].tolist(), "scores": one["scores"].tolist()} for one in found]
     predictions = []
-    for index, size, result, canvas_box in zip(indices, sizes, results, canvas_boxes, strict=True):
+    for index, size, result, canvas_box, several in zip(indices, sizes, results, canvas_boxes, sets, strict=True):
         letterbox = processor.image_processor.geometry(*size)
         predictions.append(
             {
                 "id": int(index),
                 "box_xyxy": result["box"].tolist(),
                 "score": None if result["score"] is None else float(result["score"]),
+                **several,
                 "mask": None if result["mask"] is None else encode_mask(result["mask"].numpy()),
                 "canvas_box": canvas_box,
                 "canvas_size": processor.image_processor.side,

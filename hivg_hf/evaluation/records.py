@@ -33,7 +33,14 @@ _REFERENCE_COLUMNS = (
 )  # fmt: skip
 _MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 _BOX = pa.list_(pa.float64())
-_TYPES = {"box": _BOX, "boxes": pa.list_(_BOX), "target_mask": _MASK, "predicted_mask": _MASK}
+_SEVERAL = {"predicted_boxes": "boxes_xyxy", "scores": "scores"}  # columns where a model answers with several boxes
+_TYPES = {
+    "box": _BOX,
+    "boxes": pa.list_(_BOX),
+    "predicted_boxes": pa.list_(_BOX),
+    "target_mask": _MASK,
+    "predicted_mask": _MASK,
+}
 
 
 def describe_model(model: torch.nn.Module, name: str, revision: str | None = None) -> dict[str, Any]:
@@ -132,6 +139,7 @@ def write_predictions(
                 "target_mask": reference.get("mask"),
                 "predicted_box": prediction["box_xyxy"],
                 "score": prediction["score"],
+                **{name: prediction[key] for name, key in _SEVERAL.items() if key in prediction},
                 "predicted_mask": prediction["mask"],
                 "canvas_box": prediction["canvas_box"],
                 "canvas_size": prediction["canvas_size"],
@@ -169,6 +177,7 @@ def read_predictions(folder: str | Path) -> tuple[list[dict[str, Any]], list[dic
                 "box_xyxy": line["predicted_box"],
                 "mask": line["predicted_mask"],
                 **{name: line[name] for name in ("score", "canvas_box", "canvas_size", "canvas_offset")},
+                **{key: line[name] for name, key in _SEVERAL.items() if name in line},
             }
         )
     return predictions, references

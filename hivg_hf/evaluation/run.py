@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +30,8 @@ from .controls import CONSTANT_EXPRESSION, CONTROLS, apply_control, other_expres
 from .predict import predict, process_state, references_of
 from .records import RESULTS_FORMAT, describe_data, describe_model, describe_versions
 
+DEFAULT_THRESHOLD = 0.5  # a box that is more likely right than not
+
 
 @dataclass
 class EvaluationSettings:
@@ -40,7 +42,8 @@ class EvaluationSettings:
         batch_size: rows of one forward pass; plays no part in the figures, but for models that mix a batch.
         num_workers: processes that read images, for each process that predicts.
         masks: predict masks too; None: when the data has masks and pycocotools is there.
-        score_threshold: below it an answer counts as "nothing here matches".
+        score_threshold: below it an answer counts as "nothing here matches". None: where rows name nothing or several
+            things, the model's own (`config.score_threshold`), or else, where some name several, 0.5.
         several_targets: "skip" or "any", see `compute_grounding_metrics`.
         controls: which of `CONTROLS` to run besides.
         constant_expression: what the bridges read under the control "constant-text".
@@ -132,6 +135,9 @@ def evaluate_model(
         masks = is_package_available("pycocotools") and any(row["mask"] is not None for row in references)
     measurer = _Measurer(model, processor, settings, masks)
     predictions = measurer.predict(dataset, "evaluating")
+    if settings.score_threshold is None:
+        settings = replace(settings, score_threshold=_own_threshold(model, predictions, references))
+        measurer.settings = settings
     rows = measurer.score(predictions, references)
     results = {
         "format_version": RESULTS_FORMAT,
@@ -156,6 +162,17 @@ def evaluate_model(
     results["seconds"] = round(time.perf_counter() - began, 1)
     results["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     return Evaluation(results, predictions, rows)
+
+
+def _own_threshold(
+    model: torch.nn.Module, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+) -> float | None:
+    """The threshold for rows that name nothing or several things where nobody gave one; None where none is needed."""
+    counts = {len(row["boxes"]) for row in references}
+    if counts <= {1} or any(prediction["score"] is None for prediction in predictions):
+        return None
+    chosen = getattr(model.config, "score_threshold", None)
+    return DEFAULT_THRESHOLD if chosen is None and max(counts) > 1 else chosen
 
 
 def describe_scores(rows: RowScores, settings: EvaluationSettings) -> dict[str, Any]:

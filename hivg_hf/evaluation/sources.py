@@ -109,12 +109,12 @@ def held_out_rows(run: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def open_foils(source: str, split: str, options: Mapping[str, Any]) -> Any:
-    """For RefShapes, the same scenes with expressions of other objects; None for any other source."""
+    """For RefShapes, the scenes where one object is named, with expressions of another; None for any other source."""
     if source != "refshapes":
         return None
     parts = [
         load_grounding_dataset(source, part, **{**options, "foils": True})
         for part in split_names(split)
-        if part != "none"
+        if part not in ("none", "plural")
     ]
     return concatenate_datasets(parts) if parts else None

@@ -6,8 +6,8 @@
         ratios of sums, split by buckets                              summary.py, buckets.py
         intervals over images                                         bootstrap.py
 
-Beside it: figures about expressions that name nothing (no_target.py) and about what a score is worth
-(score_curves.py), and what a training loop measures from batches of tensors (batch.py).
+Beside it: figures about expressions that name nothing or several things (no_target.py, average_precision.py) and about
+what a score is worth (score_curves.py), and what a training loop measures from batches of tensors (batch.py).
 """
 
 from .batch import GroundingEvalMetrics, batch_box_iou

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .overlaps import paired_giou, paired_iou
+from .overlaps import clip_boxes, paired_giou, paired_iou
 from .protocols import MetricProtocol
 
 OVERLAP_THRESHOLD = 0.5
@@ -37,8 +37,9 @@ def no_target_columns(
         raise ValueError(
             f"A score threshold needs a score for every prediction; {len(unscored)} have none: {unscored[:10]}."
         )
-    kept = [_kept_boxes(prediction, score_threshold) for prediction in predictions]
-    targets = [_all_targets(reference) for reference in references]
+    sets = [predicted_set(*pair, protocol) for pair in zip(predictions, references, strict=True)]
+    kept = [boxes[scores >= score_threshold] for boxes, scores in sets if scores is not None]
+    targets = [all_targets(reference) for reference in references]
     no_target = np.array([len(boxes) == 0 for boxes in targets], dtype=bool)
     answered = np.array([len(boxes) > 0 for boxes in kept], dtype=bool)
     perfect = np.array(
@@ -57,12 +58,7 @@ def no_target_columns(
 
 def count_matches(boxes: np.ndarray, targets: np.ndarray, protocol: MetricProtocol) -> int:
     """Pairs of predicted and target boxes taken greedily, best overlap first, while it is at least 0.5."""
-    if len(boxes) == 0 or len(targets) == 0:
-        return 0
-    overlap = paired_giou if protocol.overlap == "giou" else paired_iou
-    # (P, 4) and (T, 4) -> every pair -> (P, T)
-    table = overlap(np.repeat(boxes, len(targets), axis=0), np.tile(targets, (len(boxes), 1)))
-    table = table.reshape(len(boxes), len(targets))
+    table = overlap_table(boxes, targets, protocol)
     matches = 0
     while matches < min(table.shape):
         best = np.unravel_index(np.argmax(table), table.shape)
@@ -71,6 +67,14 @@ def count_matches(boxes: np.ndarray, targets: np.ndarray, protocol: MetricProtoc
         matches += 1
         table[best[0], :], table[:, best[1]] = -np.inf, -np.inf
     return matches
+
+
+def overlap_table(boxes: np.ndarray, targets: np.ndarray, protocol: MetricProtocol) -> np.ndarray:
+    """The protocol's overlap of every predicted box (P, 4) with every target (T, 4), (P, T)."""
+    overlap = paired_giou if protocol.overlap == "giou" else paired_iou
+    # (P, 4) and (T, 4) -> every pair -> (P, T)
+    pairs = overlap(np.repeat(boxes, len(targets), axis=0), np.tile(targets, (len(boxes), 1)))
+    return pairs.reshape(len(boxes), len(targets))
 
 
 def score_auc(scores: np.ndarray, correct: np.ndarray) -> float:
@@ -163,19 +167,31 @@ def _above(levels: np.ndarray, place: int) -> float:
     return float(above if middle <= levels[place] else middle)
 
 
-def _kept_boxes(prediction: Mapping[str, Any], score_threshold: float) -> np.ndarray:
-    """Boxes whose score reaches the threshold, (P, 4)."""
+def predicted_set(
+    prediction: Mapping[str, Any], reference: Mapping[str, Any], protocol: MetricProtocol
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Every box of a prediction (P, 4) and its scores (P,), None where it has none.
+
+    Boxes are cut at the border of the image where the protocol does so.
+    """
     if prediction.get("boxes_xyxy") is not None:
         boxes, scores = prediction["boxes_xyxy"], prediction.get("scores")
         if scores is None or len(scores) != len(boxes):
             raise ValueError(f"Prediction {prediction['id']!r}: boxes_xyxy needs as many scores, got {scores!r}.")
     else:
-        boxes, scores = [prediction["box_xyxy"]], [prediction["score"]]
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    return boxes[np.array(scores, dtype=np.float64) >= score_threshold]
+        boxes = [prediction["box_xyxy"]]
+        scores = None if prediction.get("score") is None else [prediction["score"]]
+    found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    if protocol.clip_to_image:
+        sizes = [
+            np.full(len(found), np.nan if reference.get(side) is None else reference[side], dtype=np.float64)
+            for side in ("width", "height")
+        ]
+        found = clip_boxes(found, *sizes)
+    return found, None if scores is None else np.array(scores, dtype=np.float64)
 
 
-def _all_targets(reference: Mapping[str, Any]) -> np.ndarray:
+def all_targets(reference: Mapping[str, Any]) -> np.ndarray:
     """Every target box of a reference, (T, 4)."""
     if reference.get("no_target"):
         return np.zeros((0, 4))

@@ -10,6 +10,7 @@ import numpy as np
 
 from hivg_hf.data.official_targets import truncate_ground_truth
 
+from .average_precision import average_precision
 from .matching import match_predictions, matched_array
 from .no_target import no_target_columns
 from .overlaps import (
@@ -45,6 +46,8 @@ class RowScores:
         references: the N references.
         extra: further ratio columns, name to (numerators (N,), denominators (N,)).
         several_boxes: whether a prediction may hold several boxes.
+        average_precision: AP at 0.5 of the sets of boxes; None where no row and no prediction has several, or a box
+            has no score.
     """
 
     ids: list[Any]
@@ -57,6 +60,7 @@ class RowScores:
     references: list[Mapping[str, Any]]
     extra: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     several_boxes: bool = False
+    average_precision: float | None = None
 
     def correct(self, protocol: str | MetricProtocol, threshold: float = 0.5) -> np.ndarray:
         """(N,) bool, rows with one target whose overlap passes the threshold."""
@@ -113,6 +117,8 @@ def score_rows(
         several_boxes=any(prediction.get("boxes_xyxy") is not None for prediction in matched),
         references=references,
     )
+    if rows.several_boxes or any(len(reference.get("boxes") or []) > 1 for reference in references):
+        rows.average_precision = average_precision(matched, references, protocol)
     if score_threshold is not None:
         rows.extra = no_target_columns(matched, references, protocol, score_threshold)
     return rows

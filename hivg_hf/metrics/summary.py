@@ -31,9 +31,9 @@ def compute_grounding_metrics(
     Args:
         predictions: one per reference: `{"id", "box_xyxy"}` (xyxy pixels of the original image), optionally `score`,
             `mask` ((H, W) array or run-length dict), `boxes_xyxy` with `scores` (several boxes per expression, for
-            gRefCOCO), and for the protocol "official" `canvas_box` (cxcywh, 0..1 of the padded square, unclipped)
-            with `canvas_size` and `canvas_offset` (left, top) in pixels of the square. Without these the pixel box is
-            mapped to a centred square of 224, and a box clipped to the image stays clipped.
+            gRefCOCO and AP), and for the protocol "official" `canvas_box` (cxcywh, 0..1 of the padded square,
+            unclipped) with `canvas_size` and `canvas_offset` (left, top) in pixels of the square. Without these the
+            pixel box is mapped to a centred square of 224, and a box clipped to the image stays clipped.
         references: schema rows with an `id`: `box` (or `box_xyxy`), `boxes`, `no_target`, `mask`, `width`, `height`,
             `expression`, `category`, `source`, `image_id`. Only `id` and `box` are required; a figure whose columns
             are absent is left out.
@@ -133,7 +133,7 @@ def _figure_columns(rows: RowScores, protocol: MetricProtocol) -> dict[str, Colu
 
 
 def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, float]:
-    """Figures that are no ratio of sums: the class averages of Ref-L4 and the score's ROC curve."""
+    """Figures that are no ratio of sums: class averages of Ref-L4, AP of sets of boxes, the score's ROC curve."""
     figures = {}
     if protocol.class_average:
         classes = BREAKDOWNS["category"](rows.references, protocol).values()
@@ -142,6 +142,8 @@ def _unsummed_figures(rows: RowScores, protocol: MetricProtocol) -> dict[str, fl
             correct = [rows.correct(protocol, threshold) for threshold in MACC_THRESHOLDS]
             per_class = np.array([[passed[member].mean() for passed in correct] for member in members])  # (C, 10)
             figures["class_acc@0.5"], figures["class_macc"] = float(per_class[:, 0].mean()), float(per_class.mean())
+    if rows.average_precision is not None:
+        figures["ap@0.5"] = rows.average_precision
     judged = ~np.isnan(rows.scores) & (rows.has_box | _no_target(rows))
     correct = rows.correct(protocol)[judged]
     if correct.any() and not correct.all():

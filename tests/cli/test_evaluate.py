@@ -127,6 +127,17 @@ def test_controls_stand_beside_the_figures_in_one_command(checkpoint, tmp_path):
     assert "control other-expression" in result.output
 
 
+def test_plural_expressions_are_measured_by_f1_in_one_command(checkpoint, tmp_path):
+    split = ["--data", "refshapes", "--split", "plural+val", "--seed", "5", "--size", "3", "--controls"]
+    result = run("--model", checkpoint, *split, "--no-plots", "--resamples", 20, "--no-masks", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["counts"]["skipped_several_targets"] == 3
+    assert {"f1_precision", "ap@0.5", "t_acc"} <= set(results["figures"])
+    assert "f1_precision" in result.output
+    assert "n_acc" not in results["figures"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

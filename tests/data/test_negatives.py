@@ -154,6 +154,7 @@ def test_one_epoch_as_a_table_for_evaluation(rows):
     assert [row["expression"] for row in whole.remove_columns("image")] == [
         made.row_at(2, index)["expression"] for index in range(len(made))
     ]
+    assert list(made["expression"]) == [made[index]["expression"] for index in range(len(made))]
     assert whole["no_target"][:] == [made.row_at(2, index)["no_target"] for index in range(len(made))]
 
 

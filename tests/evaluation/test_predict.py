@@ -1,11 +1,17 @@
 """Predicting a dataset: each row once, in order, as the model alone says."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from hivg_hf.data import NegativeRows
 from hivg_hf.data.schema import decode_mask
-from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict, references_of
+from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict, read_predictions, references_of
 from hivg_hf.evaluation.predict import share_images
+from hivg_hf.evaluation.records import PREDICTIONS_NAME, write_predictions
+from hivg_hf.metrics import compute_grounding_metrics
 
 
 def test_rows_are_predicted_as_the_model_predicts_them_alone(tiny_model, tiny_processor, scenes):
@@ -70,6 +76,70 @@ def test_expressions_that_name_nothing_or_several_things_are_answered_too(tiny_m
         1,
     )
     assert {"n_acc", "t_acc", "f1_precision"} <= set(evaluation.results["figures"])
+
+
+class SeveralBoxes(torch.nn.Module):
+    """Answers every row with the same three boxes of the padded square, the second of them the best."""
+
+    BOXES = torch.tensor([[0.25, 0.5, 0.2, 0.2], [0.75, 0.5, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
+    SCORES = torch.tensor([0.6, 0.9, 0.2])
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.weight = config, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids, **inputs):
+        rows = len(input_ids)
+        return SimpleNamespace(
+            pred_boxes=self.BOXES[1].expand(rows, 4),
+            scores=self.SCORES[1].expand(rows),
+            query_boxes=self.BOXES.expand(rows, 3, 4),
+            query_scores=self.SCORES.expand(rows, 3),
+            mask_logits=None,
+        )
+
+
+def test_every_box_of_a_model_with_several_is_measured(tiny_model, tiny_processor, make_rows, tmp_path):
+    model = SeveralBoxes(tiny_model.config)
+    (answer,) = predict(model, tiny_processor, make_rows({}), progress=False)
+    found = sorted(zip(answer["scores"], answer["boxes_xyxy"], strict=True), reverse=True)
+    assert [score for score, _ in found] == pytest.approx([0.9, 0.6, 0.2])
+    assert found[0][1] == answer["box_xyxy"]
+    both = {"box": None, "boxes": [box for _, box in found[:2]], "no_target": False, "mask": None}
+    one = {"box": answer["box_xyxy"], "boxes": [answer["box_xyxy"]], "mask": None}
+    dataset = make_rows(both, one, {"box": None})
+    evaluation = evaluate_model(model, tiny_processor, dataset, EvaluationSettings(resamples=0, progress=False))
+    figures = evaluation.results["figures"]
+    assert evaluation.results["settings"]["score_threshold"] == 0.5  # nobody chose one, and a row names several things
+    assert figures["acc@0.5"] == 1.0  # by the best box
+    assert figures["f1_precision"] == pytest.approx(1 / 3)  # two boxes: right for the first row alone
+    assert (figures["n_acc"], figures["t_acc"]) == (0.0, 1.0)
+    assert 0 < figures["ap@0.5"] < 1
+    write_predictions(tmp_path / PREDICTIONS_NAME, evaluation.predictions, evaluation.rows, "pixel")
+    predictions, references = read_predictions(tmp_path)
+    again = compute_grounding_metrics(predictions, references, score_threshold=0.5, resamples=0)["figures"]
+    assert again == pytest.approx({name: figures[name] for name in again})
+
+
+def test_the_threshold_of_the_model_itself_is_taken_where_rows_name_nothing(tiny_model, tiny_processor, make_rows):
+    model = SeveralBoxes(copy.deepcopy(tiny_model.config))
+    model.config.score_threshold = 0.95
+    settings = EvaluationSettings(resamples=0, progress=False)
+    results = evaluate_model(model, tiny_processor, make_rows({"box": None}, {}), settings).results
+    assert (results["settings"]["score_threshold"], results["figures"]["n_acc"]) == (0.95, 1.0)
+    plain = evaluate_model(model, tiny_processor, make_rows({}), settings).results
+    assert plain["settings"]["score_threshold"] is None
+
+
+def test_negative_rows_are_measured_as_those_of_their_first_epoch(tiny_model, tiny_processor, make_rows):
+    parts = [{"expression": f"the {color} thing", "mask": None} for color in ("red", "blue", "green", "black")]
+    rows = NegativeRows(make_rows(*parts), {"share": 0.5, "kinds": ["edited"]})
+    evaluation = evaluate_model(
+        tiny_model, tiny_processor, rows, EvaluationSettings(resamples=0, progress=False, score_threshold=0.5)
+    )
+    asked = [rows[index]["expression"] for index in range(4)]
+    assert [row["expression"] for row in evaluation.rows.references] == asked
+    assert evaluation.results["counts"]["no_target"] == sum(rows[index]["no_target"] for index in range(4)) > 0
 
 
 def test_masks_are_predicted_only_where_there_is_something_to_compare_them_with(tiny_model, tiny_processor, make_rows):

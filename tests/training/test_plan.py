@@ -34,6 +34,21 @@ def test_the_plan_of_a_published_recipe_needs_neither_data_nor_weights(monkeypat
     assert "LoRA vision 983,040, LoRA text 1,572,864" in text
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({}, None),
+        ({"negatives": {"share": 0.25, "kinds": ["edited"]}}, "25% with an expression that names nothing (edited)"),
+    ],
+)
+def test_the_plan_says_how_many_rows_ask_for_what_is_not_there(tiny_checkpoint, spec, said):
+    content = tiny_recipe(tiny_checkpoint)
+    content["data"]["train"] = {"source": "refshapes", "split": "train", "size": 64, **spec}
+    text = describe_plan(plan_training(parse_recipe(content)))
+    rows = next(line for line in text.splitlines() if line.startswith("  rows"))
+    assert rows.endswith(" 64" if said is None else f" 64, {said}")
+
+
 def test_gathered_negatives_count_all_processes(tiny_checkpoint):
     recipe = parse_recipe(tiny_recipe(tiny_checkpoint, contrastive_gather=True))
     assert [plan.negatives for plan in plan_training(recipe, processes=2)] == [7, 7, 7, 7]

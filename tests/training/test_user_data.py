@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf.conversion import load_official_checkpoint
 from hivg_hf.data.loading import load_grounding_dataset
+from hivg_hf.recipes import override
 from hivg_hf.training import parse_recipe, plan_user_training
 
 
@@ -124,6 +126,43 @@ def test_splits_of_the_table_are_followed_and_a_test_split_is_measured(photos, b
     assert sizes == {"train": 7, "validation": 2}
     assert len(load_grounding_dataset(**plan["data"]["tests"]["test"])) == 1
     assert parse_recipe(plan).phases[0].epochs == 2
+
+
+@pytest.mark.parametrize(("base", "share"), [("hivg", 0.2), ("clip", 0.2), ("official", None)])
+def test_a_score_that_trains_gets_negatives(photos, bases, base, share, caplog):
+    with caplog.at_level(logging.INFO, "hivg_hf"):
+        plan = _plan(photos, bases / base)
+    assert plan["data"]["train"].get("negatives") == (None if share is None else {"share": share})
+    assert "negatives" not in plan["data"]["validation"]
+    assert ("the model has no score that trains" in caplog.text) == (share is None)
+    parse_recipe(plan)
+
+
+@pytest.mark.parametrize(
+    ("expression", "no_target", "why"),
+    [
+        ("the yellow box", True, "the table has expressions of its own that name nothing"),
+        ("that one", False, "only 0% of its expressions can be turned into one that names nothing"),
+    ],
+)
+def test_a_table_with_its_own_negatives_or_none_to_make_stays_as_it_is(
+    photos, bases, caplog, expression, no_target, why
+):
+    rows = [{"image": f"{i}.png", "expression": expression, "box": [1, 1, 9, 9]} for i in range(10)]
+    if no_target:
+        rows[3] = {"image": "3.png", "expression": "a tree", "no_target": True}
+    (photos / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level(logging.INFO, "hivg_hf"):
+        plan = _plan(photos, bases / "hivg", data=str(photos / "my.jsonl"))
+    assert "negatives" not in plan["data"]["train"]
+    assert why in caplog.text
+
+
+@pytest.mark.parametrize(("change", "share"), [("share=0.1", 0.1), ("=null", None)])
+def test_the_share_is_changed_from_the_command_line(photos, bases, change, share):
+    name = "data.train.negatives" + ("." if share else "") + change
+    recipe = parse_recipe(override(_plan(photos, bases / "hivg"), [name]))
+    assert recipe.data.train["negatives"] == (None if share is None else {"share": share})
 
 
 def test_a_table_of_its_own_serves_validation(photos, bases):
