@@ -1,10 +1,11 @@
-"""HiLoRA: stages as named PEFT adapters (`stages`), and the folders that hold them (`folders`)."""
+"""HiLoRA: stages as named PEFT adapters (`stages`), their folders (`folders`), and CoTo, its rival (`coto`)."""
 
 from typing import TYPE_CHECKING
 
 from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .coto import CoTo, CoToCallback
     from .folders import (
         add_stages,
         bridge_and_head_hash,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "NEW_MODULES",
     "PROGRESSIVE_ADAPTER",
+    "CoTo",
+    "CoToCallback",
     "HiLoraConfig",
     "HiLoraStage",
     "activate_stage",
@@ -46,6 +49,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "CoTo": "coto",
+        "CoToCallback": "coto",
         "HiLoraConfig": "stages",
         "HiLoraStage": "stages",
         "NEW_MODULES": "stages",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,14 @@ class StagedTraining:
 
     def _begin(self, phase: Phase, done: list[PhaseFolder]) -> tuple[Any, HiVGProcessor]:
         """Model and processor as a phase trains them."""
-        model, processor = load_after(self.recipe, done, phase.config)
+        model, processor = self._load_after(done, phase.config)
         return phase.begin(model, self.recipe), processor
+
+    def _load_after(
+        self, done: list[PhaseFolder], changes: Mapping[str, Any] | None = None
+    ) -> tuple[Any, HiVGProcessor]:
+        """`load_after` of this run."""
+        return load_after(self.recipe, done, changes)
 
     def _kept_model(
         self, place: PhaseFolder, done: list[PhaseFolder], model: Any, trainer: HiVGTrainer, outcome: dict[str, Any]
@@ -151,7 +158,7 @@ class StagedTraining:
             heads_of(model, heads)
         elif outcome["kept"] == "before":
             logger.info("%s is undone: %s.", phase.name, outcome["why"])
-            model, _ = load_after(self.recipe, done, phase.config)
+            model, _ = self._load_after(done, phase.config)
         elif trainer.is_fsdp_enabled:
             state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
             model, _ = self._begin(phase, done)
@@ -179,7 +186,7 @@ class StagedTraining:
         marker = place.path / "published"
         if not place.phase.has_adapters or marker.is_file():
             return
-        model, processor = ended or load_after(self.recipe, [*done, place])
+        model, processor = ended or self._load_after([*done, place])
         if isinstance(model, PeftModel):
             kept = place.outcome()["kept"] == "after"
             publish_stages(model, self.folder, place.phase.name if kept else None, processor)
@@ -200,7 +207,7 @@ class StagedTraining:
         written = read_json(path)
         if written:
             return written
-        model, processor = load_after(self.recipe, self.phases)
+        model, processor = self._load_after(self.phases)
         if isinstance(model, PeftModel):
             model = merge_stages(model)
         if model.config.bridge_lora:

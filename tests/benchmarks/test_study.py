@@ -144,7 +144,7 @@ def test_bridges_under_control_read_one_expression_while_they_train(study_file, 
     recipe = study.warmup_recipe(Cell("heads", "constant", 1), study.base)
     training = ControlledTraining(recipe, tmp_path, constant_text)
     with training._control:
-        model, processor = training._load_start(0)
+        model, processor = training._begin(recipe.phases[0], [])
         inputs = processor(images=[Image.new("RGB", (64, 64), "red")] * 2, text=["the red box", "a star"])
         output = model.train()(**inputs, output_hidden_states=True)
         one, other = output.vision_hidden_states[-1]
