@@ -128,7 +128,7 @@ class HiLoraConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        object.__setattr__(self, "targets", _named_targets(self.targets))
+        object.__setattr__(self, "targets", named_targets(self.targets))
         if not self.stages:
             raise ValueError("HiLoraConfig needs at least one stage. Got none.")
         if self.mode not in ("additive", "progressive"):
@@ -318,7 +318,7 @@ def _place_in_layer(target: str) -> str:
     return f"{'self_attn' if leaf in ATTENTION_TARGETS else 'mlp'}.{leaf}"
 
 
-def _named_targets(targets: Iterable[str] | str) -> tuple[str, ...]:
+def named_targets(targets: Iterable[str] | str) -> tuple[str, ...]:
     """Targets, with the name of a set written out."""
     if isinstance(targets, str):
         if targets not in TARGET_SETS:
@@ -330,11 +330,13 @@ def _named_targets(targets: Iterable[str] | str) -> tuple[str, ...]:
 
 
 def target_pattern(
-    vision_layers: int | Iterable[int], text_layers: int | Iterable[int], targets: Iterable[str] = ATTENTION_TARGETS
+    vision_layers: int | Iterable[int] | None,
+    text_layers: int | Iterable[int] | None,
+    targets: Iterable[str] = ATTENTION_TARGETS,
 ) -> str:
     """A regular expression, anchored on the towers, for the linear layers that get a low-rank term.
 
-    Layers are given by their numbers, or by how many of the first ones.
+    Layers are given by their numbers, or by how many of the first ones; None stands for all there are.
 
     A plain list such as ``["q_proj"]`` would also hit the bridge's cross-attention.
     Official: models/HiVG.py:776 does, so its bridge carries LoRA terms beside its trained weights.
@@ -345,12 +347,10 @@ def target_pattern(
         for parent in dict.fromkeys(parent for parent, *_ in places)
     ]
     numbers = {
-        tower: range(layers) if isinstance(layers, int) else list(layers)
+        tower: [r"\d+"] if layers is None else [str(n) for n in (range(layers) if isinstance(layers, int) else layers)]
         for tower, layers in (("vision_model", vision_layers), ("text_model", text_layers))
     }
-    towers = [
-        rf"{tower}\.encoder\.layers\.({'|'.join(map(str, layers))})" for tower, layers in numbers.items() if layers
-    ]
+    towers = [rf"{tower}\.encoder\.layers\.({'|'.join(layers)})" for tower, layers in numbers.items() if layers]
     return rf"clip\.({'|'.join(towers)})\.({'|'.join(leaves)})"
 
 

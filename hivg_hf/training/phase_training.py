@@ -42,18 +42,11 @@ def make_trainer(
     """The trainer of a phase, with validation rows where the phase evaluates on some."""
     phase, train_rows = place.phase, rows.training_rows(recipe, place.phase)
     validation = recipe.data.validation if phase.evaluates else None
+    schedule = _schedule(recipe, phase, rows)
     has_unused = phase.may_lack_gradients(phase.loss_weights_on(plain_model(model).config.loss_weights))
     trainer = HiVGTrainer(
         phase.trained_model(model),
-        build_arguments(
-            recipe,
-            phase,
-            place.path,
-            validation is not None,
-            len(train_rows),
-            has_unused,
-            _schedule(recipe, phase, rows),
-        ),
+        build_arguments(recipe, phase, place.path, validation is not None, len(train_rows), has_unused, schedule),
         data_collator=phase.collator(recipe, processor),
         train_dataset=train_rows,
         eval_dataset=rows.load(validation) if validation else None,

@@ -30,6 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hivg_hf.evaluation.records import describe_versions
 from hivg_hf.hilora import merge_stages, publish_stages, save_adapter_state
+from hivg_hf.hilora.folders import save_export
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import write_manifest
@@ -37,6 +38,7 @@ from hivg_hf.utils.plugins import allowing_code
 
 from .model_start import load_after
 from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
+from .phase_kinds import PeftPhase
 from .phases import Phase
 from .preflight import check_before_training
 from .recipe import Recipe
@@ -122,6 +124,8 @@ class StagedTraining:
             trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
+        if isinstance(phase, PeftPhase) and trainer.is_fsdp_enabled:
+            raise ValueError(f"{phase} trains peft, which needs whole weights: train without FSDP.")
         if phase.keep == "best_but_last_heads" and trainer.is_fsdp_enabled:
             raise ValueError(f"{phase}: `keep: best_but_last_heads` needs whole weights; train without FSDP.")
         with training_config(plain_model(model).config, self.recipe, phase):
@@ -169,7 +173,11 @@ class StagedTraining:
         return trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False).cpu()
 
     def _write_result(self, place: PhaseFolder, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
-        """Write result/, whole or not at all."""
+        """Write result/, whole or not at all; a `peft` phase leaves a plain model, and its adapter as an export."""
+        if isinstance(place.phase, PeftPhase) and isinstance(model, PeftModel):  # and not what it began with
+            base = self.recipe.model.checkpoint or self.folder
+            save_export(model, self.folder / "exports" / place.phase.name, base=base, processor=processor)
+            model = model.merge_and_unload()
         with atomic_folder(place.result) as folder:
             if isinstance(model, PeftModel):
                 save_adapter_state(model, folder)
