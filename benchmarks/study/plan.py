@@ -3,7 +3,10 @@
 base           the model whose CLIP every cell starts from, made once by a recipe of its own
   start        per bridge, where the study has one: what bridge and heads learn before the domain shifts
     warm-up    per bridge and seed: bridge and heads on the frozen CLIP, the same for every method
+      sweep    per method with rates and rate: a short run, with a seed of its own, that finds the method's rate
       cell     per method: the phases that follow; the method without phases is the warm-up itself
+
+A study file may say `extends: OTHER.yaml`, a file beside it: what it does not hold is the other's, key by key.
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ class Method:
         label: In the tables.
         phases: As in a recipe; none for the warm-up alone.
         hilora: As in a recipe.
+        rates: Learning rates of which the study's sweep chooses one, for all phases; none where they say their own.
     """
 
     label: str
     phases: list[dict[str, Any]] = field(default_factory=list)
     hilora: dict[str, Any] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,19 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Short runs that find the rate of every method that has `rates`, with the first bridge of the grid.
+
+    Args:
+        seed: Of the runs and their warm-up; none of the study's own.
+        steps: Of each, shared out among a method's phases as its own steps are.
+    """
+
+    seed: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A question that two cells answer: `first` minus `second`, seed by seed.
 
@@ -86,6 +104,7 @@ class Study:
         base: Folder or Hub id of the model to start from, or a recipe (a mapping) that makes it.
         data: `train`, `validation` and `tests` as in a recipe; every test is measured beside its control.
         start: What comes between the base and every warm-up, or None.
+        sweep: How the rates of methods are found, or None where phases say them.
         warmup: Phases of the warm-up.
         methods: By name.
         bridges: By name.
@@ -109,6 +128,7 @@ class Study:
     grid: dict[Literal["methods", "bridges"], list[str]]
     seeds: list[int]
     start: Start | None = None
+    sweep: Sweep | None = None
     singles: list[list[str]] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
@@ -134,6 +154,10 @@ class Study:
                     f"The study has no cell ({method}, {bridge}): methods are {', '.join(self.methods)}; bridges are "
                     f"{', '.join(self.bridges)}."
                 )
+        if self.sweep is not None and self.sweep.seed in self.seeds:
+            raise ValueError(
+                f"The sweep's seed must be none of the study's seeds {self.seeds}. Got {self.sweep.seed}."
+            )
 
     def pairs(self) -> list[tuple[str, str]]:
         """(method, bridge) of every cell, the grid bridge by bridge, then the singles."""
@@ -153,11 +177,28 @@ class Study:
         """A bridge by name."""
         return build_strictly(Bridge, self.bridges[name], f"bridges.{name}")
 
-    def cells(self) -> Iterator[Cell]:
-        """Every cell, seed by seed, so that a study stopped early has whole grids; the grid before the singles."""
+    def runs(self) -> Iterator[Cell]:
+        """Sweeps and cells in the order in which they run: the grid's before those of the singles."""
+        swept: set[str] = set()
         for pairs in (self._grid_pairs(), self._single_pairs()):
+            for method in dict.fromkeys(method for method, _ in pairs):
+                if method not in swept:
+                    yield from self.sweeps(method)
+                swept.add(method)
+            # seed by seed, so that a study stopped early has whole grids
             for seed in self.seeds:
                 yield from (Cell(method, bridge, seed) for method, bridge in pairs)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell that the document tells of; sweeps are none."""
+        return (cell for cell in self.runs() if cell.rate is None)
+
+    def sweeps(self, method: str) -> list[Cell]:
+        """The runs that find a method's rate; none where its phases say it."""
+        if self.sweep is None:
+            return []
+        bridge, seed = self.grid["bridges"][0], self.sweep.seed
+        return [Cell(method, bridge, seed, rate) for rate in self.method(method).rates]
 
     def start_recipe(self, bridge: str, base: str) -> Recipe:
         """The recipe of a bridge's start, which all its cells share.
@@ -182,11 +223,20 @@ class Study:
         model = {"checkpoint": start, "config": self.bridge(cell.bridge).config}
         return self._recipe(name, cell.seed, model, self.data, self.warmup, {})
 
-    def recipe(self, cell: Cell, warmup: str) -> Recipe:
-        """The recipe of a cell, from the model of its warm-up."""
-        method = self.method(cell.method)
-        model = {"checkpoint": warmup}
-        return self._recipe(f"{self.name}-{cell}", cell.seed, model, self.data, method.phases, method.hilora)
+    def recipe(self, cell: Cell, warmup: str, rate: float | None = None) -> Recipe:
+        """The recipe of a cell or a sweep, from the model of its warm-up.
+
+        Args:
+            cell: Which.
+            warmup: Folder of that model.
+            rate: The method's own, where it has `rates`.
+        """
+        method, rate = self.method(cell.method), cell.rate if rate is None else rate
+        phases = [phase if rate is None else {**phase, "learning_rate": rate} for phase in method.phases]
+        if cell.rate is not None and self.sweep is not None:
+            share = self.sweep.steps / sum(phase["steps"] for phase in phases)
+            phases = [{**phase, "steps": round(share * phase["steps"])} for phase in phases]
+        return self._recipe(f"{self.name}-{cell}", cell.seed, {"checkpoint": warmup}, self.data, phases, method.hilora)
 
     def _recipe(
         self,
@@ -204,14 +254,19 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the study."""
+    """One run of the study; with a rate, one of its sweep."""
 
     method: str
     bridge: str
     seed: int
+    rate: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.bridge}-{self.method}-{self.seed}"
+        return f"{self.bridge}-{self.method}-{self.seed}" + ("" if self.rate is None else f"-rate-{self.rate:g}")
+
+    def results(self, folder: Path) -> Path:
+        """Where its results file stands in the study's folder of results."""
+        return folder / ("" if self.rate is None else "sweep") / f"{self}.json"
 
 
 def load_study(path: str | Path) -> Study:
@@ -221,7 +276,10 @@ def load_study(path: str | Path) -> Study:
         FileNotFoundError: It is not there.
         ValueError: It is no YAML, or holds unknown keys, wrong types, or cells of unknown methods and bridges.
     """
-    study = build_strictly(Study, read_yaml(path, "study", own="benchmarks/study"), str(path))
+    content = dict(read_yaml(path, "study", own="benchmarks/study"))
+    if (base := content.pop("extends", None)) is not None:
+        content = {**read_yaml(Path(path).parent / str(base), "study", own="benchmarks/study"), **content}
+    study = build_strictly(Study, content, str(path))
     for name in study.methods:
         study.method(name)
     for name in study.bridges:

@@ -6,6 +6,7 @@
       warmup/BRIDGE/SEED/         one run each; its results are the cells of the method without phases
       cells/BRIDGE/METHOD/SEED/
     RESULTS/BRIDGE-METHOD-SEED.json    what a cell gave: the document is made from these alone
+    RESULTS/sweep/BRIDGE-METHOD-SEED-rate-RATE.json    what a rate gave
 
 `schedule.py` says which runs when. Each of these functions makes what it needs and is not there.
 """
@@ -17,7 +18,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -44,14 +45,15 @@ STUDY_FORMAT = 1
 RESULTS_FILE = "results.json"  # a run that is done, see StagedTraining
 
 
-def run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
-    """Train and measure a cell and write its results file to `path`."""
+def run_cell(study: Study, cell: Cell, out: Path, folder: Path) -> None:
+    """Train and measure a cell, or a run of the sweep, and write its results file to the folder."""
     method, bridge = study.method(cell.method), study.bridge(cell.bridge)
+    rate = best_rate(study, cell.method, folder) if cell.rate is None else cell.rate
     warmup_results, warmup = make_warmup(study, cell, out)
     results, trained = warmup_results, warmup
     if method.phases:
-        folder = out / "cells" / cell.bridge / cell.method / str(cell.seed)
-        results, trained = _train(study.recipe(cell, str(warmup)), folder, bridge.constant_text, str(cell))
+        run = out / "cells" / cell.bridge / cell.method / str(cell).removeprefix(f"{cell.bridge}-{cell.method}-")
+        results, trained = _train(study.recipe(cell, str(warmup), rate), run, bridge.constant_text, str(cell))
     phases = results["phases"]
     content = {
         "format_version": STUDY_FORMAT,
@@ -71,11 +73,38 @@ def run_cell(study: Study, cell: Cell, out: Path, path: Path) -> None:
         },
         "threads": torch.get_num_threads(),
         "peak_memory_mib": _peak_memory(),
-        "validation": {"start": phases[0]["accuracy_before"]},
-        "tests": _measure(study, trained, bridge.constant_text),
+        "learning_rate": rate,
+        "validation": {
+            "start": phases[0]["accuracy_before"],
+            "end": results["evaluation"].get("validation", {}).get("figures"),
+            "curve": _curve(phases),
+        },
+        # a sweep chooses by validation alone, and test rows stay unseen
+        "tests": _measure(study, trained, bridge.constant_text) if cell.rate is None else {},
         "versions": describe_versions(),
     }
+    path = cell.results(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
+
+
+def best_rate(study: Study, method: str, folder: Path) -> float | None:
+    """The rate of the method's sweep with the highest accuracy on the validation rows; of equals, the lowest."""
+    found = []
+    for sweep in study.sweeps(method):
+        content = json.loads(sweep.results(folder).read_text(encoding="utf-8"))
+        found.append((content["validation"]["end"]["acc@0.5"], -content["learning_rate"]))
+    return -max(found)[1] if found else None
+
+
+def _curve(phases: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step since the warm-up, accuracy on the validation rows) where the phases evaluated."""
+    curve, before = [], 0
+    for phase in phases:
+        measured = [entry for entry in phase["log"] if "eval_accuracy" in entry]
+        curve += [(before + entry["step"], entry["eval_accuracy"]) for entry in measured]
+        before += phase["steps"]
+    return curve
 
 
 def make_base(study: Study, out: Path) -> str:
@@ -145,8 +174,8 @@ class ControlledTraining(StagedTraining):
         with self._control:
             return super().run()
 
-    def _load_start(self, number: int, new_stage: bool = True) -> tuple[Any, HiVGProcessor]:
-        model, processor = super()._load_start(number, new_stage)
+    def _load_after(self, done: Any, changes: Any = None) -> tuple[Any, HiVGProcessor]:
+        model, processor = super()._load_after(done, changes)
         if self.constant_text:
             self._control.enter_context(constant_bridge_text(model, processor, learning=True))
         return model, processor

@@ -28,13 +28,13 @@ def run_study(
     jobs: int = 1,
     threads: int | None = None,
 ) -> list[Path]:
-    """Run every cell that has no results file yet.
+    """Run every cell, and every run of the sweep, that has no results file yet.
 
     Args:
         study: What to run.
         out: Folder of the runs; may be deleted afterwards.
         results: Folder of the results files.
-        max_cells: Stop after so many cells.
+        max_cells: Stop after so many of them.
         jobs: Runs at a time.
         threads: Threads of each run; by default the machine's cores shared out among the jobs.
 
@@ -44,7 +44,7 @@ def run_study(
     Raises:
         RuntimeError: A process failed; its own message came before.
     """
-    cells = [cell for cell in study.cells() if not (results / f"{cell}.json").is_file()][:max_cells]
+    cells = [cell for cell in study.runs() if not cell.results(results).is_file()][:max_cells]
     waiting = [step for step in _steps(study, cells, out, results) if not step.makes.is_file()]
     threads = threads or max((os.cpu_count() or 1) // jobs, 1)
     running: dict[Future[None], Step] = {}
@@ -58,7 +58,7 @@ def run_study(
             for future in done:
                 del running[future]
                 future.result()  # a failure ends the study; what else runs now is finished first
-    return [results / f"{cell}.json" for cell in cells]
+    return [cell.results(results) for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ def _steps(study: Study, cells: Sequence[Cell], out: Path, results: Path) -> lis
     """Every process that cells need, each once, what is needed before what needs it."""
     steps: dict[Path, Step] = {}
     for cell in cells:
-        path = results / f"{cell}.json"
         chain: list[tuple[str, Path, tuple[Any, ...]]] = []
         if isinstance(study.base, dict):
             chain.append(("the base", out / "base" / RESULTS_FILE, (make_base, study, out)))
@@ -91,11 +90,14 @@ def _steps(study: Study, cells: Sequence[Cell], out: Path, results: Path) -> lis
             chain.append((name, start_folder(cell, out) / RESULTS_FILE, (make_start, study, cell, out)))
         name = f"the warm-up of {cell.bridge}, seed {cell.seed}"
         chain.append((name, warmup_folder(cell, out) / RESULTS_FILE, (make_warmup, study, cell, out)))
-        chain.append((str(cell), path, (run_cell, study, cell, out, path)))
         needs: tuple[Path, ...] = ()
         for name, makes, call in chain:
             steps.setdefault(makes, Step(name, makes, needs, call))
             needs = (makes,)
+        if cell.rate is None:
+            needs = (*needs, *(sweep.results(results) for sweep in study.sweeps(cell.method)))
+        makes = cell.results(results)
+        steps[makes] = Step(str(cell), makes, needs, (run_cell, study, cell, out, results))
     return list(steps.values())
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -316,6 +316,9 @@ def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
             raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
         state = load_file(path)
         check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
+        if model.peft_config[name].peft_type != PeftType.LORA:
+            set_peft_model_state_dict(model, state, adapter_name=name)
+            continue
         whole.update({_with_adapter_name(key, name): tensor for key, tensor in state.items()})
     path = folder / NEW_MODULES_FILE
     state = load_file(path)
@@ -342,7 +345,8 @@ def _with_adapter_name(key: str, adapter: str) -> str:
 
 
 def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # copies: the layers of some tuners share tensors, which safetensors refuses
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def _has_module(model: PeftModel, name: str) -> bool:

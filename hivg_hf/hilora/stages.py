@@ -1,4 +1,4 @@
-"""HiLoRA: low-rank adaptation in stages, from shallow layers to deep ones, as named PEFT adapters.
+"""HiLoRA: low-rank adaptation in stages, from shallow layers to deep ones or back, as named PEFT adapters.
 
 Two modes:
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +40,7 @@ NEW_MODULES = ("bridge", "grounding_head")
 PROGRESSIVE_ADAPTER = "hilora"
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP_TARGETS = ("fc1", "fc2")
+TARGET_SETS = {"attention": ATTENTION_TARGETS, "mlp": MLP_TARGETS, "all-linear": ATTENTION_TARGETS + MLP_TARGETS}
 BRIDGE_TARGETS = tuple(f"bridge.{name}" for name in ATTENTION_TARGETS + MLP_TARGETS)
 _NEW_MODULE_PATTERN = re.compile(r"(^|\.)(bridge|grounding_head)\.")
 _TOWER_LAYER_PATTERN = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.")
@@ -62,9 +63,9 @@ class HiLoraStage:
 
     Args:
         name: Adapter name in additive mode, and the name of its folder; letters, digits, ``_`` and ``-``.
-        vision_layers: The first so many layers of the vision tower are adapted.
-        text_layers: The first so many layers of the text tower. The paper uses one layer group for text, that is
-            all layers in every stage.
+        vision_layers: The first so many layers of the vision tower are adapted; the last so many from deep to shallow.
+        text_layers: The same for the text tower. The paper uses one layer group for text, that is all layers in every
+            stage.
         rank: Rank of the low-rank term; twice the rank is twice the adapter parameters.
         alpha: Scale of the term is ``alpha / rank``. Official: 16 / 32, models/HiVG.py:776.
         dropout: Dropout before the low-rank term while training.
@@ -108,8 +109,11 @@ class HiLoraConfig:
         mode: ``"additive"`` as in the paper, ``"progressive"`` as in the official code.
         targets: Linear layers of a tower's layer that get a low-rank term, among q_proj, k_proj, v_proj, out_proj,
             fc1, fc2; and of the bridges in the adapted layers, whose own weights train as well, as bridge.q_proj and
-            so on. The authors' terms inside the bridges, trained in every stage, are ``HiVGConfig.bridge_lora``.
+            so on. ``"attention"``, ``"mlp"`` and ``"all-linear"`` stand for those of a tower's layer. The authors'
+            terms inside the bridges, trained in every stage, are ``HiVGConfig.bridge_lora``.
         lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``; see `hilora_options`.
+        order: ``"shallow_to_deep"`` as in the paper; ``"deep_to_shallow"`` begins at the towers' last layers, and its
+            last stage reaches all of them.
 
     Raises:
         ValueError: If the stages shrink, repeat a name, or (progressive mode) differ in rank, alpha or dropout; or an
@@ -118,16 +122,19 @@ class HiLoraConfig:
 
     stages: tuple[HiLoraStage, ...]
     mode: Literal["additive", "progressive"] = "additive"
-    targets: tuple[str, ...] = ATTENTION_TARGETS
+    targets: tuple[str, ...] | str = ATTENTION_TARGETS
     lora_options: dict[str, Any] = field(default_factory=dict)
+    order: Literal["shallow_to_deep", "deep_to_shallow"] = "shallow_to_deep"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "targets", named_targets(self.targets))
         if not self.stages:
             raise ValueError("HiLoraConfig needs at least one stage. Got none.")
         if self.mode not in ("additive", "progressive"):
             raise ValueError(f"HiLoraConfig.mode must be 'additive' or 'progressive'. Got {self.mode!r}.")
+        if self.order not in ("shallow_to_deep", "deep_to_shallow"):
+            raise ValueError(f"HiLoraConfig.order must be 'shallow_to_deep' or 'deep_to_shallow'. Got {self.order!r}.")
         self._check_targets()
         self._check_stages()
         self._check_combinations()
@@ -149,7 +156,7 @@ class HiLoraConfig:
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if after.vision_layers < before.vision_layers or after.text_layers < before.text_layers:
                 raise ValueError(
-                    f"HiLoRA stages grow from shallow to deep, but {after.name!r} adapts fewer layers than "
+                    f"HiLoRA stages grow, but {after.name!r} adapts fewer layers than "
                     f"{before.name!r} ({after.vision_layers} vision and {after.text_layers} text layers after "
                     f"{before.vision_layers} and {before.text_layers})."
                 )
@@ -200,8 +207,8 @@ class HiLoraConfig:
         excluded = (self.lora_options.get("exclude_modules") or []) if excluding else []
         names = [
             f"clip.{tower}.encoder.layers.{layer}.{_place_in_layer(target)}"
-            for tower, count in (("vision_model", stage.vision_layers), ("text_model", stage.text_layers))
-            for layer in range(count)
+            for tower, layers in self.layers_of(stage).items()
+            for layer in layers
             for target in self.targets
             if tower == "vision_model" or target not in BRIDGE_TARGETS
         ]
@@ -256,6 +263,18 @@ class HiLoraConfig:
         """Name of the adapter that stage ``stage`` (counted from 1) trains."""
         return PROGRESSIVE_ADAPTER if self.mode == "progressive" else self.stages[stage - 1].name
 
+    def layers_of(self, stage: HiLoraStage) -> dict[str, range]:
+        """Tower -> the layers of it that a stage adapts."""
+        last = self.stages[-1]
+        layers = {}
+        for tower, count, depth in (
+            ("vision_model", stage.vision_layers, last.vision_layers),
+            ("text_model", stage.text_layers, last.text_layers),
+        ):
+            # the last stage reaches all layers there are, which start_stage checks
+            layers[tower] = range(count) if self.order == "shallow_to_deep" else range(depth - count, depth)
+        return layers
+
     def lora_config(self, stage: int) -> LoraConfig:
         """The PEFT configuration of the adapter that stage ``stage`` (counted from 1) trains."""
         shape = self.stages[stage - 1]
@@ -265,7 +284,7 @@ class HiLoraConfig:
             lora_alpha=shape.alpha,
             lora_dropout=shape.dropout,
             bias="none",
-            target_modules=target_pattern(reach.vision_layers, reach.text_layers, self.targets),
+            target_modules=target_pattern(*self.layers_of(reach).values(), self.targets),
             **self.lora_options,
         )
 
@@ -299,8 +318,25 @@ def _place_in_layer(target: str) -> str:
     return f"{'self_attn' if leaf in ATTENTION_TARGETS else 'mlp'}.{leaf}"
 
 
-def target_pattern(vision_layers: int, text_layers: int, targets: Iterable[str] = ATTENTION_TARGETS) -> str:
+def named_targets(targets: Iterable[str] | str) -> tuple[str, ...]:
+    """Targets, with the name of a set written out."""
+    if isinstance(targets, str):
+        if targets not in TARGET_SETS:
+            raise ValueError(
+                f"HiLoraConfig.targets must be one of {', '.join(TARGET_SETS)}, or a list of layers. Got {targets!r}."
+            )
+        return TARGET_SETS[targets]
+    return tuple(targets)
+
+
+def target_pattern(
+    vision_layers: int | Iterable[int] | None,
+    text_layers: int | Iterable[int] | None,
+    targets: Iterable[str] = ATTENTION_TARGETS,
+) -> str:
     """A regular expression, anchored on the towers, for the linear layers that get a low-rank term.
+
+    Layers are given by their numbers, or by how many of the first ones; None stands for all there are.
 
     A plain list such as ``["q_proj"]`` would also hit the bridge's cross-attention.
     Official: models/HiVG.py:776 does, so its bridge carries LoRA terms beside its trained weights.
@@ -310,11 +346,11 @@ def target_pattern(vision_layers: int, text_layers: int, targets: Iterable[str] 
         rf"{re.escape(parent)}\.({'|'.join(leaf for other, _, leaf in places if other == parent)})"
         for parent in dict.fromkeys(parent for parent, *_ in places)
     ]
-    towers = [
-        rf"{tower}\.encoder\.layers\.({'|'.join(map(str, range(count)))})"
-        for tower, count in (("vision_model", vision_layers), ("text_model", text_layers))
-        if count
-    ]
+    numbers = {
+        tower: [r"\d+"] if layers is None else [str(n) for n in (range(layers) if isinstance(layers, int) else layers)]
+        for tower, layers in (("vision_model", vision_layers), ("text_model", text_layers))
+    }
+    towers = [rf"{tower}\.encoder\.layers\.({'|'.join(layers)})" for tower, layers in numbers.items() if layers]
     return rf"clip\.({'|'.join(towers)})\.({'|'.join(leaves)})"
 
 
@@ -336,7 +372,7 @@ def start_stage(model: nn.Module, config: HiLoraConfig, stage: int) -> PeftModel
     """
     if not 1 <= stage <= len(config.stages):
         raise ValueError(f"stage must be between 1 and {len(config.stages)}. Got {stage}.")
-    _check_depth(model, config.stages[stage - 1])
+    _check_depth(model, config, stage)
     name = config.adapter_name(stage)
     if not isinstance(model, PeftModel):
         model = get_peft_model(model, config.lora_config(stage), adapter_name=name)
@@ -353,7 +389,7 @@ def activate_stage(model: PeftModel, config: HiLoraConfig, stage: int, train: bo
     active = [name for name in dict.fromkeys(wanted) if name in model.peft_config]
     # PeftModel.set_adapter takes one name only; every set_adapter switches gradients on for all it lists
     model.base_model.set_adapter(active, inference_mode=True)
-    reach = config.stages[stage - 1]
+    reach = config.layers_of(config.stages[stage - 1])
     for name, parameter in model.named_parameters():
         is_newest = f".{newest}." in name and "lora_" in name and _within(name, reach)
         is_own = is_new_parameter(name) and "lora_" not in name
@@ -380,18 +416,25 @@ def is_new_parameter(name: str) -> bool:
     return _NEW_MODULE_PATTERN.search(name) is not None
 
 
-def _within(name: str, stage: HiLoraStage) -> bool:
+def _within(name: str, layers: Mapping[str, range]) -> bool:
     match = _TOWER_LAYER_PATTERN.search(name)
-    if match is None:
-        return False
-    return int(match[2]) < (stage.vision_layers if match[1] == "vision_model" else stage.text_layers)
+    return match is not None and int(match[2]) in layers[match[1]]
 
 
-def _check_depth(model: nn.Module, stage: HiLoraStage) -> None:
+def _check_depth(model: nn.Module, config: HiLoraConfig, stage: int) -> None:
     clip = model.config.clip_config if not isinstance(model, PeftModel) else model.get_base_model().config.clip_config
     depth, text_depth = clip.vision_config.num_hidden_layers, clip.text_config.num_hidden_layers
-    if stage.vision_layers > depth or stage.text_layers > text_depth:
+    reach, last = config.stages[stage - 1], config.stages[-1]
+    if reach.vision_layers > depth or reach.text_layers > text_depth:
         raise ValueError(
-            f"Stage {stage.name!r} adapts {stage.vision_layers} vision and {stage.text_layers} text layers, but the "
+            f"Stage {reach.name!r} adapts {reach.vision_layers} vision and {reach.text_layers} text layers, but the "
             f"model has {depth} and {text_depth}."
+        )
+    if config.order == "deep_to_shallow" and (
+        last.vision_layers not in (0, depth) or last.text_layers not in (0, text_depth)
+    ):
+        raise ValueError(
+            f"From deep to shallow, the last stage reaches all layers of a tower: {last.name!r} adapts "
+            f"{last.vision_layers} vision and {last.text_layers} text layers, but the model has {depth} and "
+            f"{text_depth}."
         )

@@ -24,6 +24,9 @@ class HiVGTrainingArguments(TrainingArguments):
         decay_all: Weight decay on biases and norms too. Official: one parameter group, hivg_train.py:164-171.
         schedule_by_epoch: Hold the learning rate of the schedule constant within an epoch. Official: the scheduler
             steps once per epoch, hivg_train.py:185-188.
+        schedule_steps: Steps of a schedule that goes over several trainings; None stands for those of this one.
+        schedule_start: Its step at which this training begins.
+        loraplus_ratio: Rate of every low-rank term's B over that of all else (LoRA+); None gives both the same.
         early_stop: Stop after so many evaluations without a better `metric_for_best_model`; None never does.
         protocol: How an evaluation judges a box: `pixel`, IoU in pixels of the original image; or `official`, in the
             padded square, against the target cut to whole pixels. Official: engine.py, datasets/data_loader.py:277
@@ -54,6 +57,9 @@ class HiVGTrainingArguments(TrainingArguments):
     )
     decay_all: bool = field(default=False, metadata={"help": "Decay biases and norms too, as the official code."})
     schedule_by_epoch: bool = field(default=False, metadata={"help": "Learning rate constant within an epoch."})
+    schedule_steps: int | None = field(default=None, metadata={"help": "Steps of a schedule over several trainings."})
+    schedule_start: int = field(default=0, metadata={"help": "The schedule's step at which this training begins."})
+    loraplus_ratio: float | None = field(default=None, metadata={"help": "Rate of B over that of A (LoRA+)."})
     early_stop: int | None = field(default=None, metadata={"help": "Evaluations without gain before stopping."})
     seed_each_step: bool = field(default=True, metadata={"help": "Dropout as a function of (seed, step, process)."})
     unique_images: bool = field(default=False, metadata={"help": "Keep two rows of one image out of one batch."})

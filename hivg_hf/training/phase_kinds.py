@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hivg_hf.hilora import HiLoraStage, is_new_parameter, start_stage
+from hivg_hf.hilora import CoTo, HiLoraStage, add_tuner, is_new_parameter, named_targets, start_stage, tuner_config
 from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.strict_mapping import build_strictly, nearest
 
@@ -108,11 +108,15 @@ class LoraPhase(GroundingPhase):
     """`lora`: a HiLoRA stage, that is low-rank terms, bridge and grounding_head.
 
     Args:
-        vision_layers: The first so many layers are adapted.
+        vision_layers: The first so many layers are adapted; with `hilora.order: deep_to_shallow`, the last so many.
         text_layers: The same for the text tower.
         rank: Of the low-rank term.
         alpha: Its scale is alpha / rank.
         dropout: Before the low-rank term.
+        coto: Layers take part with a growing probability: `{initial: 0.1, until: 0.75}`, see `hivg_hf.hilora.CoTo`;
+            `{}` takes these values.
+        loraplus_ratio: LoRA+: the rate of the terms' B is so many times `learning_rate`; the authors take 16. Source:
+            Hayou et al. 2024, arXiv 2402.12354.
     """
 
     has_adapters: ClassVar[bool] = True
@@ -123,13 +127,20 @@ class LoraPhase(GroundingPhase):
     rank: int = 32
     alpha: float = 16
     dropout: float = 0.1
+    coto: CoTo | None = None
+    loraplus_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loraplus_ratio is not None and self.loraplus_ratio < 1:
+            raise ValueError(f"{self}: `loraplus_ratio` must be at least 1. Got {self.loraplus_ratio:g}.")
         if self.vision_layers is None or self.text_layers is None:
             raise ValueError(f"{self} trains lora: say how deep with `vision_layers` and `text_layers`.")
         if self.config:
             raise ValueError(f"{self} trains lora: its model cannot change, so `config` must be empty.")
+
+    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
+        return self.coto is not None or super().may_lack_gradients(weights)
 
     def begin(self, model: nn.Module, recipe: Recipe) -> nn.Module:
         hilora = recipe.hilora_config()
@@ -151,12 +162,49 @@ class LoraPhase(GroundingPhase):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PeftPhase(GroundingPhase):
+    """`peft`: an adapter of any other tuner of PEFT on the towers, bridge and grounding_head; merged when it is done.
+
+    Args:
+        tuner: `peft_type` (`IA3`, `OFT`, `VERA`, ...) and fields of its config, as in `adapter_config.json`.
+        targets: Layers of the towers that it adapts, as in `hilora.targets`; `tuner.target_modules` says others.
+    """
+
+    tuner: dict[str, Any] = None  # type: ignore[assignment]  # what to do says more than what is missing
+    targets: list[str] | str = "attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tuner is None:
+            raise ValueError(f"{self} trains peft: say which tuner, as in `tuner: {{peft_type: IA3}}`.")
+        self._config()
+
+    def _config(self) -> Any:
+        try:
+            return tuner_config(self.tuner, named_targets(self.targets))
+        except ValueError as error:
+            raise ValueError(f"{self}, tuner: {error}") from error
+
+    def begin(self, model: nn.Module, recipe: Recipe) -> nn.Module:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        try:
+            return add_tuner(model, self._config(), self.name)
+        except ValueError as error:
+            raise ValueError(f"{self}, tuner: {error}") from error
+
+    def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
+        return True
+
+
 PHASE_KINDS: Mapping[str, type[Phase]] = {
     "pretrain": PretrainPhase,
     "assisted": AssistedPhase,
     "heads": HeadsPhase,
     "all": AllPhase,
     "lora": LoraPhase,
+    "peft": PeftPhase,
 }
 PLUGINS = "hivg_hf.phases"  # the entry points by which other packages add them
 

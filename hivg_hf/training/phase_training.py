@@ -15,6 +15,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 
+from hivg_hf.hilora import CoToCallback
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
@@ -23,6 +24,7 @@ from hivg_hf.utils.imports import is_package_available
 
 from .arguments import HiVGTrainingArguments
 from .launch import wants_cpu
+from .phase_kinds import LoraPhase
 from .phases import GroundingPhase, Phase
 from .plan import count_parameters
 from .recipe import Recipe
@@ -40,10 +42,11 @@ def make_trainer(
     """The trainer of a phase, with validation rows where the phase evaluates on some."""
     phase, train_rows = place.phase, rows.training_rows(recipe, place.phase)
     validation = recipe.data.validation if phase.evaluates else None
+    schedule = _schedule(recipe, phase, rows)
     has_unused = phase.may_lack_gradients(phase.loss_weights_on(plain_model(model).config.loss_weights))
     trainer = HiVGTrainer(
         phase.trained_model(model),
-        build_arguments(recipe, phase, place.path, validation is not None, len(train_rows), has_unused),
+        build_arguments(recipe, phase, place.path, validation is not None, len(train_rows), has_unused, schedule),
         data_collator=phase.collator(recipe, processor),
         train_dataset=train_rows,
         eval_dataset=rows.load(validation) if validation else None,
@@ -52,13 +55,30 @@ def make_trainer(
         compute_loss_func=phase.loss_function(),
     )
     trainer.remove_callback(PrinterCallback)
+    if isinstance(phase, LoraPhase) and phase.coto is not None:
+        trainer.add_callback(CoToCallback(phase.coto, model.base_model.active_adapters[-1]))
     # transformers notes it in the config, which is saved with the weights; HiVG has no cache
     vars(plain_model(model).config).pop("use_cache", None)
     return trainer
 
 
+def _schedule(recipe: Recipe, phase: Phase, rows: RowCache) -> tuple[int, int | None]:
+    """First step of a phase in its schedule of the learning rate, and all steps of that; None: the phase's own."""
+    if not phase.has_adapters or recipe.hilora.schedule == "restart":
+        return 0, None
+    stages = [stage for stage in recipe.phases if stage.has_adapters]
+    steps = [stage.steps_on(rows.training_rows(recipe, stage)) for stage in stages]
+    return sum(steps[: stages.index(phase)]), sum(steps)
+
+
 def build_arguments(
-    recipe: Recipe, phase: Phase, folder: Path, evaluates: bool, rows: int, has_unused: bool = True
+    recipe: Recipe,
+    phase: Phase,
+    folder: Path,
+    evaluates: bool,
+    rows: int,
+    has_unused: bool = True,
+    schedule: tuple[int, int | None] = (0, None),
 ) -> HiVGTrainingArguments:
     """The Trainer's arguments of a phase.
 
@@ -69,6 +89,8 @@ def build_arguments(
         evaluates: Whether it evaluates on the validation rows.
         rows: Training rows.
         has_unused: Whether parameters that train may get no gradient, which DDP has to look for in every step.
+        schedule: First step of the phase in the schedule of the learning rate, and all its steps; None stands for
+            those of the phase.
     """
     # Everything is counted in steps, epochs too: where an evaluation and a checkpoint fall on one step, transformers
     # evaluates first, so that a run that is killed in between and resumed still meets every evaluation.
@@ -90,6 +112,9 @@ def build_arguments(
         max_grad_norm=phase.max_grad_norm,
         lr_scheduler_type=phase.schedule.removesuffix("_by_epoch"),
         schedule_by_epoch=phase.schedule.endswith("_by_epoch"),
+        schedule_start=schedule[0],
+        schedule_steps=schedule[1],
+        loraplus_ratio=phase.loraplus_ratio if isinstance(phase, LoraPhase) else None,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=eval_steps,
         save_strategy="steps",

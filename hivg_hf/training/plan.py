@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import CLIPConfig
 
@@ -19,6 +21,7 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 from .arguments import accumulation_steps
 from .model_start import load_tokenizer, plain_checkpoint
+from .phase_kinds import PeftPhase
 from .phases import GroundingPhase, Phase
 from .recipe import ModelRecipe, Recipe
 from .rows import RowCache
@@ -80,8 +83,19 @@ def phase_models(recipe: Recipe) -> Iterator[tuple[Phase, nn.Module]]:
     for phase in recipe.phases:
         if model is None or phase.config:
             model = empty_model(recipe.model, **phase.config)
-        model = phase.begin(model, recipe)
-        yield phase, model
+        if isinstance(phase, PeftPhase):  # the next finds a plain model
+            yield phase, phase.begin(_with_storage(model), recipe)
+        else:
+            model = phase.begin(model, recipe)
+            yield phase, model
+
+
+def _with_storage(model: nn.Module) -> nn.Module:
+    """A copy with some numbers in it: tuners that decompose weights cannot be put on a model without any."""
+    model = copy.deepcopy(model).to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model
 
 
 def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
@@ -151,18 +165,21 @@ def activation_bytes(config: HiVGConfig, idle: str, recipe: Recipe) -> int:
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Part of the model -> (parameters that train, parameters), in the order of `PARTS`; empty parts are left out."""
     counts = {part: [0, 0] for part in PARTS}
+    tuner, kind = "lora_", "LoRA"
+    if isinstance(model, PeftModel) and model.base_model.prefix != tuner:
+        tuner, kind = model.base_model.prefix, next(iter(model.peft_config.values())).peft_type.value
     for name, parameter in model.named_parameters():
-        part = _part(name)
+        part = _part(name, tuner, kind)
         counts.setdefault(part, [0, 0])
         counts[part][0] += parameter.numel() * parameter.requires_grad
         counts[part][1] += parameter.numel()
     return {part: (train, total) for part, (train, total) in counts.items() if total}
 
 
-def _part(name: str) -> str:
+def _part(name: str, tuner: str, kind: str) -> str:
     tower = "vision" if "vision_model." in name else "text" if "text_model." in name else "other"
-    if "lora_" in name:
-        return f"LoRA {tower}"
+    if tuner in name:
+        return f"{kind} {tower}"
     if is_new_parameter(name):
         return "bridge" if ".bridge." in name else "grounding head"
     return f"CLIP {tower}" if "clip." in name else "pre-training heads"

@@ -112,11 +112,22 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class HiLoraRecipe:
-    """How the `lora` phases share adapters: see `HiLoraConfig`."""
+    """How the `lora` phases share adapters: see `HiLoraConfig`.
+
+    Args:
+        mode: Of `HiLoraConfig`.
+        targets: The same: names of layers, or `attention`, `mlp`, `all-linear`.
+        lora_options: The same.
+        order: The same.
+        schedule: `restart` gives every stage a schedule of the learning rate of its own, with its warm-up; `shared`
+            lays one over the steps of all stages, where `warmup` below 1 is a share of all of them.
+    """
 
     mode: Literal["additive", "progressive"] = "additive"
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    targets: list[str] | str = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
     lora_options: dict[str, Any] = field(default_factory=dict)
+    order: Literal["shallow_to_deep", "deep_to_shallow"] = "shallow_to_deep"
+    schedule: Literal["restart", "shared"] = "restart"
 
     def __post_init__(self) -> None:
         refuse_unknown(self.lora_options, LoraConfig.__dataclass_fields__, "hilora.lora_options")
@@ -167,13 +178,26 @@ class Recipe:
         if stopping and self.data.validation is None:
             raise ValueError(f"`early_stop` of phase {stopping[0]!r} needs `data.validation`, which is missing.")
         self.hilora_config()
+        self._check_shared_schedule()
+
+    def _check_shared_schedule(self) -> None:
+        """One schedule over all stages has one form and one warm-up."""
+        stages = [phase for phase in self.phases if isinstance(phase, LoraPhase)]
+        forms = {(phase.schedule, phase.warmup) for phase in stages}
+        if self.hilora.schedule == "shared" and len(forms) > 1:
+            raise ValueError(
+                "hilora.schedule is `shared`, so all `lora` phases need the same `schedule` and `warmup`. Got "
+                f"{', '.join(f'{form} with {warmup:g}' for form, warmup in sorted(forms))}."
+            )
 
     def hilora_config(self) -> HiLoraConfig | None:
         """The HiLoRA stages of the `lora` phases, or None where there are none."""
         stages = [phase.stage() for phase in self.phases if isinstance(phase, LoraPhase)]
         if not stages:
             return None
-        return HiLoraConfig(tuple(stages), self.hilora.mode, tuple(self.hilora.targets), self.hilora.lora_options)
+        own = self.hilora
+        targets = own.targets if isinstance(own.targets, str) else tuple(own.targets)
+        return HiLoraConfig(tuple(stages), own.mode, targets, own.lora_options, own.order)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain, JSON-ready copy with every default written out."""

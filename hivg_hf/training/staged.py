@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hivg_hf.evaluation.records import describe_versions
 from hivg_hf.hilora import merge_stages, publish_stages, save_adapter_state
+from hivg_hf.hilora.folders import save_export
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.manifest import write_manifest
@@ -36,6 +38,7 @@ from hivg_hf.utils.plugins import allowing_code
 
 from .model_start import load_after
 from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
+from .phase_kinds import PeftPhase
 from .phases import Phase
 from .preflight import check_before_training
 from .recipe import Recipe
@@ -121,6 +124,8 @@ class StagedTraining:
             trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
+        if isinstance(phase, PeftPhase) and trainer.is_fsdp_enabled:
+            raise ValueError(f"{phase} trains peft, which needs whole weights: train without FSDP.")
         if phase.keep == "best_but_last_heads" and trainer.is_fsdp_enabled:
             raise ValueError(f"{phase}: `keep: best_but_last_heads` needs whole weights; train without FSDP.")
         with training_config(plain_model(model).config, self.recipe, phase):
@@ -134,8 +139,14 @@ class StagedTraining:
 
     def _begin(self, phase: Phase, done: list[PhaseFolder]) -> tuple[Any, HiVGProcessor]:
         """Model and processor as a phase trains them."""
-        model, processor = load_after(self.recipe, done, phase.config)
+        model, processor = self._load_after(done, phase.config)
         return phase.begin(model, self.recipe), processor
+
+    def _load_after(
+        self, done: list[PhaseFolder], changes: Mapping[str, Any] | None = None
+    ) -> tuple[Any, HiVGProcessor]:
+        """`load_after` of this run."""
+        return load_after(self.recipe, done, changes)
 
     def _kept_model(
         self, place: PhaseFolder, done: list[PhaseFolder], model: Any, trainer: HiVGTrainer, outcome: dict[str, Any]
@@ -151,7 +162,7 @@ class StagedTraining:
             heads_of(model, heads)
         elif outcome["kept"] == "before":
             logger.info("%s is undone: %s.", phase.name, outcome["why"])
-            model, _ = load_after(self.recipe, done, phase.config)
+            model, _ = self._load_after(done, phase.config)
         elif trainer.is_fsdp_enabled:
             state = trainer.accelerator.get_state_dict(trainer.model)  # all processes take part
             model, _ = self._begin(phase, done)
@@ -162,7 +173,11 @@ class StagedTraining:
         return trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False).cpu()
 
     def _write_result(self, place: PhaseFolder, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
-        """Write result/, whole or not at all."""
+        """Write result/, whole or not at all; a `peft` phase leaves a plain model, and its adapter as an export."""
+        if isinstance(place.phase, PeftPhase) and isinstance(model, PeftModel):  # and not what it began with
+            base = self.recipe.model.checkpoint or self.folder
+            save_export(model, self.folder / "exports" / place.phase.name, base=base, processor=processor)
+            model = model.merge_and_unload()
         with atomic_folder(place.result) as folder:
             if isinstance(model, PeftModel):
                 save_adapter_state(model, folder)
@@ -179,7 +194,7 @@ class StagedTraining:
         marker = place.path / "published"
         if not place.phase.has_adapters or marker.is_file():
             return
-        model, processor = ended or load_after(self.recipe, [*done, place])
+        model, processor = ended or self._load_after([*done, place])
         if isinstance(model, PeftModel):
             kept = place.outcome()["kept"] == "after"
             publish_stages(model, self.folder, place.phase.name if kept else None, processor)
@@ -200,7 +215,7 @@ class StagedTraining:
         written = read_json(path)
         if written:
             return written
-        model, processor = load_after(self.recipe, self.phases)
+        model, processor = self._load_after(self.phases)
         if isinstance(model, PeftModel):
             model = merge_stages(model)
         if model.config.bridge_lora:

@@ -287,9 +287,35 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' optimizer; with `loraplus_ratio`, every low-rank term's B has a rate of its own.
+
+        `peft.optimizers.create_loraplus_optimizer` raises the rate of every vector too, and here biases and norms of
+        bridge and head train beside the terms.
+        """
+        is_given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.args.loraplus_ratio is not None and not is_given:
+            names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+            for group in list(optimizer.param_groups):
+                raised = [parameter for parameter in group["params"] if "lora_B" in names[id(parameter)]]
+                if raised:
+                    kept = {id(parameter) for parameter in raised}
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in kept]
+                    optimizer.add_param_group(
+                        {**group, "params": raised, "lr": group["lr"] * self.args.loraplus_ratio}
+                    )
+        return optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """transformers' schedule; with `schedule_by_epoch` its value at the epoch's first step holds for the epoch."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        """transformers' schedule, or a part of it.
+
+        With `schedule_steps` it is one over so many steps, from `schedule_start`. With `schedule_by_epoch` its value
+        at the epoch's first step holds for the epoch.
+        """
+        scheduler = super().create_scheduler(self.args.schedule_steps or num_training_steps, optimizer)
+        if self.args.schedule_start:
+            _move(scheduler, self.args.schedule_start)
         if self.args.schedule_by_epoch:
             factors = scheduler.lr_lambdas
             scheduler.lr_lambdas = [_constant_within_epochs(factor, self._steps_per_epoch) for factor in factors]
@@ -308,6 +334,16 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             self._term_sums.clear()
             self._term_steps = 0
         super().log(logs, start_time)
+
+
+def _move(scheduler: Any, start: int) -> None:
+    """Let a schedule begin at another of its steps."""
+    # plain functions, as below; `partial` would be a callable object
+    scheduler.lr_lambdas = [(lambda step, factor=factor: factor(step + start)) for factor in scheduler.lr_lambdas]
+    rates = [base * factor(0) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def _constant_within_epochs(factor: Callable[[int], float], steps_per_epoch: int) -> Callable[[int], float]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.study import load_study, run_study, schedule, write_report
 from benchmarks.study.plan import Cell, Study
-from benchmarks.study.run import ControlledTraining
+from benchmarks.study.run import ControlledTraining, best_rate
 from hivg_hf.utils.strict_mapping import build_strictly
 
 REPOSITORY = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_bridges_under_control_read_one_expression_while_they_train(study_file, 
     recipe = study.warmup_recipe(Cell("heads", "constant", 1), study.base)
     training = ControlledTraining(recipe, tmp_path, constant_text)
     with training._control:
-        model, processor = training._load_start(0)
+        model, processor = training._begin(recipe.phases[0], [])
         inputs = processor(images=[Image.new("RGB", (64, 64), "red")] * 2, text=["the red box", "a star"])
         output = model.train()(**inputs, output_hidden_states=True)
         one, other = output.vision_hidden_states[-1]
@@ -186,6 +186,84 @@ def test_the_repository_s_document_is_what_its_results_give(tmp_path):
     results = REPOSITORY / "benchmarks" / "results" / study.name
     document = write_report(study, results, tmp_path / f"{study.name}.md")
     assert document.read_text() == (REPOSITORY / "docs" / f"{study.name}.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_checkpoint, tmp_path_factory):
+    """A study with a sweep, run in this process: its file and its results."""
+    folder = tmp_path_factory.mktemp("sweep")
+    changes = yaml.safe_load(
+        """
+        extends: little.yaml
+        name: swept
+        start: null
+        seeds: [1]
+        sweep: {seed: 0, steps: 2}
+        methods:
+          stages:
+            label: two stages
+            rates: [1.0e-3, 3.0e-3]
+            hilora: {schedule: shared, order: deep_to_shallow, targets: all-linear}
+            phases:
+              - {name: one, train: lora, steps: 2, rank: 2, vision_layers: 1, text_layers: 3, coto: {}}
+              - {name: two, train: lora, steps: 2, rank: 2, vision_layers: 4, text_layers: 3, loraplus_ratio: 4}
+        bridges: {bridge: {label: bridge}}
+        grid: {methods: [stages], bridges: [bridge]}
+        singles: []
+        comparisons: []
+        """
+    )
+    (folder / "little.yaml").write_text(yaml.safe_dump(content(tiny_checkpoint)))
+    (folder / "swept.yaml").write_text(yaml.safe_dump(changes))
+    study = load_study(folder / "swept.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_in_a_process", _in_this_process)
+        written = run_study(study, folder / "runs", folder / "results")
+    return study, folder / "results", written
+
+
+def test_a_sweep_comes_first_and_gives_the_method_its_rate(swept):
+    study, results, written = swept
+    names = [str(path.relative_to(results)) for path in written]
+    assert names == [
+        "sweep/bridge-stages-0-rate-0.001.json",
+        "sweep/bridge-stages-0-rate-0.003.json",
+        "bridge-stages-1.json",
+    ]
+    sweeps = [json.loads(path.read_text()) for path in written[:2]]
+    assert [one["learning_rate"] for one in sweeps] == [1e-3, 3e-3]
+    assert [one["steps"]["method"] for one in sweeps] == [2, 2]
+    assert all(one["tests"] == {} for one in sweeps)  # chosen by validation rows alone
+    cell = json.loads(written[2].read_text())
+    assert cell["steps"]["method"] == 4
+    assert cell["learning_rate"] == best_rate(study, "stages", results)
+    assert [len(cell["tests"]), cell["validation"]["curve"][-1][0]] == [1, 4]
+
+
+@pytest.mark.parametrize(("accuracies", "rate"), [((0.4, 0.6), 3e-3), ((0.6, 0.4), 1e-3), ((0.5, 0.5), 1e-3)])
+def test_the_best_rate_of_a_sweep_is_the_lowest_of_the_most_accurate(accuracies, rate, swept, tmp_path):
+    study, _, _ = swept
+    for sweep, accuracy in zip(study.sweeps("stages"), accuracies, strict=True):
+        path = sweep.results(tmp_path)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"learning_rate": sweep.rate, "validation": {"end": {"acc@0.5": accuracy}}}))
+    assert best_rate(study, "stages", tmp_path) == rate
+
+
+def test_a_sweep_has_a_seed_of_its_own(tiny_checkpoint):
+    with pytest.raises(ValueError, match=r"sweep's seed must be none of the study's seeds \[1, 2\]. Got 2"):
+        build_strictly(Study, {**content(tiny_checkpoint), "sweep": {"seed": 2, "steps": 1}}, "study")
+
+
+def test_every_method_of_the_fair_study_takes_as_many_steps():
+    study = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-fair.yaml")
+    old = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-study.yaml")
+    assert (study.base, study.start, study.warmup) == (old.base, old.start, old.warmup)
+    assert study.data["train"] == old.data["train"]
+    for cell in study.runs():
+        recipe = study.recipe(cell, "warmup", None if cell.rate else 1e-3)
+        assert sum(phase.steps for phase in recipe.phases) == (630 if cell.rate is None else 150)
+        assert {phase.learning_rate for phase in recipe.phases} == {cell.rate or 1e-3}
 
 
 def test_bad_studies_are_refused_in_a_sentence(tmp_path, tiny_checkpoint):

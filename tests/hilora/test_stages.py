@@ -81,6 +81,8 @@ def test_targets_are_anchored_on_the_towers(tiny_model):
         (lambda: HiLoraConfig(()), r"needs at least one stage"),
         (lambda: HiLoraConfig(OFFICIAL_STAGES, mode="nested"), r"must be 'additive' or 'progressive'. Got 'nested'"),
         (lambda: HiLoraConfig(OFFICIAL_STAGES[::-1]), r"'stage_2' adapts fewer layers than 'stage_3'"),
+        (lambda: HiLoraConfig(OFFICIAL_STAGES, order="deep"), r"must be 'shallow_to_deep' or 'deep_to_.*. Got 'deep'"),
+        (lambda: HiLoraConfig(OFFICIAL_STAGES, targets="linear"), r"one of attention, mlp, all-linear.* Got 'linear'"),
         (lambda: HiLoraConfig((OFFICIAL_STAGES[0],) * 2), r"different names. Got \['stage_1', 'stage_1'\]"),
         (lambda: HiLoraConfig(OFFICIAL_STAGES, targets=("wte",)), r"must be some of .* Got \('wte',\)"),
         (
@@ -114,6 +116,41 @@ def test_a_stage_deeper_than_the_model_is_refused(tiny_model):
         start_stage(copy.deepcopy(tiny_model), HiLoraConfig(OFFICIAL_STAGES), 1)
     with pytest.raises(ValueError, match=r"stage must be between 1 and 3. Got 4"):
         start_stage(copy.deepcopy(tiny_model), HiLoraConfig(OFFICIAL_STAGES), 4)
+
+
+def test_from_deep_to_shallow_the_last_stage_reaches_all_layers(tiny_model):
+    stages = (HiLoraStage("a", 1, 1), HiLoraStage("b", 3, 3))
+    config = HiLoraConfig(stages, order="deep_to_shallow")
+    with pytest.raises(ValueError, match=r"'b' adapts 3 vision and 3 text layers, but the model has 4 and 3"):
+        start_stage(copy.deepcopy(tiny_model), config, 1)
+
+
+@pytest.mark.parametrize("mode", ["additive", "progressive"])
+@pytest.mark.parametrize(("order", "first"), [("shallow_to_deep", {0, 1}), ("deep_to_shallow", {2, 3})])
+def test_stages_begin_at_the_end_of_the_towers_that_their_order_says(mode, order, first, tiny_model, tiny_config):
+    config = HiLoraConfig.for_model(tiny_config, 2, rank=2, mode=mode, order=order)
+    model = copy.deepcopy(tiny_model)
+    for stage, layers in ((1, first), (2, {0, 1, 2, 3})):
+        model = start_stage(model, config, stage)
+        trained = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" in n and "vision_model" in n]
+        assert {int(name.split("layers.")[1].split(".")[0]) for name in trained} == layers
+
+
+@pytest.mark.parametrize(
+    ("targets", "leaves"),
+    [
+        ("attention", {"q_proj", "k_proj", "v_proj", "out_proj"}),
+        ("mlp", {"fc1", "fc2"}),
+        ("all-linear", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}),
+    ],
+)
+def test_a_name_stands_for_the_linear_layers_of_the_towers(targets, leaves, tiny_model, tiny_config):
+    config = HiLoraConfig.for_model(tiny_config, 1, rank=2, targets=targets)
+    model = start_stage(copy.deepcopy(tiny_model), config, 1)
+    adapted = [name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name]
+    assert {name.rsplit(".", 1)[1] for name in adapted} == leaves
+    assert not any(".bridge." in name for name in adapted)
+    assert len(adapted) == len(leaves) * (4 + 3)
 
 
 def test_merging_does_not_lose_an_inactive_adapter(tiny_model, tiny_config):
@@ -298,15 +335,34 @@ def test_every_published_form_computes_what_was_trained(
             HiLoraConfig.for_model(tiny_config, stages, mode=mode, rank=4, lora_options=options)
         return
     config = HiLoraConfig.for_model(tiny_config, stages, mode=mode, rank=4, alpha=5, lora_options=options)
+    check_published_forms(config, tiny_model, question, tmp_path)
+
+
+@pytest.mark.parametrize("order", ["shallow_to_deep", "deep_to_shallow"])
+@pytest.mark.parametrize("mode", ["additive", "progressive"])
+@pytest.mark.parametrize("targets", ["attention", "mlp", "all-linear"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_every_method_is_published_as_it_was_trained(
+    order, mode, targets, use_rslora, tiny_model, tiny_config, question, tmp_path
+):
+    config = HiLoraConfig.for_model(
+        tiny_config, 3, mode=mode, rank=4, alpha=5, targets=targets, order=order,
+        lora_options={"use_rslora": use_rslora},
+    )  # fmt: skip
+    check_published_forms(config, tiny_model, question, tmp_path)
+
+
+def check_published_forms(config, tiny_model, question, folder):
+    """All stages, moved and published: adapters, merged model and export compute what the model in memory does."""
     model = moved_stages(copy.deepcopy(tiny_model), config)
     expected = answer(model, question).pred_boxes
     assert (expected - answer(tiny_model, question).pred_boxes).abs().max() > 1e-3  # there is something to compare
-    publish_stages(model, tmp_path, "last")
+    publish_stages(model, folder, "last")
     forms = {
-        "adapters on base": load_stages(tmp_path),
-        "merged": HiVGForVisualGrounding.from_pretrained(tmp_path / "merged"),
+        "adapters on base": load_stages(folder),
+        "merged": HiVGForVisualGrounding.from_pretrained(folder / "merged"),
         "export on the original base": PeftModel.from_pretrained(
-            copy.deepcopy(tiny_model), tmp_path / "exports" / "last"
+            copy.deepcopy(tiny_model), folder / "exports" / "last"
         ),
     }
     for form, other in forms.items():

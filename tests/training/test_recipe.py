@@ -276,3 +276,70 @@ def test_a_loss_term_from_outside_needs_a_name_that_somebody_offers(monkeypatch,
     }
     with pytest.raises(ValueError, match=r"Unknown key `my_losses:distance` in model.config.loss_weights"):
         parse_recipe(in_config)
+
+
+def stages(**changes):
+    """A recipe's content with two stages; `changes` go to `hilora`, or to the second stage."""
+    stage = {"train": "lora", "steps": 1, "learning_rate": 1e-3, "batch_size": 4, "text_layers": 1}
+    own = changes.pop("hilora", {})
+    return {
+        "name": "r",
+        "model": {"checkpoint": "x"},
+        "data": {"train": {"source": "refshapes", "split": "train"}},
+        "hilora": own,
+        "phases": [
+            {**stage, "name": "one", "vision_layers": 1},
+            {**stage, "name": "two", "vision_layers": 2, **changes},
+        ],
+    }
+
+
+def test_methods_are_values_of_a_recipe():
+    recipe = parse_recipe(
+        stages(
+            hilora={"order": "deep_to_shallow", "targets": "all-linear", "schedule": "shared"},
+            coto={},
+            loraplus_ratio=16,
+        )
+    )
+    config = recipe.hilora_config()
+    assert (config.order, len(config.targets)) == ("deep_to_shallow", 6)
+    assert (recipe.phases[1].coto.initial, recipe.phases[1].coto.until) == (0.1, 0.75)
+    assert recipe.phases[1].loraplus_ratio == 16
+    assert recipe.to_dict()["phases"][1]["coto"] == {"initial": 0.1, "until": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hilora": {"order": "deep"}},
+            r"hilora.order must be one of 'shallow_to_deep', 'deep_to_shallow'. Got 'deep'",
+        ),
+        ({"hilora": {"schedule": "one"}}, r"hilora.schedule must be one of 'restart', 'shared'. Got 'one'"),
+        ({"hilora": {"targets": "linear"}}, r"targets must be one of attention, mlp, all-linear.* Got 'linear'"),
+        ({"hilora": {"schedule": "shared"}, "warmup": 3}, r"`shared`, so .* same `schedule` and `warmup`. Got cosine"),
+        ({"loraplus_ratio": 0.5}, r"Phase 'two': `loraplus_ratio` must be at least 1. Got 0.5"),
+        ({"coto": {"until": 2}}, r"CoTo needs `initial` from 0 to 1 and `until` above 0 and at most 1. Got 0.1 and 2"),
+        ({"coto": {"untill": 1}}, r"Unknown key `untill` in .*coto: did you mean `until`\?"),
+        ({"coto": True}, r"coto must be a mapping or empty. Got True"),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(stages(**changes))
+
+
+@pytest.mark.parametrize("key", ["coto", "loraplus_ratio"])
+def test_what_needs_low_rank_terms_is_refused_elsewhere(key):
+    content = stages()
+    content["phases"][0] = {
+        "name": "one",
+        "train": "heads",
+        "steps": 1,
+        "learning_rate": 1e-3,
+        "batch_size": 4,
+        key: {},
+    }
+    with pytest.raises(ValueError, match=rf"trains heads, which does not read `{key}`: omit it, or train lora"):
+        parse_recipe(content)

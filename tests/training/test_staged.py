@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.training import folder_bytes, run_staged, tiny_recipe
+from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.hilora import load_stages
 from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe, staged
+from hivg_hf.training.report import ReadableLog
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -271,6 +274,62 @@ def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     start = load_file(Path(tiny_checkpoint) / "model.safetensors")
     assert all(torch.equal(tensor, start[name]) for name, tensor in merged.items())
+
+
+def test_a_tuner_of_peft_is_a_phase_between_others(tiny_checkpoint, tmp_path):
+    """Its result is a plain model, from which a stage goes on, and its export gives that model on the first base."""
+    recipe = tiny_recipe(tiny_checkpoint)
+    tuner = {"peft_type": "OFT", "r": 0, "oft_block_size": 8}
+    phase = {"name": "oft", "train": "peft", "tuner": tuner, "targets": "all-linear", "steps": 2, "keep": "last"}
+    recipe["phases"] = [{**phase, "save_every": 1}, recipe["phases"][1]]
+    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    assert [one["kept"] for one in results["phases"]] == ["after", "after"]
+    assert results["phases"][0]["parameters"]["OFT vision"][0] > 0
+    merged = HiVGForVisualGrounding.from_pretrained(tmp_path / "phases" / "01-oft" / "result")
+    start = HiVGForVisualGrounding.from_pretrained(tiny_checkpoint)
+    assert not torch.equal(*(one.clip.text_model.encoder.layers[0].mlp.fc1.weight for one in (merged, start)))
+    exported = PeftModel.from_pretrained(start, tmp_path / "exports" / "oft")
+    processor = HiVGProcessor.from_pretrained(tiny_checkpoint)
+    inputs = processor(images=[Image.new("RGB", (64, 48), "red")] * 2, text=["the red box", "a star"])
+    with torch.no_grad():
+        one, other = (model.eval()(**inputs).pred_boxes for model in (merged, exported))
+    assert (one - other).abs().max() <= 1e-6
+    assert load_stages(tmp_path).peft_config.keys() == {"stage_1"}
+
+
+def test_a_killed_phase_of_a_tuner_resumes_bit_for_bit(tiny_checkpoint, tmp_path):
+    recipe = tiny_recipe(tiny_checkpoint)
+    recipe["phases"] = [
+        {"name": "ia3", "train": "peft", "tuner": {"peft_type": "IA3", "feedforward_modules": []}, "steps": 4,
+         "keep": "last", "save_every": 2}
+    ]  # fmt: skip
+    StagedTraining(parse_recipe(recipe), tmp_path / "whole").run()
+
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReadableLog, "on_step_end", kill, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            StagedTraining(parse_recipe(recipe), tmp_path / "killed").run()
+    StagedTraining(parse_recipe(recipe), tmp_path / "killed").run()
+    assert folder_bytes(tmp_path / "whole" / "model") == folder_bytes(tmp_path / "killed" / "model")
+
+
+@pytest.mark.parametrize("mode", ["additive", "progressive"])
+def test_stages_with_one_schedule_go_through_it_once(mode, tiny_checkpoint, tmp_path):
+    recipe = tiny_recipe(tiny_checkpoint, hilora={"schedule": "shared", "mode": mode})
+    stage = {**recipe["phases"][1], "epochs": None, "steps": 2, "save_every": None, "warmup": 0.5}
+    recipe["phases"] = [stage, {**stage, "name": "stage_2", "vision_layers": 3}]
+    recipe["phases"] = [
+        {key: value for key, value in phase.items() if value is not None} for phase in recipe["phases"]
+    ]
+    results = StagedTraining(parse_recipe(recipe), tmp_path).run()
+    rates = [
+        entry["learning_rate"] for phase in results["phases"] for entry in phase["log"] if "learning_rate" in entry
+    ]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 5e-4])
 
 
 def test_a_phase_may_change_the_model_it_begins_with(tiny_checkpoint, tmp_path):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -232,6 +233,63 @@ def test_the_rate_is_constant_within_an_epoch_when_the_schedule_goes_by_epochs(t
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
     assert rates == pytest.approx(expected)
+
+
+def test_trainings_that_share_a_schedule_go_through_it_one_after_the_other(tiny_model, tiny_processor, tmp_path):
+    """Three trainings of four steps have the rates of one of twelve; a resumed one those of an unbroken one."""
+
+    def rates(folder, **changes):
+        trainer = make_trainer(
+            fresh_model(tiny_model), tiny_processor, folder, lr_scheduler_type="cosine", warmup_steps=0.25,
+            save_strategy="steps", save_steps=2, **changes,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=changes.pop("resume", None))
+        return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+    whole = rates(tmp_path / "whole", max_steps=12)
+    assert whole[:4] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+    parts = [rates(tmp_path / str(start), schedule_start=start, schedule_steps=12) for start in (0, 4, 8)]
+    assert parts[0] + parts[1] + parts[2] == pytest.approx(whole)
+    trainer = make_trainer(
+        fresh_model(tiny_model), tiny_processor, tmp_path / "8", lr_scheduler_type="cosine", warmup_steps=0.25,
+        schedule_start=8, schedule_steps=12,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=str(tmp_path / "8" / "checkpoint-2"))
+    again = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert again == pytest.approx(whole[8:])
+
+
+def test_lora_plus_raises_the_rate_of_b_alone(tiny_model, tiny_processor, tmp_path):
+    """As PEFT's own optimizer on the terms; bridge and head, whose vectors that one would raise too, keep theirs."""
+    model = start_stage(fresh_model(tiny_model), HiLoraConfig.for_model(tiny_model.config, 1, rank=2), 1)
+    trainer = make_trainer(model, tiny_processor, tmp_path, loraplus_ratio=16.0, weight_decay=0.01)
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(rate == pytest.approx(16e-3 if "lora_B" in name else 1e-3) for name, rate in found.items())
+    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
+    for group in theirs.param_groups:
+        for parameter in group["params"]:
+            if "lora_" in names[id(parameter)]:
+                assert found[names[id(parameter)]] == pytest.approx(group["lr"])
+    decays = {names[id(p)]: g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert {rate for name, rate in decays.items() if "lora_B" in name} == {0.01}
+    assert decays["base_model.model.grounding_head.token_norm.bias"] == 0
+
+
+def test_a_resumed_lora_plus_training_equals_an_unbroken_one(tiny_model, tiny_processor, tmp_path):
+    def build():
+        torch.manual_seed(1)
+        model = start_stage(fresh_model(tiny_model), HiLoraConfig.for_model(tiny_model.config, 1, rank=2), 1)
+        settings = {"loraplus_ratio": 4.0, "save_strategy": "steps", "save_steps": 2}
+        return make_trainer(model, tiny_processor, tmp_path, **settings)
+
+    whole, again = build(), build()
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for (name, one), two in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
 
 
 def test_weight_decay_reaches_everything_only_where_asked(tiny_model, tiny_processor, tmp_path):
