@@ -52,9 +52,10 @@ class HiVGProcessor(ProcessorMixin):
 
     `processor(images, text, boxes=None, masks=None)` returns `pixel_values (B, 3, S, S)`, `pixel_mask (B, S, S)`,
     `patch_index (B, P)`, `input_ids` and `attention_mask (N, T)`, and, when asked for, `labels (N, 4)` (`(N, M, 4)`
-    where an expression names up to M things) and `mask_labels (N, S, S)`. Where images and expressions are not one to one, `image_index (N,)` says which image each
-    expression belongs to. Options are those of CLIP's processor, flat or as `text_kwargs` and `images_kwargs`; by
-    default rows are padded to the longest and cut to what the model reads, and tensors are torch's.
+    where an expression names several things) and `mask_labels (N, S, S)`. Where images and expressions are not one to
+    one, `image_index (N,)` says which image each expression belongs to. Options are those of CLIP's processor, flat or
+    as `text_kwargs` and `images_kwargs`; by default rows are padded to the longest and cut to what the model reads,
+    and tensors are torch's.
     """
 
     valid_processor_kwargs = HiVGProcessorKwargs
@@ -105,8 +106,8 @@ class HiVGProcessor(ProcessorMixin):
                 things, or None where it names nothing (its row of `labels` is NaN). Lists, arrays or tensors; for one
                 expression the box itself.
             masks: Per expression a mask of the original image (height, width), nonzero = target (all of them
-                together), as PIL image, array or tensor; or None, for which the box as a mask is taken. When every mask is None there is no
-                `mask_labels`. For one expression the mask itself.
+                together), as PIL image, array or tensor; or None, for which the boxes as a mask are taken. When every
+                mask is None there is no `mask_labels`. For one expression the mask itself.
             kwargs: [`HiVGProcessorKwargs`]. With `padding="max_length"` every row of `patch_index` has room for all
                 patches, too, so that rows of different calls can be stacked. `device` moves all tensors.
 

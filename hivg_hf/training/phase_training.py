@@ -38,15 +38,16 @@ def make_trainer(
     recipe: Recipe, place: PhaseFolder, model: Any, processor: HiVGProcessor, rows: RowCache
 ) -> HiVGTrainer:
     """The trainer of a phase, with validation rows where the phase evaluates on some."""
-    phase, train_rows = place.phase, rows.training_rows(recipe, place.phase)
+    phase, config = place.phase, plain_model(model).config
+    train_rows = rows.training_rows(recipe, phase, config.num_queries)
     validation = recipe.data.validation if phase.evaluates else None
-    has_unused = phase.may_lack_gradients(phase.loss_weights_on(plain_model(model).config.loss_weights))
+    has_unused = phase.may_lack_gradients(phase.loss_weights_on(config.loss_weights))
     trainer = HiVGTrainer(
         phase.trained_model(model),
         build_arguments(recipe, phase, place.path, validation is not None, len(train_rows), has_unused),
         data_collator=phase.collator(recipe, processor),
         train_dataset=train_rows,
-        eval_dataset=rows.load(validation) if validation else None,
+        eval_dataset=rows.load(validation, config.num_queries) if validation else None,
         processing_class=processor,
         callbacks=[ReadableLog(phase.name)],
         compute_loss_func=phase.loss_function(),
