@@ -193,10 +193,14 @@ class HiVGImageProcessor(PilBackend):
         """`xyxy` pixels of the original images (B, 4) -> `cxcywh` in 0..1 of the square, float32 (B, 4).
 
         Args:
-            boxes_xyxy: a box per image; a NaN row stays NaN.
+            boxes_xyxy: a box per image, or (B, M, 4) for M of each; a NaN row stays NaN.
             image_sizes: (height, width) of each original image.
         """
-        boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64).reshape(-1, 4)
+        boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64)
+        if boxes.ndim == 3:
+            sizes = [size for size in image_sizes for _ in range(boxes.shape[1])]
+            return self.boxes_to_square(boxes.flatten(0, 1), sizes).unflatten(0, boxes.shape[:2])
+        boxes = boxes.reshape(-1, 4)
         scale, offset = self._scale_and_offset(image_sizes)
         corners = boxes * scale + offset  # (B, 4)
         low, high = corners[:, :2], corners[:, 2:]
@@ -247,6 +251,26 @@ class HiVGImageProcessor(PilBackend):
         Raises:
             ValueError: If there are no scores, or the number of sizes differs.
         """
+        boxes, scores = self.query_answers(outputs, target_sizes)
+        kept = [order[scores[row][order] > threshold] for row, order in enumerate(scores.argsort(1, descending=True))]
+        return [
+            {
+                "scores": scores[row][places],
+                "labels": torch.zeros(len(places), dtype=torch.long),
+                "boxes": boxes[row][places],
+            }
+            for row, places in enumerate(kept)
+        ]
+
+    def query_answers(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The boxes (B, K, 4), as `boxes_in_images` gives them, and scores (B, K) of all queries; K = 1 where a model
+        answers with one box.
+
+        Raises:
+            ValueError: If there are no scores, or the number of sizes differs.
+        """
         boxes, scores = (output_value(outputs, name) for name in ("query_boxes", "query_scores"))
         if boxes is None or scores is None:
             boxes, scores = output_value(outputs, "pred_boxes"), output_value(outputs, "scores")
@@ -257,16 +281,8 @@ class HiVGImageProcessor(PilBackend):
         sizes = None if target_sizes is None else [size for size in target_sizes for _ in range(queries)]
         if sizes is not None and len(sizes) != count * queries:
             raise ValueError(f"Got {count} predictions and {len(target_sizes)} target_sizes.")
-        boxes = self.boxes_in_images(boxes.flatten(0, 1), sizes).unflatten(0, (count, queries))  # (B, K, 4)
-        scores = scores.detach().cpu().float()
-        return [
-            {
-                "scores": scores[row][kept],
-                "labels": torch.zeros(int(kept.sum()), dtype=torch.long),
-                "boxes": boxes[row][kept],
-            }
-            for row, kept in enumerate(scores > threshold)
-        ]
+        boxes = self.boxes_in_images(boxes.flatten(0, 1), sizes).unflatten(0, (count, queries))
+        return boxes, scores.detach().cpu().float()
 
     def mask_to_square(self, mask: Any) -> torch.Tensor:
         """Mask of the original image (h, w) -> bool (S, S), nearest neighbour, False in the padding."""

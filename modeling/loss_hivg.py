@@ -272,8 +272,8 @@ def _only_target(labels: torch.Tensor) -> torch.Tensor:
     if not (labels.is_meta or torch.compiler.is_compiling()) and (there.sum(1) > 1).any():
         number = int((there.sum(1) > 1).nonzero()[0, 0])
         raise ValueError(
-            f"Row {number} of `labels` has {int(there[number].sum())} boxes, and this model answers with one "
-            "(`num_queries=1`): give one box a row, or none, or open the model with `num_queries=4`, for example."
+            f"Row {number} of `labels` has {int(there[number].sum())} boxes, and an expression has one target "
+            "here (`num_queries=1`): give one box a row, or none, or open the model with `num_queries=4`, for example."
         )
     return labels.gather(1, there.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
 

@@ -23,6 +23,8 @@ NORMALIZATION_CONSTANTS = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
 }
 LONG_TEXT_CHOICES = ("warn", "error")
+# From which score on a box is one of several answers, where nobody has chosen: more likely right than not.
+DEFAULT_THRESHOLD = 0.5
 # Options of a tokenizer that would make something else of an expression than one row.
 NOT_FOR_EXPRESSIONS = (
     *("text_pair", "text_target", "text_pair_target", "is_split_into_words"),
@@ -49,10 +51,11 @@ class HiVGProcessor(ProcessorMixin):
     """Image processor and CLIP tokenizer as one.
 
     `processor(images, text, boxes=None, masks=None)` returns `pixel_values (B, 3, S, S)`, `pixel_mask (B, S, S)`,
-    `patch_index (B, P)`, `input_ids` and `attention_mask (N, T)`, and, when asked for, `labels (N, 4)` and
-    `mask_labels (N, S, S)`. Where images and expressions are not one to one, `image_index (N,)` says which image each
-    expression belongs to. Options are those of CLIP's processor, flat or as `text_kwargs` and `images_kwargs`; by
-    default rows are padded to the longest and cut to what the model reads, and tensors are torch's.
+    `patch_index (B, P)`, `input_ids` and `attention_mask (N, T)`, and, when asked for, `labels (N, 4)` (`(N, M, 4)`
+    where an expression names several things) and `mask_labels (N, S, S)`. Where images and expressions are not one to
+    one, `image_index (N,)` says which image each expression belongs to. Options are those of CLIP's processor, flat or
+    as `text_kwargs` and `images_kwargs`; by default rows are padded to the longest and cut to what the model reads,
+    and tensors are torch's.
     """
 
     valid_processor_kwargs = HiVGProcessorKwargs
@@ -99,11 +102,12 @@ class HiVGProcessor(ProcessorMixin):
                 their EXIF orientation; PIL images and arrays are taken as they are held, so that boxes, masks and
                 `target_sizes=[image.size[::-1]]` mean the object that was passed.
             text: An expression per image; several expressions of one image; or a list of expressions for each image.
-            boxes: Per expression a box as `xyxy` pixels of the original image, or None where the expression names
-                nothing (its row of `labels` is NaN). Lists, arrays or tensors; for one expression the box itself.
-            masks: Per expression a mask of the original image (height, width), nonzero = target, as PIL image, array
-                or tensor; or None, for which the box as a mask is taken. When every mask is None there is no
-                `mask_labels`. For one expression the mask itself.
+            boxes: Per expression a box as `xyxy` pixels of the original image, a list of boxes where it names several
+                things, or None where it names nothing (its row of `labels` is NaN). Lists, arrays or tensors; for one
+                expression the box itself.
+            masks: Per expression a mask of the original image (height, width), nonzero = target (all of them
+                together), as PIL image, array or tensor; or None, for which the boxes as a mask are taken. When every
+                mask is None there is no `mask_labels`. For one expression the mask itself.
             kwargs: [`HiVGProcessorKwargs`]. With `padding="max_length"` every row of `patch_index` has room for all
                 patches, too, so that rows of different calls can be stacked. `device` moves all tensors.
 
@@ -239,7 +243,7 @@ class HiVGProcessor(ProcessorMixin):
 
     def _box_as_mask(self, box_cxcywh: torch.Tensor) -> torch.Tensor:
         side = self.image_processor.side
-        return rasterize_boxes(box_cxcywh[None], side, side)[0].bool()  # (S, S)
+        return rasterize_boxes(box_cxcywh.reshape(-1, 4), side, side).bool().any(0)  # (S, S)
 
     def post_process_grounding(
         self,
@@ -247,20 +251,28 @@ class HiVGProcessor(ProcessorMixin):
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         threshold: float | None = None,
         map_sizes: Sequence[tuple[int, int]] | None = None,
+        multiple: bool = False,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per row `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
+        With `multiple`, a row also has every box that reaches the threshold, the highest score first: `boxes (n, 4)`,
+        `scores (n,)` and, where there are masks, `masks (n, height, width)`.
+
         Args:
             outputs: A `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
-                `mask_logits (B, h, w)`.
+                `mask_logits (B, h, w)`; for `multiple` with `query_boxes`, `query_scores` and `query_mask_logits` of a
+                model with several queries. Of one with one query, its box is all there is.
             target_sizes: (height, width) of each row's original image. Without them, boxes are `xyxy` in 0..1 of the
                 padded square, and masks the model's own (h, w).
-            threshold: Add `"found"`, whether the score reaches this value.
+            threshold: Add `"found"`, whether the score reaches this value. With `multiple`, 0.5 unless it is given.
             map_sizes: (height, width) of each mask, where it is not that of the image.
+            multiple: Give every box that reaches the threshold.
 
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
         """
+        if multiple and threshold is None:
+            threshold = DEFAULT_THRESHOLD
         pred_boxes, scores, mask_logits = (
             output_value(outputs, name) for name in ("pred_boxes", "scores", "mask_logits")
         )
@@ -269,18 +281,30 @@ class HiVGProcessor(ProcessorMixin):
             raise ValueError("These outputs have no scores, so that no threshold can be applied: omit threshold.")
         boxes = self.image_processor.boxes_in_images(pred_boxes, target_sizes)
         sizes = None if target_sizes is None else [(int(height), int(width)) for height, width in target_sizes]
+
+        def mask_of(logits: torch.Tensor, row: int) -> torch.Tensor:
+            if sizes is None:
+                return logits.detach().cpu() > 0
+            map_size = sizes[row] if map_sizes is None else map_sizes[row]
+            return self.image_processor.map_to_image(logits, sizes[row], map_size) > 0
+
         results = []
         for row, box in enumerate(boxes):
-            mask = None
-            if mask_logits is not None and sizes is None:
-                mask = mask_logits[row].detach().cpu() > 0
-            elif mask_logits is not None:
-                map_size = sizes[row] if map_sizes is None else map_sizes[row]
-                mask = self.image_processor.map_to_image(mask_logits[row], sizes[row], map_size) > 0
+            mask = None if mask_logits is None else mask_of(mask_logits[row], row)
             score = None if scores is None else scores[row].detach().cpu().float()
             results.append({"box": box, "score": score, "mask": mask})
             if threshold is not None:
                 results[-1]["found"] = bool(score >= threshold)
+        if multiple:
+            query_boxes, query_scores = self.image_processor.query_answers(outputs, sizes)
+            query_masks = output_value(outputs, "query_mask_logits")
+            query_masks = mask_logits[:, None] if query_masks is None and mask_logits is not None else query_masks
+            for row, order in enumerate(query_scores.argsort(1, descending=True)):
+                kept = order[query_scores[row][order] >= threshold]
+                results[row].update(boxes=query_boxes[row][kept], scores=query_scores[row][kept])
+                if query_masks is not None:
+                    masks = [mask_of(query_masks[row, place], row) for place in kept.tolist()]
+                    results[row]["masks"] = torch.stack(masks) if masks else results[row]["mask"][None][:0]
         return results
 
     def post_process_grounded_object_detection(

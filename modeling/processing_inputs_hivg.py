@@ -66,7 +66,8 @@ def _no_text(value: Any) -> str:
 
 
 def box_rows(boxes: Any, rows: int) -> Any:
-    """Boxes as a list with one box or None per row: a single box is a list of it, nested lists are joined."""
+    """Boxes as a list with one entry per row, a box, a list of boxes or None: a single box is a list of it, lists for
+    each image are joined."""
     if boxes is None:
         return None
     if _is_box(boxes):
@@ -107,7 +108,8 @@ def _mask_array(mask: Any) -> np.ndarray:
 
 
 def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Boxes (or None) per row -> float64 (B, 4), NaN where there is none.
+    """A box, a list of boxes or None per row -> float64 (B, 4), or (B, M, 4) where a row has several; NaN where there
+    is none.
 
     Raises:
         ValueError: If the number differs, or a box is not finite, has no area, or lies outside its image.
@@ -117,22 +119,26 @@ def checked_boxes(boxes: Any, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
             f"Got {len(sizes)} images and {len(boxes)} boxes: give one box (or None) per image; where an image has "
             "several expressions, one per expression."
         )
-    rows = torch.full((len(sizes), 4), math.nan, dtype=torch.float64)
-    for row, (box, (height, width)) in enumerate(zip(boxes, sizes)):
-        if box is None:
-            continue
-        values = _box_values(row, box)
-        if values.isnan().all():
-            continue
-        x1, y1, x2, y2 = values.tolist()
+    found = [_row_boxes(row, box, size) for row, (box, size) in enumerate(zip(boxes, sizes))]
+    rows = torch.full((len(sizes), max(map(len, found), default=0) or 1, 4), math.nan, dtype=torch.float64)
+    for row, values in enumerate(found):
+        rows[row, : len(values)] = values
+    return rows if rows.shape[1] > 1 else rows[:, 0]
+
+
+def _row_boxes(row: int, box: Any, size: tuple[int, int]) -> torch.Tensor:
+    """The boxes of one row, float64 (N, 4); a box of NaN is none."""
+    height, width = size
+    values = torch.zeros(0, 4) if box is None else _box_values(row, box)
+    values = values[~values.isnan().all(1)]
+    for x1, y1, x2, y2 in values.tolist():
         if not (math.isfinite(x1 + y1 + x2 + y2) and x1 < x2 and y1 < y2):
             raise ValueError(
-                f"Box {row} must be finite with x1 < x2 and y1 < y2 (xyxy pixels), got {values.tolist()}."
+                f"Box {row} must be finite with x1 < x2 and y1 < y2 (xyxy pixels), got {[x1, y1, x2, y2]}."
             )
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            raise ValueError(f"Box {row} {values.tolist()} lies outside its image of {width} x {height} pixels.")
-        rows[row] = values
-    return rows
+            raise ValueError(f"Box {row} {[x1, y1, x2, y2]} lies outside its image of {width} x {height} pixels.")
+    return values
 
 
 def _box_values(row: int, box: Any) -> torch.Tensor:
@@ -143,9 +149,9 @@ def _box_values(row: int, box: Any) -> torch.Tensor:
             values = torch.from_numpy(np.asarray(box, dtype=np.float64))
     except (TypeError, ValueError):
         raise ValueError(f"Box {row} must be four numbers (x1, y1, x2, y2), got {str(box)[:80]}.") from None
-    if values.shape == (1, 4):  # an image's list of one box
-        values = values[0]
-    if values.shape != (4,):
+    if values.shape == (4,) or values.numel() == 0:  # an empty list: the expression names nothing
+        values = values.reshape(-1, 4)
+    if values.ndim != 2 or values.shape[1] != 4:
         raise ValueError(f"Box {row} must be four numbers (x1, y1, x2, y2), got shape {tuple(values.shape)}.")
     return values
 

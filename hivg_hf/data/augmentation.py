@@ -9,7 +9,7 @@ and y with its left, so that objects fall out of their own picture). Crop and sc
 image instead of three.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,15 +31,21 @@ class PlacedImage:
     Attributes:
         pixels: RGB image (h, w, 3) uint8.
         top, left: offset of the image on the canvas, in pixels.
-        box: xyxy pixels of `pixels` (not of the canvas), None without a target.
+        box: xyxy pixels of `pixels` (not of the canvas), None without a target; a list of boxes where the expression
+            names several things.
         mask: bool (h, w), None where the row has none.
     """
 
     pixels: np.ndarray
     top: int
     left: int
-    box: tuple[float, float, float, float] | None = None
+    box: Sequence[float] | Sequence[Sequence[float]] | None = None
     mask: np.ndarray | None = None
+
+    @property
+    def boxes(self) -> list[Sequence[float]]:
+        """Every target: none, one or several."""
+        return every_box(self.box)
 
 
 @dataclass
@@ -105,7 +111,7 @@ class GroundingAugmentation:
     def __call__(
         self,
         image: Image.Image,
-        box: Sequence[float] | None,
+        box: Sequence[float] | Sequence[Sequence[float]] | None,
         mask: np.ndarray | None,
         expression: str,
         rng: np.random.Generator,
@@ -114,7 +120,8 @@ class GroundingAugmentation:
 
         Args:
             image: RGB image.
-            box: xyxy pixels of `image`, None without a target.
+            box: xyxy pixels of `image`, None without a target; a list of boxes for several, which a crop then holds
+                all: "both" and "all three" stay true.
             mask: bool (height, width) of `image`, or None.
             expression: decides whether a crop may be taken.
             rng: the only source of randomness.
@@ -122,7 +129,7 @@ class GroundingAugmentation:
         width, height = image.size
         scale, region = 1.0, (0.0, 0.0, float(width), float(height))  # region: xyxy pixels of the original image
         if not names_direction(expression, self.whole_image_words) and rng.random() < self.crop_probability:
-            scale, region = self._draw_crop(width, height, box, mask, rng)
+            scale, region = self._draw_crop(width, height, every_box(box), mask, rng)
         new_w, new_h = self._draw_size((region[2] - region[0]) * scale, (region[3] - region[1]) * scale, rng)
         resized = image.resize((new_w, new_h), Image.Resampling.BILINEAR, box=region)
         resized = self._jitter_colors(resized, rng)
@@ -131,14 +138,19 @@ class GroundingAugmentation:
             pixels=np.asarray(resized),  # (h, w, 3)
             top=top,
             left=left,
-            box=None if box is None else map_box(box, region, new_w, new_h),
+            box=for_each_box(box, lambda one: map_box(one, region, new_w, new_h)),
             mask=None if mask is None else resize_mask(mask, new_w, new_h, region, self.mask_sampling),
         )
 
     def _draw_crop(
-        self, width: int, height: int, box: Sequence[float] | None, mask: np.ndarray | None, rng: np.random.Generator
+        self,
+        width: int,
+        height: int,
+        boxes: list[Sequence[float]],
+        mask: np.ndarray | None,
+        rng: np.random.Generator,
     ) -> tuple[float, Region]:
-        """Draw a crop that holds the centre of the box; the whole image after `crop_tries` failures.
+        """Draw a crop that holds the centre of each box; the whole image after `crop_tries` failures.
 
         Sides are drawn on the image scaled to a short side of 400 to 600 pixels, as officially; the region returned is
         in pixels of the original, beside the scale.
@@ -153,7 +165,7 @@ class GroundingAugmentation:
             region = (left * x_scale, top * y_scale, (left + crop_w) * x_scale, (top + crop_h) * y_scale)
             # The last pixel must not be overstepped by a rounding error: PIL refuses such a region.
             region = (region[0], region[1], min(region[2], float(width)), min(region[3], float(height)))
-            if _holds_target(region, box, mask):
+            if all(_holds_center(region, box) for box in boxes) and (not boxes or _holds_mask(region, mask)):
                 return scale, region
         return scale, (0.0, 0.0, float(width), float(height))
 
@@ -188,6 +200,19 @@ def names_direction(expression: str, words: Sequence[str] = DIRECTION_WORDS) -> 
     return any(word in expression for word in words)
 
 
+def every_box(box: Any) -> list[Sequence[float]]:
+    """The boxes in `PlacedImage.box`: none, one or several."""
+    if box is None:
+        return []
+    return list(box) if np.ndim(box) > 1 else [box]
+
+
+def for_each_box(box: Any, change: Callable[[Sequence[float]], Any]) -> Any:
+    """Change each box of `PlacedImage.box`, which keeps its form."""
+    changed = [change(one) for one in every_box(box)]
+    return changed if np.ndim(box) > 1 else next(iter(changed), None)
+
+
 def map_box(box: Sequence[float], region: Region, width: int, height: int) -> tuple[float, float, float, float]:
     """Map a box (xyxy pixels) into an image (width, height) made from `region`, and cut it to that image."""
     x_scale, y_scale = width / (region[2] - region[0]), height / (region[3] - region[1])
@@ -211,14 +236,15 @@ def resize_mask(
     return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST, box=region)).astype(bool)
 
 
-def _holds_target(region: Region, box: Sequence[float] | None, mask: np.ndarray | None) -> bool:
-    """Whether a crop keeps the centre of the box (so a quarter of it) and a quarter of the mask, if there is one."""
-    if box is None:
-        return True
+def _holds_center(region: Region, box: Sequence[float]) -> bool:
+    """Whether a crop keeps the centre of the box, so a quarter of it."""
     # Official: transforms.py:214-217 compares the centre's x with the crop's top and its y with the crop's left.
     center_x, center_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    if not (region[0] < center_x < region[2] and region[1] < center_y < region[3]):
-        return False
+    return region[0] < center_x < region[2] and region[1] < center_y < region[3]
+
+
+def _holds_mask(region: Region, mask: np.ndarray | None) -> bool:
+    """Whether a crop keeps a quarter of the mask, if there is one."""
     if mask is None:
         return True
     left, top, right, bottom = (int(edge) for edge in region)

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from hivg_hf.modeling.box_ops_hivg import rasterize_boxes
 from hivg_hf.modeling.image_processing_hivg import load_grounding_image
+from hivg_hf.modeling.loss_hivg import mask_targets, pad_targets
 
-from .augmentation import PlacedImage, resize_mask
+from .augmentation import PlacedImage, every_box, for_each_box, resize_mask
 from .official_targets import box_as_mask, truncate_ground_truth
 from .rows import OUTSIDE_TOLERANCE_PIXELS
 from .schema import decode_mask, shown
@@ -49,18 +49,22 @@ class GroundingCollator:
         target_rounding: `"exact"`, targets are the annotation's own; `"official"`, as the authors' (see
             `official_targets`): boxes cut to whole pixels, and `mask_labels` of the uncut box in any case. Give a
             `GroundingAugmentation` `mask_sampling="corner"` with it.
+        several_targets: for a model with `num_queries` > 1: `labels` (B, M, 4) hold all `boxes` of a row whose `box`
+            is None (read with `multi_target="keep"`). `HiVGTrainer` sets it as its model needs it.
 
     Under any Trainer or DataLoader the augmentation differs by row and by epoch. With a shuffled order it is the same
     for any number of workers and after a resume; with rows in their own order, or batches of one row, call
     `set_epoch` before each epoch to have it so there too.
 
-    A call takes a list of rows with at least `image`, `expression` and `box` (xyxy pixels of the image), optionally
-    the schema's other columns, and `epoch` and `row_index` (see `KeyedDataset`). It returns
+    A call takes a list of rows with at least `image`, `expression` and `box` (xyxy pixels of the image) or `boxes` (a
+    list of them, empty where nothing is named), optionally the schema's other columns, and `epoch` and `row_index`
+    (see `KeyedDataset`). It returns
 
     - `pixel_values` (B, 3, S, S) float32, `pixel_mask` (B, S, S) int64 with 1 = image;
     - `patch_index` (B, P) int64, where the processor skips padded patches;
     - `input_ids`, `attention_mask` (B, T) int64;
-    - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target;
+    - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target; with `several_targets`
+      (B, M, 4), NaN where a row has fewer than M;
     - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterized box where it has none;
     - `image_ids` (B,) int64, equal exactly for rows of the same image.
 
@@ -86,6 +90,7 @@ class GroundingCollator:
         seed: int = 0,
         masks: bool = True,
         target_rounding: str = "exact",
+        several_targets: bool = False,
     ) -> None:
         if target_rounding not in TARGET_ROUNDINGS:
             raise ValueError(f"target_rounding must be one of {', '.join(TARGET_ROUNDINGS)}. Got {target_rounding!r}.")
@@ -94,6 +99,7 @@ class GroundingCollator:
         self.seed = seed
         self.masks = masks
         self.rounds_as_official = target_rounding == "official"
+        self.several_targets = several_targets
         self._seen = SeenBatches() if augmentation is not None else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -107,6 +113,12 @@ class GroundingCollator:
         plain.rounds_as_official = target_rounding == "official"
         plain.augmentation, plain._seen = None, None
         return plain
+
+    def for_queries(self, num_queries: int) -> "GroundingCollator":
+        """The same collation with targets as a model with so many queries takes them."""
+        changed = copy.copy(self)
+        changed.several_targets = num_queries > 1
+        return changed
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         rows = [complete_row(row) for row in rows]
@@ -122,14 +134,15 @@ class GroundingCollator:
             batch["patch_index"] = torch.as_tensor(image_processor.patch_index_for(batch["pixel_mask"]))  # (B, P)
         batch.update(self.processor(text=[row["expression"] for row in rows], return_tensors="pt"))
         side = image_processor.size["height"]
-        batch["labels"] = torch.tensor([box_label(sample, side) for sample in placed], dtype=torch.float32)
+        labels = pad_targets([box_labels(sample, side) for sample in placed])  # (B, M, 4)
+        batch["labels"] = labels if self.several_targets else labels[:, 0]
         if self.masks or self.rounds_as_official:
             batch["mask_labels"] = mask_labels(placed, batch["labels"], side, may_vanish=self.rounds_as_official)
         batch["image_ids"] = torch.tensor([image_id_hash(row_image_id(row)) for row in rows])
         return batch
 
     def _place_row(self, row: Row, place_in_order: Sequence[int]) -> PlacedImage:
-        box = target_box(row)
+        box = targets_of(row) if self.several_targets else target_box(row)
         mask = row_mask(row) if self.masks and box is not None else None
         cached = row.get("letterboxed")
         if cached is not None:
@@ -165,7 +178,7 @@ class GroundingCollator:
             pixels=cached["pixels"],
             top=cached["top"],
             left=cached["left"],
-            box=None if box is None else scale_box(box, width / row["width"], height / row["height"]),
+            box=for_each_box(box, lambda one: scale_box(one, width / row["width"], height / row["height"])),
             mask=None if mask is None else resize_mask(mask, width, height, sampling=self._mask_sampling),
         )
 
@@ -173,15 +186,16 @@ class GroundingCollator:
     def _mask_sampling(self) -> str:
         return "corner" if self.rounds_as_official else "center"
 
-    def _rounded(
-        self, row: Row, box: list[float] | None, mask: np.ndarray | None
-    ) -> tuple[list[float] | None, np.ndarray | None]:
-        """Box and mask as the targets are to be rounded."""
+    def _rounded(self, row: Row, box: Any, mask: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
+        """Box (or boxes) and mask as the targets are to be rounded."""
         if box is None or not self.rounds_as_official:
             return box, mask
         if mask is None:
-            mask = box_as_mask(box, row["width"], row["height"])
-        return truncate_ground_truth(np.array([box]), [row.get("source")])[0].tolist(), mask
+            mask = np.any([box_as_mask(one, row["width"], row["height"]) for one in every_box(box)], axis=0)
+        rounded = for_each_box(
+            box, lambda one: truncate_ground_truth(np.array([one]), [row.get("source")])[0].tolist()
+        )
+        return rounded, mask
 
 
 class SeenBatches:
@@ -224,6 +238,9 @@ def complete_row(row: Row) -> Row:
     Raises:
         ValueError: one of the three is missing.
     """
+    if row.get("boxes") is not None and "box" not in row:  # what several boxes are one by one, `multi_target` decides
+        several = len(row["boxes"]) > 1
+        row = {"no_target": not len(row["boxes"]), **row, "box": None if several else next(iter(row["boxes"]), None)}
     missing = [name for name in ("image", "expression", "box") if name not in row]
     if "letterboxed" in row and "image" in missing:
         missing.remove("image")
@@ -264,7 +281,7 @@ def _row_identity(row: Row) -> str:
 
 def letterbox(
     image: Image.Image,
-    box: Sequence[float] | None,
+    box: Sequence[float] | Sequence[Sequence[float]] | None,
     mask: np.ndarray | None,
     image_processor: Any,
     mask_sampling: str = "center",
@@ -275,7 +292,7 @@ def letterbox(
         pixels=image_processor.resize_image(image),  # (h, w, 3) uint8
         top=top,
         left=left,
-        box=None if box is None else scale_box(box, width / image.width, height / image.height),
+        box=for_each_box(box, lambda one: scale_box(one, width / image.width, height / image.height)),
         mask=None if mask is None else resize_mask(mask, width, height, sampling=mask_sampling),
     )
 
@@ -295,24 +312,25 @@ def scale_box(box: Sequence[float], x_scale: float, y_scale: float) -> tuple[flo
     return (box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale)
 
 
-def box_label(sample: PlacedImage, side: int) -> list[float]:
-    """The box as (cx, cy, w, h) in 0..1 of the square; four NaN without a target."""
-    if sample.box is None:
-        return [float("nan")] * 4
-    x1, y1, x2, y2 = sample.box
-    return [
-        ((x1 + x2) / 2 + sample.left) / side,
-        ((y1 + y2) / 2 + sample.top) / side,
-        (x2 - x1) / side,
-        (y2 - y1) / side,
+def box_labels(sample: PlacedImage, side: int) -> torch.Tensor:
+    """The boxes as (cx, cy, w, h) in 0..1 of the square, float32 (N, 4); N = 0 without a target."""
+    rows = [
+        [
+            ((x1 + x2) / 2 + sample.left) / side,
+            ((y1 + y2) / 2 + sample.top) / side,
+            (x2 - x1) / side,
+            (y2 - y1) / side,
+        ]
+        for x1, y1, x2, y2 in sample.boxes
     ]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
 
 def mask_labels(
     placed: Sequence[PlacedImage], labels: torch.Tensor, side: int, may_vanish: bool = False
 ) -> torch.Tensor:
-    """Masks on the square, float32 (B, S, S): the rasterized box where there is none, zeros without target."""
-    squares = rasterize_boxes(labels, side, side)  # (B, S, S)
+    """Masks on the square, float32 (B, S, S): the rasterized boxes where there is none, zeros without target."""
+    squares = mask_targets(labels, None, side)  # (B, S, S)
     for square, sample in zip(squares, placed, strict=True):
         # Scaling down can lose a thin mask altogether; its box still says where it was.
         if sample.box is not None and sample.mask is not None and (may_vanish or sample.mask.any()):
@@ -344,28 +362,40 @@ def target_box(row: Row) -> list[float] | None:
     if len(row["boxes"] or []) > 1:
         raise ValueError(
             f"{row_name(row)} has {len(row['boxes'])} targets, where training needs one box; load the data with "
-            "multi_target='union' or multi_target='drop'."
+            "multi_target='union' or multi_target='drop', or train a model with num_queries > 1 "
+            "(GroundingCollator(..., several_targets=True))."
         )
     raise ValueError(f"{row_name(row)} has neither a box nor no_target=True; give it one of the two.")
 
 
-def check_box(box: Sequence[float] | None, row: Row, width: int, height: int) -> None:
-    """Refuse a box that is not finite, has no area, or reaches out of the image by more than rounding does.
+def targets_of(row: Row) -> Any:
+    """The target of a row, or the list of several (xyxy pixels), None where the row says that there is none.
+
+    Raises:
+        ValueError: it has no box and does not say `no_target`.
+    """
+    if row["no_target"] or row["box"] is not None or len(row["boxes"] or []) < 2:
+        return target_box(row)
+    return [[float(edge) for edge in box] for box in row["boxes"]]
+
+
+def check_box(box: Any, row: Row, width: int, height: int) -> None:
+    """Refuse a box, of one or several, that is not finite, has no area, or reaches out of the image by more than
+    rounding does.
 
     Raises:
         ValueError: so it is; the message names the row.
     """
-    if box is None:
-        return
-    x1, y1, x2, y2 = box
-    if not np.isfinite(box).all() or x2 <= x1 or y2 <= y1:
-        raise ValueError(f"{row_name(row)}: box {list(box)} is not x1 < x2, y1 < y2 in finite pixels (xyxy).")
-    outside = max(-x1, -y1, x2 - width, y2 - height)
-    if outside > OUTSIDE_TOLERANCE_PIXELS or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        raise ValueError(
-            f"{row_name(row)}: box {list(box)} lies outside its image of {width} x {height} pixels by {outside:g}; "
-            "boxes are x1, y1, x2, y2 in pixels of the image."
-        )
+    for one in every_box(box):
+        x1, y1, x2, y2 = one
+        if not np.isfinite(one).all() or x2 <= x1 or y2 <= y1:
+            raise ValueError(f"{row_name(row)}: box {list(one)} is not x1 < x2, y1 < y2 in finite pixels (xyxy).")
+        outside = max(-x1, -y1, x2 - width, y2 - height)
+        if outside > OUTSIDE_TOLERANCE_PIXELS or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise ValueError(
+                f"{row_name(row)}: box {list(one)} lies outside its image of {width} x {height} pixels by "
+                f"{outside:g}; boxes are x1, y1, x2, y2 in pixels of the image."
+            )
 
 
 def row_mask(row: Row) -> np.ndarray | None:

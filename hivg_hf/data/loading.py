@@ -231,5 +231,6 @@ def refuse_several_targets(rows: Any) -> None:
     if undecided:
         raise ValueError(
             f"{undecided:,} of {len(rows):,} rows have several targets, where training needs one box: choose "
-            "multi_target: union (the box around all) or multi_target: drop (leave them out)."
+            "multi_target: union (the box around all) or multi_target: drop (leave them out), or let the model answer "
+            "with several boxes: num_queries: 4 in its config, for example."
         )

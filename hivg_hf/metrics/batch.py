@@ -22,12 +22,15 @@ def batch_box_iou(
 
     Args:
         pred_boxes: (B, 4) cxcywh, 0..1 of the padded square.
-        labels: (B, 4) the same; a row of NaN has no target.
+        labels: (B, 4) the same; a row of NaN has no target. Or (B, M, 4) with several places a row, of which rows with
+            exactly one target are measured.
         pixel_mask: (B, S, S), 1 = image; the predicted box is clipped to it.
 
     Returns:
-        (B,) float32; NaN where there is no target.
+        (B,) float32; NaN where there is no target, or several.
     """
+    if labels.ndim == 3:
+        labels = _single_targets(labels)
     predicted, target = (_corners(boxes.detach().float()) for boxes in (pred_boxes, labels))
     predicted = predicted.clamp(0, 1) if pixel_mask is None else _clip_to_image(predicted, pixel_mask)
     shared_sides = torch.minimum(predicted[:, 2:], target[:, 2:]) - torch.maximum(predicted[:, :2], target[:, :2])
@@ -76,6 +79,13 @@ def iou_figures(ious: np.ndarray, thresholds: Sequence[float] = (0.5, 0.7, 0.9))
         return counts
     accuracies = {f"acc@{threshold}": float(np.mean(measured >= threshold)) for threshold in thresholds}
     return {**accuracies, "mean_iou": float(np.mean(measured)), **counts}
+
+
+def _single_targets(labels: torch.Tensor) -> torch.Tensor:
+    """(B, M, 4) -> (B, 4), NaN where a row has no target or several."""
+    there = labels[..., 2] > 0  # (B, M): neither NaN nor what transformers' evaluation fills short batches with
+    first = labels.gather(1, there.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
+    return torch.where((there.sum(1) == 1)[:, None], first, torch.nan)
 
 
 def _corners(boxes_cxcywh: torch.Tensor) -> torch.Tensor:

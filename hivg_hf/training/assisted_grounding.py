@@ -9,8 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from hivg_hf.data.collator import GroundingCollator
-from hivg_hf.modeling.loss_hivg import box_giou_loss, box_l1_loss, dice_loss, focal_loss, token_targets
+from hivg_hf.modeling.box_ops_hivg import box_coverage
+from hivg_hf.modeling.loss_hivg import (
+    box_giou_loss,
+    box_l1_loss,
+    checked_labels,
+    dice_loss,
+    focal_loss,
+    token_targets,
+)
 from hivg_hf.modeling.modeling_hivg import PADDING_LOGIT, HiVGForVisualGrounding
+from hivg_hf.modeling.queries_hivg import assign_targets
 from hivg_hf.utils.hooks import named_inputs
 
 from .pretraining import AttributeHeads, with_defaults
@@ -84,25 +93,32 @@ class AssistedGrounding(nn.Module):
         if "labels" not in batch:
             return self.model(**batch)
         outputs, seen = self._run(batch)
-        config, labels, index = self.config, batch["labels"], batch["patch_index"]
+        config, index = self.config, batch["patch_index"]
+        labels = checked_labels(batch["labels"], index, config.num_queries)  # (B, 4), of several queries (B, M, 4)
         there = index >= 0  # (B, P)
         covered = token_targets(
             labels, batch.get("mask_labels"), config.grid_size, config.image_size, config.token_target
         )  # (B, N)
         covered = covered.gather(1, index.clamp(min=0)) * there  # (B, P)
-        # what covers little of every patch has the one that it covers most
-        least = covered.amax(1, keepdim=True).clamp(min=1e-6, max=MIN_COVERED)  # (B, 1)
-        target = covered >= least  # (B, P) patches of the target
+        assigned, own = labels[:, None], covered[:, None]  # (B, K, 4), (B, K, P) what each query is to answer for
+        if config.num_queries > 1:
+            assigned = assign_targets(
+                outputs.query_boxes, outputs.query_scores.logit(), labels, self.model.config.loss_weights
+            )
+            inside = box_coverage(assigned.flatten(0, 1), config.grid_size, config.grid_size).nan_to_num(0) > 0
+            inside = inside.flatten(1).unflatten(0, assigned.shape[:2])  # (B, K, N)
+            own = own * inside.gather(2, index.clamp(min=0)[:, None].expand(-1, inside.shape[1], -1))
+        own = _patches_of(own)
 
         vision = self.norm(seen[self.model.clip.vision_model.encoder.layers[-1]][:, 1:])  # (B, P, V)
         marks = self.mark(vision)[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
         terms = {"mark_focal": focal_loss(marks, covered), "mark_dice": dice_loss(marks, covered)}
         if patch_classes is not None:
             terms["attributes"] = self._attributes_term(vision, patch_classes, index)
-        terms |= self._guides(seen, target, batch["attention_mask"])
-        patches = seen[self.model.grounding_head.fusion].last_hidden_state[:, 1:-1][target]  # (target patches, H)
-        boxes = labels[:, None].expand(-1, target.shape[1], -1)[target]  # (target patches, 4)
-        found = self.model.grounding_head.boxes(patches)
+        terms |= self._guides(seen, _patches_of(covered), own, batch["attention_mask"])
+        rows, queries, places = own.nonzero(as_tuple=True)  # (target patches,)
+        fused = seen[self.model.grounding_head.fusion].last_hidden_state  # (B, K + P + 1, H)
+        found, boxes = self.model.grounding_head.boxes(fused[rows, own.shape[1] + places]), assigned[rows, queries]
         terms |= {"patch_bbox": box_l1_loss(found, boxes), "patch_giou": box_giou_loss(found, boxes)}
         loss = outputs.loss + sum(self.loss_weights[name] * term for name, term in terms.items())
         return {"loss": loss, "loss_dict": {**outputs.loss_dict, **terms}, "pred_boxes": outputs.pred_boxes}
@@ -137,23 +153,37 @@ class AssistedGrounding(nn.Module):
         return sum(self.attributes(vision[found], classes[found]).values())
 
     def _guides(
-        self, seen: Mapping[nn.Module, Any], target: torch.Tensor, text_mask: torch.Tensor
+        self, seen: Mapping[nn.Module, Any], target: torch.Tensor, own: torch.Tensor, text_mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The three guides; `target` (B, P) and `text_mask` (B, T)."""
-        # tokens of the fusion encoder: [REG], CLS, P patches, T words
-        end = 2 + target.shape[1] + text_mask.sum(-1) - 1  # (B,)
-        wanted = F.pad(target, (2, text_mask.shape[1]))  # (B, 2 + P + T)
-        is_end = torch.arange(wanted.shape[1], device=end.device) == end[:, None]  # (B, 2 + P + T)
+        """The three guides; patches of all targets `target` (B, P), of each query's own `own` (B, K, P), and
+        `text_mask` (B, T)."""
+        # tokens of the fusion encoder: K [REG], CLS, P patches, T words
+        queries = own.shape[1]
+        end = queries + 1 + target.shape[1] + text_mask.sum(-1) - 1  # (B,)
+        wanted, owned = (F.pad(patches, (queries + 1, text_mask.shape[1])) for patches in (target, own))
+        is_end = torch.arange(wanted.shape[1], device=end.device) == end[:, None]  # (B, K + 1 + P + T)
         layers, named = self.model.grounding_head.fusion.layers, target.any(-1)
         asked = {
-            "end_to_target": (layers[0], end, wanted),
-            "reg_to_end": (layers[1], end * 0, is_end),
-            "reg_to_target": (layers[-1], end * 0, wanted),
+            "end_to_target": (layers[0], [(end, wanted, named)]),
+            "reg_to_end": (layers[1], [(end * 0 + query, is_end, named) for query in range(queries)]),
+            "reg_to_target": (
+                layers[-1],
+                [(end * 0 + query, owned[:, query], own[:, query].any(-1)) for query in range(queries)],
+            ),
         }
         terms = {}
-        for name, (layer, query, tokens) in asked.items():
-            terms[name] = guided_attention(layer, seen[layer], query, tokens, named)
+        for name, (layer, looks) in asked.items():
+            found = [guided_attention(layer, seen[layer], *look) for look in looks]
+            rows = torch.stack([counted.sum() for *_, counted in looks])  # each row of each query weighs the same
+            terms[name] = (torch.stack(found) * rows).sum() / rows.sum().clamp(min=1)
         return terms
+
+
+def _patches_of(covered: torch.Tensor) -> torch.Tensor:
+    """Share of each patch that a target covers, (..., P) -> which patches are the target's, bool. What covers little
+    of every patch has the one that it covers most."""
+    least = covered.amax(-1, keepdim=True).clamp(min=1e-6, max=MIN_COVERED)
+    return covered >= least
 
 
 def guided_attention(

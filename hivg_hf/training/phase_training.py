@@ -40,16 +40,17 @@ def make_trainer(
     recipe: Recipe, place: PhaseFolder, model: Any, processor: HiVGProcessor, rows: RowCache
 ) -> HiVGTrainer:
     """The trainer of a phase, with validation rows where the phase evaluates on some."""
-    phase, train_rows = place.phase, rows.training_rows(recipe, place.phase)
+    phase, config = place.phase, plain_model(model).config
+    train_rows = rows.training_rows(recipe, phase, config.num_queries)
     validation = recipe.data.validation if phase.evaluates else None
-    schedule = _schedule(recipe, phase, rows)
-    has_unused = phase.may_lack_gradients(phase.loss_weights_on(plain_model(model).config.loss_weights))
+    schedule = _schedule(recipe, phase, rows, config.num_queries)
+    has_unused = phase.may_lack_gradients(phase.loss_weights_on(config.loss_weights))
     trainer = HiVGTrainer(
         phase.trained_model(model),
         build_arguments(recipe, phase, place.path, validation is not None, len(train_rows), has_unused, schedule),
         data_collator=phase.collator(recipe, processor),
         train_dataset=train_rows,
-        eval_dataset=rows.load(validation) if validation else None,
+        eval_dataset=rows.load(validation, config.num_queries) if validation else None,
         processing_class=processor,
         callbacks=[ReadableLog(phase.name)],
         compute_loss_func=phase.loss_function(),
@@ -62,12 +63,12 @@ def make_trainer(
     return trainer
 
 
-def _schedule(recipe: Recipe, phase: Phase, rows: RowCache) -> tuple[int, int | None]:
+def _schedule(recipe: Recipe, phase: Phase, rows: RowCache, num_queries: int) -> tuple[int, int | None]:
     """First step of a phase in its schedule of the learning rate, and all steps of that; None: the phase's own."""
     if not phase.has_adapters or recipe.hilora.schedule == "restart":
         return 0, None
     stages = [stage for stage in recipe.phases if stage.has_adapters]
-    steps = [stage.steps_on(rows.training_rows(recipe, stage)) for stage in stages]
+    steps = [stage.steps_on(rows.training_rows(recipe, stage, num_queries)) for stage in stages]
     return sum(steps[: stages.index(phase)]), sum(steps)
 
 

@@ -114,10 +114,10 @@ def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
 
 
 def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache, processes: int) -> PhasePlan:
-    rows, published = _count_rows(recipe, phase, cache)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    rows, published = _count_rows(recipe, phase, cache, plain.config.num_queries)
     accumulation = accumulation_steps(phase.batch_size, processes, phase.per_device_batch_size)
     micro = -(-phase.batch_size // (processes * accumulation))
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     weights = phase.loss_weights_on(plain.config.loss_weights)
     gather = plain.config.contrastive_gather if recipe.contrastive_gather is None else recipe.contrastive_gather
     is_contrastive = isinstance(phase, GroundingPhase) and weights.get("contrastive", 0) > 0
@@ -154,7 +154,9 @@ def activation_bytes(config: HiVGConfig, idle: str, recipe: Recipe) -> int:
     layers = {
         "vision": patches * vision.hidden_size * (vision.num_hidden_layers + 1.5 * len(config.bridge_layers)),
         "text": words * text.hidden_size * text.num_hidden_layers,
-        "fusion": (patches + words + 2) * config.clip_config.projection_dim * config.fusion_layers,
+        "fusion": (patches + words + 1 + config.num_queries)
+        * config.clip_config.projection_dim
+        * config.fusion_layers,
     }
     layers.pop(idle, None)
     kept = 1.5 if recipe.activation_checkpointing else VALUES_PER_TOKEN
@@ -185,13 +187,13 @@ def _part(name: str, tuner: str, kind: str) -> str:
     return f"CLIP {tower}" if "clip." in name else "pre-training heads"
 
 
-def _count_rows(recipe: Recipe, phase: Phase, cache: RowCache) -> tuple[int | None, bool]:
+def _count_rows(recipe: Recipe, phase: Phase, cache: RowCache, num_queries: int) -> tuple[int | None, bool]:
     """Training rows of a phase, and whether that is only the published count."""
     spec = phase.data or recipe.data.train
     if spec["source"] == "refshapes" and "size" in spec:
         return spec["size"], False
     try:
-        return len(cache.training_rows(recipe, phase)), False
+        return len(cache.training_rows(recipe, phase, num_queries)), False
     except FileNotFoundError:
         source = SOURCES.get(spec["source"])
         totals = PUBLISHED.get(source.published_as, {}).get(spec["split"]) if source else None

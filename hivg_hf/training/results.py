@@ -30,7 +30,7 @@ def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowC
     )
     results = {}
     for name, spec in specs.items():
-        dataset = rows.load(spec)
+        dataset = rows.load(spec, model.config.num_queries)
         evaluation = evaluate_model(model, processor, dataset, settings)
         evaluation.describe(model, recipe.name, spec["source"], spec["split"], row_options(spec))
         if PartialState().is_main_process:

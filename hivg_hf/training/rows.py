@@ -26,19 +26,21 @@ class RowCache:
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
 
-    def load(self, spec: dict[str, Any]) -> Any:
-        """Rows of the schema for `{source, split, **options}`."""
+    def load(self, spec: dict[str, Any], num_queries: int = 1) -> Any:
+        """Rows of the schema for `{source, split, **options}`, for a model with so many queries: with one, rows of
+        several targets that nobody has decided about are refused."""
         key = repr(sorted(spec.items(), key=lambda item: item[0]))
         if key not in self._loaded:
             rows = load_grounding_dataset(spec["source"], spec["split"], **row_options(spec))
-            refuse_several_targets(rows)
             self._loaded[key] = rows
+        if num_queries == 1:
+            refuse_several_targets(self._loaded[key])
         return self._loaded[key]
 
-    def training_rows(self, recipe: Recipe, phase: Phase) -> Any:
-        """Rows that a phase trains on."""
+    def training_rows(self, recipe: Recipe, phase: Phase, num_queries: int = 1) -> Any:
+        """Rows that a phase trains a model with so many queries on."""
         spec = phase.data or recipe.data.train
-        return self.load({**shard_layout(spec, recipe, phase), **spec})
+        return self.load({**shard_layout(spec, recipe, phase), **spec}, num_queries)
 
 
 def shard_layout(spec: Mapping[str, Any], recipe: Recipe, phase: Phase) -> dict[str, Any]:

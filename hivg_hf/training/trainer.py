@@ -107,6 +107,9 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         # not given to transformers, which would copy the tokenizer's special ids into the model's config
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, model_init=model_init, **kwargs)
         self.processor = processing_class
+        num_queries = getattr(getattr(self.model, "config", None), "num_queries", 1)
+        if hasattr(self.data_collator, "for_queries"):
+            self.data_collator = self.data_collator.for_queries(num_queries)
         if self.is_fsdp_enabled:
             widen_scalars(self.model)
         self.initial_accuracy = initial_accuracy

@@ -1,5 +1,7 @@
 """Pre-training: what each patch is told, what learns, and that the result is a plain CLIP."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -272,6 +274,30 @@ def test_help_leaves_rows_without_target_out(deep, processor, rows):
     assisted = AssistedGrounding(deep)
     terms = assisted(**AssistedCollator(processor)(nothing))["loss_dict"]
     assert [terms[name].item() for name in ("end_to_target", "reg_to_end", "patch_bbox", "patch_giou")] == [0] * 4
+
+
+def test_each_query_is_shown_where_its_own_target_is(deep, processor, rows):
+    """Of a copy of each query's target nothing changes; of two targets, each query gets its own patches and box."""
+
+    def terms(model, **options):
+        torch.manual_seed(0)  # the heads that are thrown away start at random
+        return AssistedGrounding(model).eval()(**AssistedCollator(processor, **options)(rows))["loss_dict"]
+
+    one = terms(copy.deepcopy(deep))
+    deep.add_queries(3)
+    with torch.no_grad():
+        deep.grounding_head.reg_token.weight.copy_(deep.grounding_head.reg_token.weight[:1].expand(3, -1))
+    many = terms(deep, several_targets=True)
+    for name in ASSISTING_WEIGHTS:  # rows of one target: they are the first query's
+        torch.testing.assert_close(many[name], one[name], rtol=1e-3, atol=1e-4)
+
+    width, height = rows[0]["width"], rows[0]["height"]
+    both = [[1.0, 1.0, width / 3, height / 3], [width / 2, height / 2, width - 1.0, height - 1.0]]
+    plural = [{**row, "box": None, "boxes": both, "mask": None} for row in rows[:1]]
+    output = AssistedGrounding(deep)(**AssistedCollator(processor, several_targets=True)(plural))
+    assert all(output["loss_dict"][name] > 0 for name in ("reg_to_target", "reg_to_end", "patch_bbox"))
+    output["loss"].backward()
+    assert deep.grounding_head.reg_token.weight.grad.abs().sum(1).min() > 0
 
 
 def test_an_unknown_assisting_loss_is_refused(deep):

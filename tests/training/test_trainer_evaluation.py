@@ -275,3 +275,35 @@ def test_what_only_rows_by_number_allow_is_refused_for_a_stream(settings, named,
 def test_a_keyed_dataset_may_be_given_as_it_is(trainer_of):
     trainer = trainer_of(KeyedDataset(EVALUATED))
     assert trainer.evaluate()["eval_rows"] == 11
+
+
+def test_rows_of_none_one_and_many_train_and_evaluate_a_model_with_several_queries(
+    tiny_model, tiny_processor, tmp_path
+):
+    rows = coloured_box_rows(9, seed=3)
+    for place in (0, 4):
+        first, second = rows[place]["boxes"][0], [0.0, 0.0, 10.0, 12.0]
+        rows[place] = {**rows[place], "box": None, "boxes": [first, second]}
+    rows[2] = {**rows[2], "box": None, "boxes": [], "no_target": True}
+    model = fresh_model(tiny_model)
+    model.add_queries(3)
+    trainer = make_trainer(
+        model,
+        tiny_processor,
+        tmp_path,
+        eval_rows=rows,
+        max_steps=2,
+        per_device_eval_batch_size=2,
+    )
+    trainer.train_dataset, trainer.compute_metrics = rows, GroundingEvalMetrics()
+    before = trainer.evaluate()
+    # accuracy is about rows with one target, whatever batch they are in
+    assert (before["eval_samples"], before["eval_rows"]) == (6, 9)
+    assert before["eval_n"] == 6
+    assert before["eval_mean_iou"] == pytest.approx(trainer.evaluate()["eval_mean_iou"])
+    trainer.train()
+    assert not torch.equal(model.grounding_head.reg_token.weight[1], model.grounding_head.reg_token.weight[2])
+    one = make_trainer(fresh_model(tiny_model), tiny_processor, tmp_path, max_steps=2)
+    one.train_dataset = rows
+    with pytest.raises(ValueError, match=r"has 2 targets, where training needs one box.*num_queries > 1"):
+        one.train()
