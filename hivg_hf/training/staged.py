@@ -37,8 +37,8 @@ from hivg_hf.utils.manifest import write_manifest
 from hivg_hf.utils.plugins import allowing_code
 
 from .model_start import load_after
-from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
 from .phase_kinds import PeftPhase
+from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
 from .phases import Phase
 from .preflight import check_before_training
 from .recipe import Recipe
