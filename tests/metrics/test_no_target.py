@@ -122,6 +122,7 @@ def test_a_threshold_report_by_hand():
         "recall": pytest.approx(2 / 3),
         "f1": pytest.approx(2 / 3),
         "withheld": pytest.approx(1 / 3),
+        "mcc": pytest.approx(1 / 3),
     }
     assert threshold_report([0.9], [False], 0.5) == {
         "threshold": 0.5, "precision": None, "recall": None, "f1": None, "withheld": 0.0}  # fmt: skip
