@@ -4,7 +4,8 @@
 
 Every head is trained for the same steps on the same rows of RefShapes' `train` split, of which a part names nothing,
 with seeds of its own for start and order. The threshold is chosen on `val+none` rows of one seed, where the smaller of
-N-acc and T-acc is largest, and quoted on those of another. Boxes are the checkpoint's in every row of the table: no
+N-acc and T-acc is largest, and quoted on those of another; so is the calibration error after `hivg calibrate
+--base-rate` for two shares of expressions that name nothing. Boxes are the checkpoint's in every row of the table: no
 input can cost accuracy. CACHE keeps the features, which are what takes time.
 """
 
@@ -23,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.data import GroundingCollator, load_grounding_dataset
-from hivg_hf.metrics import balanced_threshold, batch_box_iou, expected_calibration_error, score_auc
+from hivg_hf.inference.calibration import ScoredRows, fit_score
+from hivg_hf.metrics import balanced_threshold, batch_box_iou, score_auc, score_report
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.modeling.score_head_hivg import SCORE_INPUTS, ScoreEvidence
@@ -43,6 +45,7 @@ SEEDS = (1, 2, 3)
 TRAIN = {"split": "train", "seed": 77, "no_target_fraction": 0.3, "stored_side": 112, "masks": False}
 CHOOSE, QUOTE = ({"split": "val+none", "seed": seed, "size": 1000, "masks": False} for seed in (8100, 8200))
 BATCH, RATE = 256, 1e-3
+BASE_RATES = (0.1, 0.5)
 
 Features = dict[str, torch.Tensor]
 
@@ -147,19 +150,30 @@ def train(head: nn.Linear, inputs: list[str], features: Features, seed: int, epo
 
 @torch.no_grad()
 def measure(logits: Any, features: dict[str, Features]) -> dict[str, float]:
-    """AUROC of right against wrong boxes and of something against nothing; N-acc and T-acc; calibration."""
-    scores = {name: logits(features[name]).sigmoid().numpy().astype(float) for name in ("choose", "quote")}
-    right, nothing = (features["quote"][name].numpy() for name in ("right", "nothing"))
-    threshold = balanced_threshold(scores["choose"], features["choose"]["nothing"].numpy())
-    answered = scores["quote"] >= threshold
-    return {
-        "auroc": score_auc(scores["quote"], right),
-        "auroc_something": score_auc(scores["quote"], ~nothing),
-        "n_acc": float(1 - answered[nothing].mean()),
-        "t_acc": float(answered[~nothing].mean()),
-        "ece": expected_calibration_error(scores["quote"], right),
-        "threshold": threshold,
+    """AUROC of right against wrong boxes and of something against nothing; N-acc and T-acc; calibration errors."""
+    choose, quote = (scored(logits, features[name]) for name in ("choose", "quote"))
+    threshold = balanced_threshold(choose.values, choose.nothing)
+    answered = quote.values >= threshold
+    found = {
+        "auroc": score_auc(quote.values, quote.right),
+        "auroc_something": score_auc(quote.values, ~quote.nothing),
+        "n_acc": float(1 - answered[quote.nothing].mean()),
+        "t_acc": float(answered[~quote.nothing].mean()),
+        "threshold": float(1 / (1 + np.exp(-threshold))),
     }
+    for rate in BASE_RATES:
+        fields = fit_score(choose, "head", base_rate=rate).fields
+        calibrated = quote.values / fields["score_temperature"] + fields["score_bias"]
+        for name, values in (("before", quote.values), ("after", calibrated)):
+            report = score_report(1 / (1 + np.exp(-values)), quote.right, quote.nothing, rate)
+            found[f"ece_{name}_{rate}"] = report["calibration_error"]
+            found[f"aurc_{rate}"] = report["aurc"]
+    return found
+
+
+def scored(logits: Any, features: Features) -> ScoredRows:
+    values = logits(features).numpy().astype(float)
+    return ScoredRows(values, features["right"].numpy(), features["nothing"].numpy())
 
 
 def accuracy(features: Features) -> float:
@@ -167,7 +181,7 @@ def accuracy(features: Features) -> float:
 
 
 def print_table(found: dict[str, list[dict[str, float]]]) -> None:
-    names = ["auroc", "auroc_something", "n_acc", "t_acc", "ece"]
+    names = ["auroc", "auroc_something", "n_acc", "t_acc", "ece_after_0.1", "ece_after_0.5"]
     table = Table("reads", *names, title="mean over seeds, and its deviation")
     for read, runs in found.items():
         cells = []

@@ -281,12 +281,30 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
     )
     for name, entry in results.get("robustness", {}).get("summary", {}).items():
         console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")
+    for line in _score_lines(results.get("score") or {}):
+        console.print(line, soft_wrap=True)
     if "published" in results:
         _print_published(results["published"])
     for figure, note in results.get("notes", {}).items():
         console.print(f"{figure}: {note}", soft_wrap=True)
     for file in files:
         console.print(str(file.resolve()), soft_wrap=True, highlight=False)
+
+
+def _score_lines(score: dict[str, Any]) -> list[str]:
+    """What the score is worth, a line for each share of expressions that name nothing and for each threshold."""
+    lines = [
+        f"score, {report['rate']:.0%} of the expressions naming nothing: calibration error "
+        f"{report['calibration_error']:.3f}, area under risk and coverage {report['aurc']:.3f}"
+        for report in score.get("reports", ())
+    ]
+    for name, words in (("balanced_threshold", "N-acc and T-acc alike, on these rows"), ("given_threshold", "given")):
+        if report := score.get(name):
+            lines.append(
+                f"threshold {report['threshold']:.3f} ({words}): N-acc {report['recall']:.1%}, T-acc "
+                f"{1 - report['withheld']:.1%}, MCC {report['mcc']:.3f}"
+            )
+    return lines
 
 
 def _print_published(compared: dict[str, Any]) -> None:

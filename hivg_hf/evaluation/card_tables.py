@@ -79,7 +79,13 @@ def score_sentences(results: Mapping[str, Results]) -> str:
         if "auc" in score:
             parts.append(f"area under the ROC curve of right against wrong boxes {score['auc']:.3f}")
         if "calibration_error" in score:
-            parts.append(f"expected calibration error {score['calibration_error']:.3f}")
+            others = [
+                f"{report['calibration_error']:.3f} where {report['rate']:.0%} of the expressions name nothing"
+                for report in score.get("reports", [])[1:]
+            ]
+            parts.append(", ".join([f"expected calibration error {score['calibration_error']:.3f}", *others]))
+        if "aurc" in score:
+            parts.append(f"area under the risk-coverage curve {score['aurc']:.3f}")
         report = score.get("given_threshold") or score.get("best_threshold")
         if report and report["precision"] is not None:
             kind = "" if "given_threshold" in score else " (chosen on these rows)"
@@ -87,6 +93,7 @@ def score_sentences(results: Mapping[str, Results]) -> str:
                 f"scores below {report['threshold']:.2f}{kind} find expressions that name nothing with precision "
                 f"{_percent(report['precision'])} % and recall {_percent(report['recall'])} %, at the price of "
                 f"{_percent(report['withheld'])} % of the answers to expressions that name something"
+                + ("" if report.get("mcc") is None else f" (Matthews correlation {report['mcc']:.2f})")
             )
         if parts:
             lines.append(f"- {markdown_text(label)}: {'; '.join(parts)}.")

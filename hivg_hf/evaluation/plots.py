@@ -1,4 +1,4 @@
-"""Two plots of an evaluation: accuracy by length of the expression, and how IoU is distributed; and how plots look."""
+"""Plots of an evaluation: accuracy by length, how IoU is distributed, what scores are worth; and how plots look."""
 
 from __future__ import annotations
 
@@ -61,12 +61,48 @@ def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.
     save_figure(figure, path)
 
 
-def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Any, Any]:
-    """A matplotlib figure with one set of axes; sides in inches."""
+def plot_scores(path: str | Path, score: dict[str, Any]) -> None:
+    """Reliability diagram and risk against coverage, a line for each share of expressions that name nothing.
+
+    Args:
+        path: the PNG file.
+        score: what `describe_scores` returned.
+    """
+    figure, (left, right) = new_figure(width=9.6, columns=2)
+    left.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
+    for color, report in zip((_BLUE, _GREY, _RED), score["reports"], strict=False):
+        label = f"{report['rate']:.0%} name nothing"
+        bins, curve = report["bins"], report["curve"]
+        shown = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.5}
+        left.plot(
+            [entry["score"] for entry in bins],
+            [entry["accuracy"] for entry in bins],
+            label=f"{label}: error {report['calibration_error']:.3f}",
+            **shown,
+        )
+        right.plot(
+            [point["coverage"] for point in curve],
+            [100 * point["risk"] for point in curve],
+            label=f"{label}: area {report['aurc']:.3f}",
+            **shown,
+        )
+    left.set_xlabel("score")
+    left.set_ylabel("share of right boxes")
+    right.set_xlabel("share of expressions answered")
+    right.set_ylabel("wrong among the answers (%)")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def new_figure(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple[Any, Any]:
+    """A matplotlib figure with one set of axes, or an array of so many side by side; sides in inches."""
     # The figure alone, without pyplot: no window system is asked for and no global state is touched.
     figure = require_package("matplotlib.figure", extra="plots").Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots(1, columns)
+    for one in np.atleast_1d(axes):
+        one.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

@@ -9,7 +9,7 @@ from hivg_hf.metrics import RowScores
 
 from .compare import compare_rows, disagreements
 from .gallery import disagreement_pictures, worst_failures, write_gallery
-from .plots import plot_accuracy_by_length, plot_iou_histogram
+from .plots import plot_accuracy_by_length, plot_iou_histogram, plot_scores
 from .records import (
     PREDICTIONS_NAME,
     RESULTS_FORMAT,
@@ -46,6 +46,9 @@ def write_evaluation(
         files += [out / "accuracy_by_length.png", out / "iou_histogram.png"]
         plot_accuracy_by_length(files[1], results)
         plot_iou_histogram(files[2], rows.ious)
+        if results["score"]:
+            files.append(out / "scores.png")
+            plot_scores(files[-1], results["score"])
     if gallery:
         files.append(out / GALLERY_NAME)
         name = results.get("model", {}).get("id", "model")

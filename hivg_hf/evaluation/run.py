@@ -14,10 +14,11 @@ import torch
 from hivg_hf.data import NegativeRows
 from hivg_hf.metrics import (
     RowScores,
+    balanced_threshold,
     choose_threshold,
-    expected_calibration_error,
     get_protocol,
     score_auc,
+    score_report,
     score_rows,
     summarize_rows,
     threshold_report,
@@ -31,6 +32,7 @@ from .predict import predict, process_state, references_of
 from .records import RESULTS_FORMAT, describe_data, describe_model, describe_versions
 
 DEFAULT_THRESHOLD = 0.5  # a box that is more likely right than not
+BASE_RATES = (0.1, 0.5)  # shares of expressions that name nothing, at which a score is described
 
 
 @dataclass
@@ -179,19 +181,27 @@ def describe_scores(rows: RowScores, settings: EvaluationSettings) -> dict[str, 
     """What the score is worth on these rows; {} for a model without one.
 
     `auc`: right boxes against wrong ones and answers to expressions that name nothing. `calibration_error`: distance
-    of the score from the share that is right. With rows of both kinds, how well a threshold finds the expressions that
-    name nothing: `best_threshold` is chosen on these very rows, `given_threshold` is the one that was asked for.
+    of the score from the share that is right; `aurc`: the risk averaged over coverages; `reports`: both, the
+    reliability diagram and the curve, for the rows as they are and with rows of both kinds for `BASE_RATES` of them.
+    With rows of both kinds, too, how well a threshold finds the expressions that name nothing: `best_threshold` (best
+    F1) and `balanced_threshold` (N-acc and T-acc alike) are chosen on these very rows, `given_threshold` is the one
+    that was asked for.
     """
     no_target = np.array([bool(row.get("no_target")) for row in rows.references])
     judged = ~np.isnan(rows.scores) & (rows.has_box | no_target)
     if not judged.any():
         return {}
     scores, correct, nothing = rows.scores[judged], rows.correct(settings.protocol)[judged], no_target[judged]
-    described: dict[str, Any] = {"calibration_error": expected_calibration_error(scores, correct)}
+    mixed = bool(nothing.any() and not nothing.all())
+    rates = (None, *BASE_RATES) if mixed else (None,)
+    reports = [score_report(scores, correct, nothing, rate) for rate in rates]
+    described: dict[str, Any] = {name: reports[0][name] for name in ("calibration_error", "aurc")}
+    described["reports"] = reports
     if correct.any() and not correct.all():
         described["auc"] = score_auc(scores, correct)
-    if nothing.any() and not nothing.all():
+    if mixed:
         described["best_threshold"] = choose_threshold(scores, nothing)
+        described["balanced_threshold"] = threshold_report(scores, nothing, balanced_threshold(scores, nothing))
         if settings.score_threshold is not None:
             described["given_threshold"] = threshold_report(scores, nothing, settings.score_threshold)
     return described

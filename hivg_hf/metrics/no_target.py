@@ -9,6 +9,7 @@ import numpy as np
 
 from .overlaps import clip_boxes, paired_giou, paired_iou
 from .protocols import MetricProtocol
+from .score_curves import matthews_correlation
 
 OVERLAP_THRESHOLD = 0.5
 
@@ -107,8 +108,8 @@ def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float
 
     Returns:
         threshold, precision (share of withheld answers that were rightly withheld; None when none was), recall (share
-        of expressions without target that were withheld; None when there are none), f1, and withheld: the share of
-        expressions *with* a target whose answer is lost.
+        of expressions without target that were withheld; None when there are none), f1, withheld: the share of
+        expressions *with* a target whose answer is lost, and mcc of answers and targets.
     """
     withheld = np.asarray(scores, dtype=np.float64) < threshold
     no_target = np.asarray(no_target, dtype=bool)
@@ -117,7 +118,9 @@ def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float
     recall = hits / int(no_target.sum()) if no_target.any() else None
     f1 = 2 * hits / (int(withheld.sum()) + int(no_target.sum())) if withheld.any() or no_target.any() else None
     lost = float(withheld[~no_target].mean()) if (~no_target).any() else None
-    return {"threshold": float(threshold), "precision": precision, "recall": recall, "f1": f1, "withheld": lost}
+    mcc = matthews_correlation(~withheld, ~no_target) if len(withheld) else None
+    shares = {"precision": precision, "recall": recall, "f1": f1, "withheld": lost, "mcc": mcc}
+    return {"threshold": float(threshold), **shares}
 
 
 def choose_threshold(scores: np.ndarray, no_target: np.ndarray) -> dict[str, float | None]:

@@ -38,13 +38,16 @@ def alone(checkpoint, tmp_path_factory):
 
 def test_one_command_writes_figures_predictions_plots_and_failures(alone, checkpoint):
     out, printed, results = alone
-    names = {"results.json", "predictions.parquet", "accuracy_by_length.png", "iou_histogram.png", "failures.html"}
-    assert {file.name for file in out.iterdir()} == names
+    names = {"results.json", "predictions.parquet", "failures.html"}
+    pictures = {"accuracy_by_length.png", "iou_histogram.png", "scores.png"}
+    assert {file.name for file in out.iterdir()} == names | pictures
     assert results["counts"]["rows"] == 11
     assert results["model"]["id"] == str(checkpoint)
     assert results["data"]["options"] == {"seed": 5, "size": 11}
     assert "N = 11 rows of 11 images, each once, on 1 process(es); protocol pixel" in printed
     assert f"{results['figures']['mean_iou']:.4f}" in printed
+    error = results["score"]["calibration_error"]
+    assert f"score, 0% of the expressions naming nothing: calibration error {error:.3f}" in printed
     assert str((out / "failures.html").resolve()) in printed
 
 

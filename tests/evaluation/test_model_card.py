@@ -220,3 +220,24 @@ def test_a_facts_file_with_a_misspelt_key_is_refused(tmp_path):
 
 def test_cards_and_readme_of_this_repository_are_up_to_date():
     assert make_cards(ROOT, write=False) == [], "run: python scripts/make_cards.py"
+
+
+def test_scores_are_described_at_two_shares_of_empty_questions(results):
+    one = results["val"]  # 6 right at 0.9, 2 wrong at 0.2, one answer to nothing at 0.2
+    described = one["score"]
+    assert [report["rate"] for report in described["reports"]] == pytest.approx([1 / 9, 0.1, 0.5])
+    errors = [report["calibration_error"] for report in described["reports"]]
+    assert errors[0] == pytest.approx((6 * 0.1 + 3 * 0.2) / 9)
+    assert errors[1] == pytest.approx(0.1 * 0.2 + 0.9 * (6 * 0.1 + 2 * 0.2) / 8)
+    assert errors[2] == pytest.approx(0.5 * 0.2 + 0.5 * (6 * 0.1 + 2 * 0.2) / 8)
+    assert described["aurc"] == pytest.approx((6 * 0 + 3 * 1 / 3) / 9)
+    balanced = described["balanced_threshold"]
+    assert (balanced["recall"], balanced["withheld"]) == (1.0, 0.25)
+    sentence = score_sentences({"val": one})
+    for part in (
+        f"0.133, {errors[1]:.3f} where 10% of the expressions name nothing",
+        f"{errors[2]:.3f} where 50%",
+        "risk-coverage curve 0.111",
+    ):
+        assert part in sentence
+    assert "Matthews correlation 0.50" in sentence

@@ -20,7 +20,7 @@ from hivg_hf.evaluation import (
 )
 from hivg_hf.evaluation.gallery import worst_failures
 from hivg_hf.evaluation.records import write_results
-from hivg_hf.metrics import compute_grounding_metrics, score_rows
+from hivg_hf.metrics import compute_grounding_metrics, score_report, score_rows
 
 SETTINGS = EvaluationSettings(resamples=50, progress=False)
 
@@ -85,7 +85,7 @@ def test_failures_are_ranked_by_iou_then_by_confidence():
 
 
 def test_plots_show_the_figures(folder, evaluation, monkeypatch):
-    for name in ("accuracy_by_length.png", "iou_histogram.png"):
+    for name in ("accuracy_by_length.png", "iou_histogram.png", "scores.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     drawn = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure.axes[0]))
@@ -100,6 +100,21 @@ def test_plots_show_the_figures(folder, evaluation, monkeypatch):
     plots.plot_iou_histogram("x.png", np.array([0.0, 0.5, 0.52, 1.0, np.nan]))
     heights = [bar.get_height() for bar in drawn[1].patches]
     assert (heights[0], heights[10], heights[19], sum(heights)) == (25.0, 50.0, 25.0, 100.0)
+
+
+def test_the_plot_of_scores_shows_each_share_of_empty_questions(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.extend(figure.axes))
+    scores, correct = np.array([0.95, 0.85, 0.4, 0.1]), np.array([True, False, False, False])
+    nothing = np.array([False, False, True, True])
+    reports = [score_report(scores, correct, nothing, rate) for rate in (None, 0.1)]
+    plots.plot_scores("x.png", {"reports": reports})
+    reliability, risk = drawn
+    np.testing.assert_allclose(reliability.lines[1].get_xdata(), [0.1, 0.4, 0.85, 0.95])
+    np.testing.assert_allclose(reliability.lines[1].get_ydata(), [0, 0, 0, 1])
+    assert [line.get_ydata()[-1] for line in risk.lines] == pytest.approx([75.0, 55.0])
+    said = [text.get_text() for text in risk.get_legend().get_texts()]
+    assert [words.partition(":")[0] for words in said] == ["50% name nothing", "10% name nothing"]
 
 
 def test_a_comparison_is_written_with_its_pictures(evaluation, scenes, tmp_path):

@@ -122,9 +122,10 @@ def test_a_threshold_report_by_hand():
         "recall": pytest.approx(2 / 3),
         "f1": pytest.approx(2 / 3),
         "withheld": pytest.approx(1 / 3),
+        "mcc": pytest.approx(1 / 3),
     }
     assert threshold_report([0.9], [False], 0.5) == {
-        "threshold": 0.5, "precision": None, "recall": None, "f1": None, "withheld": 0.0}  # fmt: skip
+        "threshold": 0.5, "precision": None, "recall": None, "f1": None, "withheld": 0.0, "mcc": 0.0}  # fmt: skip
 
 
 def test_the_chosen_threshold_separates_what_can_be_separated():

@@ -1,0 +1,130 @@
+"""`hivg calibrate`: fields in a config, of a converted official model too; and what it refuses to touch."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parity.official_cases import made_case
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from benchmarks.speed.official_reference import OfficialLayers
+from hivg_hf import TINY_CHECKPOINT
+from hivg_hf.cli import app
+from hivg_hf.data.refshapes import refshapes_dataset
+from hivg_hf.inference import load_pipeline
+
+WORDS = (
+    "red star",
+    "blue disc",
+    "the ring",
+    "left box",
+    "a tall one",
+    "that",
+    "small star",
+    "thing",
+    "cup",
+    "far dot",
+)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A random official file, converted: its score is made of token similarity."""
+    folder = tmp_path_factory.mktemp("official")
+    case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12]), vocab_size=len(tiny_tokenizer))
+    save_file(case.state, folder / "official.safetensors")
+    (folder / "args.json").write_text(json.dumps(case.args))
+    (folder / "clip.json").write_text(json.dumps(case.clip_config))
+    tiny_tokenizer.save_pretrained(folder / "tokenizer")
+    options = ["--args", folder / "args.json", "--clip-config", folder / "clip.json", "--tokenizer"]
+    words = ["convert", folder / "official.safetensors", folder / "model", *options, folder / "tokenizer"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def table(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 rows; the model's own box is the truth in those of even number, so that half of its boxes are right."""
+    folder = tmp_path_factory.mktemp("table")
+    rows = [*refshapes_dataset("val", seed=3, size=20, masks=False)]
+    for number, row in enumerate(rows):
+        row["image"].convert("RGB").save(folder / f"{number}.png")
+    asked = [{"image": str(folder / f"{i}.png"), "text": word} for i in range(20) for word in WORDS]
+    found = load_pipeline(official)(asked, batch_size=32)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "expression", "xmin", "ymin", "xmax", "ymax"])
+        for number, (question, result) in enumerate(zip(asked, found, strict=True)):
+            box = list(result["box"].values()) if number % 2 == 0 else [0, 0, 2, 2]
+            writer.writerow([Path(question["image"]).name, question["text"], *box])
+    return folder / "table.csv"
+
+
+def calibrate(model: Path | str, data: Path | str, *options: str) -> Result:
+    return CliRunner().invoke(
+        app, ["calibrate", str(model), "--data", str(data), "--split", "all", "--box-format", "xyxy", *options]
+    )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_a_converted_official_model_and_a_table_of_200_rows(official: Path, table: Path, tmp_path: Path) -> None:
+    before = config_of(official)
+    result = calibrate(official, table, "--out", str(tmp_path / "calibrated"))
+    assert result.exit_code == 0, result.output
+    assert "200 rows, of which 0 name nothing; 100 boxes are right." in result.output
+    after = config_of(tmp_path / "calibrated")
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"score_similarity_scale", "score_similarity_bias", "score_threshold"}
+    assert config_of(official) == before
+    pipe = load_pipeline(tmp_path / "calibrated")
+    answer = pipe(str(table.parent / "0.png"), "red star")
+    assert answer["found"] == (answer["score"] >= 0.5)
+    assert pipe(str(table.parent / "0.png"), "red star", threshold=0.0)["found"] is True
+
+
+def test_without_out_the_models_own_config_changes_and_nothing_else(
+    official: Path, table: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    pipe = load_pipeline(official)
+    pipe.save_pretrained(own)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    result = calibrate(own, table, "--precision", "0.5")
+    assert result.exit_code == 0, result.output
+    after = {path.name: path.read_bytes() for path in own.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"config.json"}
+    assert before.keys() == after.keys()
+    assert str(own / "config.json") in result.output
+
+
+def test_the_shipped_checkpoint_is_left_alone(table: Path) -> None:
+    before = (Path(TINY_CHECKPOINT) / "config.json").read_bytes()
+    result = calibrate("tiny", table)
+    assert result.exit_code == 2
+    assert "is the checkpoint in the package" in result.output
+    assert "give --out" in result.output
+    assert (Path(TINY_CHECKPOINT) / "config.json").read_bytes() == before
+
+
+def test_too_few_rows_and_one_kind_are_one_sentence_and_write_nothing(
+    official: Path, table: Path, tmp_path: Path
+) -> None:
+    lines = table.read_text().splitlines(keepends=True)
+    few, wrong = table.with_name("few.csv"), table.with_name("wrong.csv")
+    few.write_text("".join(lines[:10]))
+    wrong.write_text("".join([lines[0], *lines[2::2]]))
+    for file, message in ((few, "needs at least 50 rows, got 9."), (wrong, "All 100 boxes are wrong")):
+        result = calibrate(official, file, "--out", str(tmp_path / "out"))
+        assert result.exit_code == 2
+        assert message in result.output
+        assert "Traceback" not in result.output
+    result = calibrate(official, table, "--base-rate", "0.1", "--out", str(tmp_path / "out"))
+    assert "none of these 200 without a target" in result.output
+    assert not (tmp_path / "out").exists()
