@@ -42,7 +42,10 @@ def clean(
     from hivg_hf.evaluation.sources import open_model
     from hivg_hf.evaluation.suspects import find_suspects
 
-    rows = load_grounding_dataset(source, split, **reader_options(option, column, images, box_format))
+    options = reader_options(option, column, images, box_format)
+    if "negatives" in options:
+        raise ValueError("negatives change what rows say, and here they are judged as they are: omit negatives.")
+    rows = load_grounding_dataset(source, split, **options)
     opened = open_model(model)
     predictions = predict(opened[0], opened[1], rows, batch_size=batch_size, description="looking")
     found = find_suspects(rows, predictions)

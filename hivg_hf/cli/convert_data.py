@@ -35,7 +35,7 @@ def convert_data(
     ] = None,
 ) -> None:
     """Convert data; rows that cannot be used stop it, or are skipped with --option on_error=skip."""
-    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.data import NegativeRows, load_grounding_dataset
     from hivg_hf.data.reading import list_splits
     from hivg_hf.data.writers import WRITERS, write_rows
 
@@ -44,10 +44,11 @@ def convert_data(
     if coordinates is not None and to != "qwen":
         raise ValueError(f"--coordinates belongs to --to qwen; omit it for {to}.")
     options = reader_options(option, column, images, box_format)
-    reading = {key: value for key, value in options.items() if key not in ("on_error", "multi_target")}
+    reading = {key: value for key, value in options.items() if key not in ("on_error", "multi_target", "negatives")}
     of_format = {} if coordinates is None else {"coordinates": coordinates}
     for name in split or list_splits(source, **reading):
         rows = load_grounding_dataset(source, name, **options)
+        rows = rows.table() if isinstance(rows, NegativeRows) else rows
         written = write_rows(rows, out, to, name, copy_images=copy_images, **of_format)
         say(f"{name}: {written.rows:,} rows in {written.path}")
         for sentence in written.lost:

@@ -108,10 +108,12 @@ class NegativeRows:
     ) -> None:
         self.options = Negatives.read(options)
         self.positives = without_image_decoding(positives)
-        if maker is None:
-            columns = [column_values(self.positives, name) for name in ("expression", "image_id", "category")]
-            maker = TableNegatives(*columns, self.options)
-        self.maker = maker
+        self.maker = maker or TableNegatives(
+            column_values(self.positives, "expression"),
+            column_values(self.positives, "image_id"),
+            column_values(self.positives, "category"),
+            self.options,
+        )
         self._may_change = ~np.asarray(column_values(self.positives, "no_target"), dtype=bool)
         self._check_that_some_can_be_made()
 
@@ -138,9 +140,15 @@ class NegativeRows:
         return column_values(self.positives, "image_id")
 
     def table(self, epoch: int = 0) -> Any:
-        """The rows of one epoch as a `datasets.Dataset`, for evaluation."""
+        """The rows of one epoch as a `datasets.Dataset`, for evaluation.
+
+        Raises:
+            ValueError: they are those of a prepared cache, whose pictures are attached row by row.
+        """
         from datasets import Dataset, Features, Image, concatenate_datasets
 
+        if self.positives.format["type"] == "custom":
+            raise ValueError("negatives of a prepared cache train, and cannot be evaluated: read the source itself.")
         names = list(_asking("", {"ref_id": "", "sent_id": ""}))
         columns = [column_values(self.positives, name) for name in names]
         plain = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

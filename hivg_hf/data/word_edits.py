@@ -10,7 +10,7 @@ import numpy as np
 WORD_GROUPS: Mapping[str, tuple[str, ...]] = {
     "color": (
         "red, crimson, maroon | orange | yellow, golden | green | blue, navy | purple, violet | pink | brown | black "
-        "| white | gray, grey, silver | cyan, turquoise, teal | beige, tan",
+        "| white | gray, grey, silver | cyan, turquoise, teal | beige, tan | magenta",
         "dark | light",
         "solid | striped | outlined",
     ),
@@ -93,7 +93,7 @@ class WordEdits:
         self._terms = re.compile(rf"\b(?:{'|'.join(map(re.escape, terms))})\b", re.IGNORECASE) if terms else None
 
     def _add_set(self, name: str, text: str) -> None:
-        alternatives = [[word.strip().lower() for word in part.split(",")] for part in text.split("|")]
+        alternatives = _alternatives(text)
         if len(alternatives) < 2 or not all(word for words in alternatives for word in words):
             raise ValueError(
                 f"the word group {name} has {text!r}, expected at least two alternatives divided by '|', as in "
@@ -119,6 +119,15 @@ class WordEdits:
             if article := re.search(r"\b(an?) $", before, re.IGNORECASE):
                 before = before[: article.start()] + f"{article[1][0]}{'n' if word[0] in 'aeiou' else ''} "
             yield before + _in_case_of(match.group(), word) + expression[match.end() :]
+
+
+def group_words(group: str) -> list[str]:
+    """Every word of a group of `WORD_GROUPS`."""
+    return [word for text in WORD_GROUPS[group] for words in _alternatives(text) for word in words]
+
+
+def _alternatives(text: str) -> list[list[str]]:
+    return [[word.strip().lower() for word in part.split(",")] for part in text.split("|")]
 
 
 def _in_case_of(original: str, word: str) -> str:

@@ -75,7 +75,8 @@ def plan_user_training(
         learning_rate: of the first phase, in place of the default for the width of the base; later phases keep their
             ratio to it.
         batch_size: rows of an optimizer step, in place of the default for the number of rows.
-        **options: further options of the reader, for example `columns` or `multi_target`.
+        **options: further options of the reader, for example `columns` or `multi_target`; `negatives`, in place of
+            the default, is for the training rows alone (None makes none).
 
     Returns:
         A recipe for `hivg_hf.training.recipe.parse_recipe`.
@@ -86,6 +87,7 @@ def plan_user_training(
         FileNotFoundError: a file or a folder is missing.
     """
     kind, config = _open_base(base)
+    chosen = {"negatives": options.pop("negatives")} if "negatives" in options else None
     reading = {"source": data, "images": images, "box_format": box_format, **options}
     reading = {key: value for key, value in reading.items() if value is not None}
     specs = _divide(reading, val)
@@ -100,7 +102,7 @@ def plan_user_training(
     logger.info("%s: %s rows to train on, %s held out for validation.", data, f"{rows:,}", f"{held_out:,}")
     if share := specs["validation"].get("holdout"):
         logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
-    specs["train"].update(_default_negatives(said, config))
+    specs["train"].update(_default_negatives(said, config) if chosen is None else chosen)
     tests = {"test": specs.pop("test")} if "test" in specs else {}
     batch_size = min(batch_size or defaults["batch_size"], rows)
     return {

@@ -165,6 +165,14 @@ def test_the_share_is_changed_from_the_command_line(photos, bases, change, share
     assert recipe.data.train["negatives"] == (None if share is None else {"share": share})
 
 
+@pytest.mark.parametrize("negatives", [None, {"share": 0.5, "kinds": ["edited"]}])
+def test_negatives_that_were_asked_for_are_those_of_the_training_rows(photos, bases, negatives):
+    plan = _plan(photos, bases / "hivg", negatives=negatives)
+    assert plan["data"]["train"]["negatives"] == negatives
+    assert "negatives" not in plan["data"]["validation"]
+    parse_recipe(plan)
+
+
 def test_a_table_of_its_own_serves_validation(photos, bases):
     text = (photos / "my.csv").read_text().splitlines()
     (photos / "val.csv").write_text("\n".join(text[:4]))

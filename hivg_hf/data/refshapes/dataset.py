@@ -185,7 +185,7 @@ def _scene_rows(options: SampleOptions, drawing: _Drawing, index: int) -> list[d
             "box": boxes[targets[0]] if len(targets) == 1 else None,
             "boxes": [boxes[target] for target in targets],
             "no_target": not targets,
-            "mask": encode_mask(visible[list(targets)].any(axis=0)) if drawing.masks and targets else None,
+            "mask": encode_mask(np.any(visible[list(targets)], axis=0)) if drawing.masks and targets else None,
             "category": alike.pop() if len(alike) == 1 else None,
             "ref_id": f"{image_id}-{'+'.join(map(str, targets)) or 'none'}",
             "sent_id": f"{image_id}-{number}-{expression.kind}",

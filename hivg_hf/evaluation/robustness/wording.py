@@ -17,21 +17,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hivg_hf.data.word_edits import group_words
+
 Change = Callable[[str, np.random.Generator], str | None]
 
-LEXICON: dict[str, tuple[str, ...]] = {
-    "color": tuple(
-        "red orange yellow green blue purple violet pink brown black white gray grey cyan turquoise teal magenta "
-        "golden silver beige tan maroon navy dark light striped solid outlined".split()
-    ),
-    "size": tuple(
-        "small smaller smallest large larger largest big bigger biggest tiny huge tall short little".split()
-    ),
-    "position": tuple(
-        "left right top bottom leftmost rightmost topmost bottommost upper lower uppermost lowest highest middle "
-        "center front back first second third fourth fifth last nearest closest farthest".split()
-    ),
-}
+LEXICON = {part: frozenset(group_words(part)) for part in ("color", "size", "position")}
+
 _RELATION = re.compile(
     r"\s+(?:(?:that|which|who) (?:is|are) )?(?:to the (?:left|right) of|(?:left|right) of|above|below|under|beneath|"
     r"over|next to|beside|near|behind|in front of|between|inside|on top of|closest to|with|holding|wearing)\b.*$",
