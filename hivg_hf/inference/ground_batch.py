@@ -211,9 +211,7 @@ class GroundBatch:
     def _part(self, result: Any) -> dict[str, Any]:
         if isinstance(result, GroundingResults):
             part, each = self._part(result.best), [self._part(one) for one in result]
-            every = {
-                f"{name}{'es' if name == 'box' else 's'}": [one[name] for one in each] for name in self._of_each_box
-            }
+            every = {PLURALS[name]: [one[name] for one in each] for name in PLURALS if name in part}
             return part if part["error"] else {**part, **every}
         if "error" in result:
             return self._empty(result["error"])
