@@ -33,7 +33,7 @@ from .pipeline_streams_hivg import (
     preparing_loader,
     take_batch,
 )
-from .processing_hivg import HiVGProcessor
+from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor
 from .processing_inputs_hivg import check_threshold
 from .video_hivg import ground_frames, read_frames
 
@@ -93,6 +93,7 @@ class VisualGroundingPipeline(Pipeline):
         on_error: str | None = None,
         map_side: int | None = None,
         reduce_jpeg: bool | None = None,
+        multiple: bool | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort the options by the step that reads them.
@@ -109,6 +110,9 @@ class VisualGroundingPipeline(Pipeline):
                 in its place, and the rest goes on.
             map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
                 at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
+            multiple: give every box that reaches the threshold (the model's own, or 0.5, unless it is given), the
+                highest score first: a list for each expression, empty where it names nothing. A model with one query
+                (`num_queries=1`) has one box to give.
             reduce_jpeg: decode large JPEG files at a reduced scale, of at least twice the model's side: several times
                 faster, with slightly other pixels. Boxes and masks stay in pixels of the whole picture. Never for
                 official models.
@@ -134,6 +138,7 @@ class VisualGroundingPipeline(Pipeline):
         preprocess = {"timeout": timeout, "long_text": long_text, "reduce_jpeg": reduce_jpeg}
         forward = {"mask": None if mask is None else bool(mask), "heatmap": heatmap}
         postprocess = {"threshold": threshold, "on_error": on_error, "map_side": map_side, "mask": mask}
+        postprocess["multiple"] = multiple
         given = ({k: v for k, v in step.items() if v is not None} for step in (preprocess, forward, postprocess))
         return next(given), next(given), next(given)
 
@@ -156,6 +161,7 @@ class VisualGroundingPipeline(Pipeline):
             floats in pixels of the image, which for a file, URL or bytes is the upright one that a viewer shows, and
             for a PIL image or array the object that was passed; `score` is in 0..1 or None where the model has none. A
             string gives one dict, a list of expressions a list. A list of images gives a list, a stream an iterator.
+            With `multiple=True` there is a list of such dicts in the place of each.
 
         Raises:
             ValueError: an input cannot be used; the message names it.
@@ -194,7 +200,9 @@ class VisualGroundingPipeline(Pipeline):
 
         Yields:
             Per frame `{"frame", "time", "image", "expression", "box", "score"}`: its number, its time in seconds, and
-            the upright picture; for a list of expressions `"results"` in place of the last three.
+            the upright picture; for a list of expressions `"results"` in place of the last three. With
+            `multiple=True` and `smooth=False`, `"results"` holds every box of each expression, and of one that names
+            nothing its best with `"found": False`.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -235,7 +243,8 @@ class VisualGroundingPipeline(Pipeline):
         def run(batch: list[tuple[PendingItem, int]]) -> None:
             outputs = self.forward(self._collate(batch), **forward_params)
             for (pending, place), result in zip(batch, self.postprocess(outputs, **postprocess_params)):
-                pending.results[place] = {"expression": pending.features["expressions"][place], **result}
+                expression = pending.features["expressions"][place]
+                pending.results[place] = _with_expression(expression, result)
                 pending.left -= 1
 
         for features in loader:
@@ -287,6 +296,9 @@ class VisualGroundingPipeline(Pipeline):
         wanted = {
             "pred_boxes": outputs.pred_boxes,
             "scores": outputs.scores,
+            "query_boxes": outputs.query_boxes,
+            "query_scores": outputs.query_scores,
+            "query_mask_logits": outputs.query_mask_logits if mask else None,
             "mask_logits": outputs.mask_logits if mask else None,
             "token_logits": outputs.token_logits if heatmap else None,
         }
@@ -298,28 +310,31 @@ class VisualGroundingPipeline(Pipeline):
         threshold: float | None = None,
         map_side: int | None = None,
         mask: bool | str = True,
-    ) -> list[dict[str, Any]]:
-        """Model outputs of a batch -> one plain dict per pair."""
+        multiple: bool = False,
+    ) -> list[Any]:
+        """Model outputs of a batch -> one plain dict per pair; with `multiple`, a list of them."""
         if threshold is None:
             threshold = getattr(self.model.config, "score_threshold", None)  # a calibrated model's own
+        if multiple and threshold is None:
+            threshold = DEFAULT_THRESHOLD
         sizes = outputs["target_sizes"]
         map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
-        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes)
+        asked = {"threshold": threshold, "multiple": True} if multiple else {}
+        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes, **asked)
         heatmaps = None
         if "token_logits" in outputs:
             heatmaps = self.processor.post_process_heatmaps(outputs, sizes, map_sizes)
-        results = []
+        results: list[Any] = []
         for row, entry in enumerate(found):
-            score = None if entry["score"] is None else float(entry["score"])
-            box = dict(zip(("xmin", "ymin", "xmax", "ymax"), entry["box"].tolist(), strict=True))
-            result: dict[str, Any] = {"box": box, "score": score}
-            if threshold is not None:
-                result["found"] = _required_score(score) >= threshold
-            if entry["mask"] is not None:
-                result["mask"] = mask_in_form(entry["mask"].numpy(), mask)
-            if heatmaps is not None:
-                result["heatmap"] = heatmaps[row].numpy()
-            results.append(result)
+            heatmap = None if heatmaps is None else heatmaps[row].numpy()
+            best = _answer(entry["box"], entry["score"], entry["mask"], threshold, mask, heatmap)
+            if not multiple:
+                results.append(best)
+                continue
+            masks = entry.get("masks", [None] * len(entry["boxes"]))
+            every = zip(entry["boxes"], entry["scores"], masks)
+            each = [_answer(box, score, own, threshold, mask, heatmap) for box, score, own in every]
+            results.append(GroundingResults(each, best))
         return results
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
@@ -390,6 +405,36 @@ def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
     """(height, width) shrunk to a longest side, in proportion."""
     scale = min(1.0, side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _answer(
+    box: torch.Tensor,
+    score: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    threshold: float | None,
+    form: bool | str,
+    heatmap: Any,
+) -> dict[str, Any]:
+    """One box (4,) with its score () and mask (H, W) as a plain dict."""
+    number = None if score is None else float(score)
+    result: dict[str, Any] = {
+        "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box.tolist(), strict=True)),
+        "score": number,
+    }
+    if threshold is not None:
+        result["found"] = _required_score(number) >= threshold
+    if mask is not None:
+        result["mask"] = mask_in_form(mask.numpy(), form)
+    if heatmap is not None:
+        result["heatmap"] = heatmap
+    return result
+
+
+def _with_expression(expression: str, result: Any) -> Any:
+    if isinstance(result, GroundingResults):
+        each = [{"expression": expression, **one} for one in result]
+        return GroundingResults(each, {"expression": expression, **result.best})
+    return {"expression": expression, **result}
 
 
 def _required_score(score: float | None) -> float:

@@ -19,10 +19,26 @@ INPUT_ERRORS = (ValueError, TypeError, OSError)
 
 
 class GroundingResults(list):
-    """The results of several expressions: a list of plain dicts that can also be handed to supervision."""
+    """The results of several expressions, or everything that one expression names (`multiple=True`): a list of plain
+    dicts that can also be handed to supervision.
+
+    Attributes:
+        best: With `multiple=True`, the answer that scored highest, whether or not it was found; else None.
+    """
+
+    def __init__(self, results: Iterable[Any] = (), best: dict[str, Any] | None = None):
+        super().__init__(results)
+        self.best = best
+
+    def one_by_one(self) -> list[dict[str, Any]]:
+        """Every answer: all boxes of each expression, or, where it names nothing, its best with `"found": False`."""
+        if self.best is not None:
+            return list(self) or [self.best]
+        return [answer for result in self for answer in answers_of(result)]
 
     def to_supervision(self) -> Any:
         """`supervision.Detections` with boxes, scores, masks (where every result has an array) and the expressions.
+        Of `multiple=True`, all boxes of all expressions.
 
         Needs the package supervision, which nothing else here uses.
 
@@ -34,19 +50,27 @@ class GroundingResults(list):
             supervision = importlib.import_module("supervision")
         except ModuleNotFoundError:
             raise ImportError("to_supervision needs the package supervision: pip install supervision") from None
-        if not self:
+        found = [answer for result in self for answer in (result if isinstance(result, list) else [result])]
+        if not found:
             return supervision.Detections.empty()
-        corners = [[result["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")] for result in self]
-        scores = [result["score"] for result in self]
-        expressions = np.array([result["expression"] for result in self])
-        masks = [result.get("mask") for result in self]
+        corners = [[result["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")] for result in found]
+        scores = [result["score"] for result in found]
+        expressions = np.array([result["expression"] for result in found])
+        masks = [result.get("mask") for result in found]
         return supervision.Detections(
             xyxy=np.array(corners, dtype=np.float32),
             confidence=None if None in scores else np.array(scores, dtype=np.float32),
             mask=np.stack(masks) if all(isinstance(mask, np.ndarray) for mask in masks) else None,
-            class_id=np.arange(len(self)),
+            class_id=np.arange(len(found)),
             data={"class_name": expressions, "expression": expressions},
         )
+
+
+def answers_of(result: Any) -> list[dict[str, Any]]:
+    """What a pipeline gave for one expression or several, as a flat list of answers: `GroundingResults.one_by_one`."""
+    if isinstance(result, GroundingResults):
+        return result.one_by_one()
+    return list(result) if isinstance(result, list) else [result]
 
 
 class ResultStream:

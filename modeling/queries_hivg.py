@@ -5,6 +5,7 @@ targets are matched one to one at the least cost (Carion et al., 2020, "End-to-E
 Transformers"), so that two queries never learn the same target, and a query without one learns to score low.
 """
 
+import numpy as np
 import torch
 
 from .box_ops_hivg import box_cxcywh_to_xyxy, paired_iou_and_giou, rasterize_boxes
@@ -14,6 +15,9 @@ try:
 except ImportError:  # only training needs it
     linear_sum_assignment = None
 
+# Cost of a query that answers out of turn, per place: the first takes the leftmost target, and so on. Far below the
+# cost of a wrong box, it decides only between queries that answer alike, as new ones do, which then learn to differ.
+OUT_OF_TURN = 0.2
 # Stands for a cost that is NaN, as of a model that has diverged: the loss says so, not the matching.
 WORST_COST = 1e6
 
@@ -27,7 +31,8 @@ def assign_targets(
 
     A row of one target is the first query's, as in a model that has no other: its box then learns what it would learn
     there, and the rest of the queries learn when to stay silent. Several targets are matched at the least sum of L1
-    distance, 1 - GIoU and the missing score, weighted as the losses of the same names.
+    distance, 1 - GIoU and the missing score, weighted as the losses of the same names; between queries that answer
+    alike their order decides, and that of the targets from left to right.
 
     Args:
         query_boxes: (B, K, 4), cxcywh in 0..1 of the padded square.
@@ -42,13 +47,15 @@ def assign_targets(
     if labels.is_meta:
         return assigned
     cost = _matching_cost(query_boxes, score_logits, labels, loss_weights).nan_to_num(WORST_COST).cpu().numpy()
-    there = (~labels.isnan().any(-1)).cpu()  # (B, M)
-    for row, places in enumerate(there):
-        targets = places.nonzero()[:, 0]
-        if len(targets) == 1:
+    from_left = labels[..., 0].argsort(1).cpu()  # (B, M), NaN last
+    counts = (~labels.isnan().any(-1)).sum(1).tolist()
+    for row, count in enumerate(counts):
+        targets = from_left[row, :count]
+        if count == 1:
             assigned[row, 0] = labels[row, targets[0]]
-        elif len(targets):
-            queries, chosen = _solver()(cost[row][:, targets.numpy()])
+        elif count:
+            turns = np.abs(np.arange(cost.shape[1])[:, None] - np.arange(count))  # (K, count)
+            queries, chosen = _solver()(cost[row][:, targets.numpy()] + OUT_OF_TURN * turns)
             assigned[row, torch.as_tensor(queries)] = labels[row, targets[torch.as_tensor(chosen)]]
     return assigned
 

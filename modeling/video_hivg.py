@@ -17,6 +17,7 @@ import PIL.Image
 
 from .image_loading_hivg import MAX_PIXELS
 from .image_sources_hivg import shown
+from .pipeline_streams_hivg import answers_of
 
 # Containers that hold frames themselves: playlists and scripts, which name other files, are not opened.
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,gif,ogg,asf,mpegvideo,h264,hevc,y4m,yuv4mpegpipe"
@@ -75,8 +76,10 @@ def ground_frames(
     pipe: Any, frames: Iterator[tuple[float, PIL.Image.Image]], text: Any, smooth: bool, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """`{"frame", "time", "image", "results"}` for each frame, in order; with a string, its one result unwrapped."""
-    several = not isinstance(text, str)
-    expressions = list(text) if several else [text]
+    if smooth and options.get("multiple"):
+        raise ValueError("Boxes are steadied one for each expression: pass smooth=False with multiple=True.")
+    several = not isinstance(text, str) or bool(options.get("multiple"))
+    expressions = [text] if isinstance(text, str) else list(text)
     tracks = [BoxTrack() for _ in expressions]
     waiting: deque[tuple[int, float, PIL.Image.Image]] = deque()
 
@@ -87,7 +90,7 @@ def ground_frames(
 
     for results in pipe(questions(), **options):
         number, time, image = waiting.popleft()
-        results = list(results)
+        results = answers_of(results)
         if smooth:
             results = [track.follow(result) for track, result in zip(tracks, results)]
         place = {"frame": number, "time": time, "image": image}

@@ -84,6 +84,23 @@ def tiny_model(tiny_config: "HiVGConfig") -> "HiVGForVisualGrounding":
 
 
 @pytest.fixture(scope="session")
+def several_model(tiny_model: "HiVGForVisualGrounding") -> "HiVGForVisualGrounding":
+    """`tiny_model` with three queries that answer apart: copy.deepcopy it before training or changing it."""
+    import copy
+
+    import torch
+
+    model = copy.deepcopy(tiny_model)
+    model.add_queries(3)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model.grounding_head.reg_token.weight.normal_().mul_(3)
+        model.grounding_head.query_mask_proj.weight.normal_()
+        model.grounding_head.score_head.weight.mul_(3)
+    return model
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> "CLIPTokenizer":
     """CLIP's byte-level BPE with a handful of merges; any text can be written in it."""
     from transformers import CLIPTokenizer

@@ -75,6 +75,12 @@ def ground(
     threshold: Annotated[
         float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
     ] = None,
+    multiple: Annotated[
+        bool,
+        typer.Option(
+            "--multiple", help="Every box that reaches the threshold (0.5 unless the model or you say otherwise)."
+        ),
+    ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
     batch_size: Annotated[int, typer.Option(help="Pairs of image and expression per pass.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that open images beside the model.", min=0)] = 0,
@@ -86,7 +92,7 @@ def ground(
     quiet: Quiet = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
-    from hivg_hf.inference import load_pipeline
+    from hivg_hf.inference import load_pipeline, threshold_in_use
     from hivg_hf.inference.files import read_assignment, read_questions
     from hivg_hf.inference.pictures import Asker, PictureWriter
     from hivg_hf.inference.results_file import ResultsFile
@@ -100,7 +106,7 @@ def ground(
     asked = read_assignment(arguments, out, recursive)
     name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or DEFAULT_MODEL
     keep_results = not asked.single and (out is not None or not no_pictures)
-    results = ResultsFile(asked.target / RESULTS_NAME, name) if keep_results else None
+    results = ResultsFile(asked.target / RESULTS_NAME, name, multiple) if keep_results else None
     if mask and (as_json or keep_results):
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     if zero_shot or proposals:
@@ -108,6 +114,7 @@ def ground(
             "model": model,
             "mask": mask,
             "layers": layers,
+            "multiple": multiple,
             "dtype": dtype,
             "trust-remote-code": trust_remote_code,
             "backend": backend != "torch",
@@ -118,13 +125,15 @@ def ground(
         note_what_tiny_knows(name, quiet=quiet)
         pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
     writer = None if no_pictures else PictureWriter(pipe, asked.target, asked.single, heatmap, layers)
-    report = Report(results, writer, as_json, asked.single)
+    threshold = threshold_in_use(pipe, threshold, multiple)
+    report = Report(results, writer, as_json, asked.single, threshold)
     if asked.questions is None:
         questions: Any = report.usable(read_questions(sys.stdin, asked.expressions))
     else:
         questions = report.not_done(asked.questions)
     show_cut_expressions_as_lines()
-    options = {"mask": mask, "heatmap": heatmap, "threshold": threshold, "batch_size": batch_size}
+    options: dict[str, Any] = {"mask": mask, "heatmap": heatmap, "threshold": threshold, "batch_size": batch_size}
+    options |= {"multiple": True} if multiple else {}
     with Asker(pipe, num_workers, **options) as asker:
         report.follow(asker, questions)
     if report.failed:

@@ -76,6 +76,10 @@ def ground_dataset(
     threshold: Annotated[
         float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
     ] = None,
+    multiple: Annotated[
+        bool,
+        typer.Option("--multiple", help="Add the columns boxes and scores: all that reach the threshold, best first."),
+    ] = False,
     prefix: Annotated[str, typer.Option(help="Put before the added columns' names where IN has them too.")] = "",
     device: Device = None,
     dtype: Dtype = None,
@@ -110,6 +114,7 @@ def ground_dataset(
         num_workers=num_workers,
         mask=mask,
         threshold=threshold,
+        multiple=multiple,
         images=images or rows.folder,
         allow_paths=rows.is_local and rows.kind != "tar",  # the pictures of a tar are in it
         allow_urls=allow_urls,

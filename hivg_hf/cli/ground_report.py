@@ -28,13 +28,22 @@ class Report:
         writer: draws them; None draws nothing.
         as_json: print JSON Lines in place of text.
         single: there is one image, so neither progress nor a summary is shown.
+        threshold: what scores were compared with, if anything.
     """
 
-    def __init__(self, results: ResultsFile | None, writer: PictureWriter | None, as_json: bool, single: bool) -> None:
+    def __init__(
+        self,
+        results: ResultsFile | None,
+        writer: PictureWriter | None,
+        as_json: bool,
+        single: bool,
+        threshold: float | None = None,
+    ) -> None:
         self.results = results
         self.writer = writer
         self.as_json = as_json
         self.single = single
+        self.threshold = threshold
         self.answered = self.failed = self.skipped = 0
 
     def not_done(self, questions: list[Question]) -> list[Question]:
@@ -84,7 +93,7 @@ class Report:
             if self.as_json or self.results is not None:
                 row["picture"] = str(drawn[0]) if drawn else None
             if not self.as_json:
-                tqdm.write(printable(_as_text(question, answer["results"], drawn)), file=sys.stdout)
+                tqdm.write(printable(_as_text(question, answer["results"], drawn, self.threshold)), file=sys.stdout)
         if self.as_json:
             tqdm.write(printable(json.dumps(row, ensure_ascii=False, allow_nan=False)), file=sys.stdout)
         if self.results is not None:
@@ -102,13 +111,18 @@ class Report:
         tqdm.write(printable(f"hivg: {', '.join([counts, *more])}{place}"), file=sys.stderr)
 
 
-def _as_text(question: Question, results: Sequence[dict[str, Any]], drawn: Sequence[Path]) -> str:
+def _as_text(
+    question: Question, results: Sequence[dict[str, Any]], drawn: Sequence[Path], threshold: float | None
+) -> str:
     lines = [question.image]
     for result in results:
+        if not result.get("found", True):
+            scores = f"score {result['score']:.2f}, threshold {threshold:.2f}"
+            lines.append(f"  not found ({scores})  {result['expression']}")
+            continue
         box = "  ".join(f"{side} {value:7.1f}" for side, value in result["box"].items())
         score = "  --" if result["score"] is None else f"{result['score']:.2f}"
-        missing = "" if result.get("found", True) else "  (not found: below the threshold)"
-        lines.append(f"  {score}  {box}  {result['expression']}{missing}")
+        lines.append(f"  {score}  {box}  {result['expression']}")
     return "\n".join([*lines, *(f"  wrote {path}" for path in drawn)])
 
 

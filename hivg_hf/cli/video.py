@@ -32,6 +32,10 @@ def video(
     model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
     smooth: Annotated[bool, typer.Option(help="Steady the boxes over time, or draw each frame's own.")] = True,
     threshold: Annotated[float | None, typer.Option(help="Draw no box in frames whose score is below it.")] = None,
+    multiple: Annotated[
+        bool,
+        typer.Option("--multiple", help="Every box that reaches the threshold, in each frame alone: not steadied."),
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Pairs of frame and expression per pass.", min=1)] = 8,
     device: Device = None,
     dtype: Dtype = None,
@@ -53,7 +57,8 @@ def video(
     pipe = load_pipeline(model or DEFAULT_MODEL, device, dtype, trust_remote_code, **engine)
     writer = None if out is None else VideoWriter(out, rate)
     start, frames = time.monotonic(), 0
-    results = pipe.video(source, expressions, smooth=smooth, batch_size=batch_size, threshold=threshold)
+    options = {"smooth": False, "multiple": True} if multiple else {"smooth": smooth}
+    results = pipe.video(source, expressions, batch_size=batch_size, threshold=threshold, **options)
     try:
         for result in tqdm(results, unit=" frames", file=sys.stderr):
             frames += 1

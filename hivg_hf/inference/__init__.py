@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .dataset_input import DatasetInput
     from .dataset_run import DatasetRun
     from .ground_batch import GroundBatch
-    from .loading import DTYPES, answer_as_json, check_engine, load_pipeline
+    from .loading import DTYPES, answer_as_json, check_engine, load_pipeline, threshold_in_use
     from .onnx_export import check_onnx, export_onnx, write_current_onnx
     from .onnx_model import OnnxModel, open_onnx
 
@@ -30,6 +30,7 @@ __all__ = [
     "load_pipeline",
     "open_onnx",
     "save_calibration",
+    "threshold_in_use",
     "write_current_onnx",
 ]
 
@@ -51,6 +52,7 @@ __getattr__ = lazy_names(
         "load_pipeline": "loading",
         "open_onnx": "onnx_model",
         "save_calibration": "calibrated_folder",
+        "threshold_in_use": "loading",
         "write_current_onnx": "onnx_export",
     },
 )

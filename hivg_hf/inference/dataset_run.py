@@ -172,6 +172,7 @@ class DatasetRun:
             "columns": [ground.image_column, ground.text_column, ground.prefix],
             "mask": ground.mask,
             "threshold": ground.threshold,
+            **({"multiple": True} if ground.multiple else {}),
             "batch_size": ground.batch_size,
             "engine": {name: value for name, value in ground.engine.items() if value and name != "device"},
             "shard_size": shard_size,

@@ -16,13 +16,14 @@ import pyarrow as pa
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.modeling.image_sources_hivg import base64_bytes
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
-from hivg_hf.modeling.pipeline_streams_hivg import is_text_list
+from hivg_hf.modeling.pipeline_streams_hivg import GroundingResults, is_text_list
 from hivg_hf.utils.imports import require_package
 
 from .loading import answer_as_json, load_pipeline
 
 BOX = pa.list_(pa.float32(), 4)  # xyxy pixels of the original image, as in the schema of hivg_hf.data
 MASK = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])  # COCO's compressed run lengths
+PLURALS = {"box": "boxes", "score": "scores", "mask": "masks"}  # columns of each box, with `multiple` of all
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -46,6 +47,8 @@ class GroundBatch:
         num_workers: Processes that open pictures beside the model; each call starts them, so use large batches.
         mask: Whether to add the column `mask`, COCO run lengths (needs the extra `data`).
         threshold: Scores below it mean not found. Defaults to the checkpoint's own, `found` is None without one.
+        multiple: Whether to add the columns `boxes` and `scores` (and `masks`): all that reach the threshold (0.5
+            where there is none), the highest score first. `box` and `score` stay those of the best.
         images: Folder that relative paths are resolved against. Defaults to the working directory.
         allow_paths: Whether a row may name a file of this machine. Switch it off for rows from elsewhere.
         allow_urls: Whether a row may name an http or https URL, which is then fetched.
@@ -61,6 +64,7 @@ class GroundBatch:
     num_workers: int = 0
     mask: bool = False
     threshold: float | None = None
+    multiple: bool = False
     images: str | Path | None = None
     allow_paths: bool = True
     allow_urls: bool = False
@@ -120,6 +124,8 @@ class GroundBatch:
     def added_types(self, several: bool) -> dict[str, pa.DataType]:
         """Arrow types of the added columns, without the prefix."""
         types = {"box": BOX, "score": pa.float32(), "found": pa.bool_(), **({"mask": MASK} if self.mask else {})}
+        if self.multiple:
+            types |= {PLURALS[name]: pa.list_(types[name]) for name in PLURALS if name in types}
         return {**{name: pa.list_(kind) if several else kind for name, kind in types.items()}, "error": pa.string()}
 
     def check_columns(self, names: Sequence[str]) -> None:
@@ -190,6 +196,7 @@ class GroundBatch:
         if not items:
             return []
         options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "on_error": "return"}
+        options |= {"multiple": True} if self.multiple else {}
         results = self.pipe(items, mask=self.mask, threshold=self.threshold, **options)
         return [result if isinstance(result, dict) else {"each": list(result)} for result in results]
 
@@ -201,7 +208,11 @@ class GroundBatch:
         row = {name: [part[name] for part in parts] for name in self.added_types(True) if name != "error"}
         return {**row, "error": "; ".join(errors) or None}
 
-    def _part(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _part(self, result: Any) -> dict[str, Any]:
+        if isinstance(result, GroundingResults):
+            part, each = self._part(result.best), [self._part(one) for one in result]
+            every = {PLURALS[name]: [one[name] for one in each] for name in PLURALS if name in part}
+            return part if part["error"] else {**part, **every}
         if "error" in result:
             return self._empty(result["error"])
         try:

@@ -11,6 +11,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
+from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
 from .onnx_model import PRECISIONS, open_onnx
@@ -128,6 +129,14 @@ def _load_trusted(name: str, **options: Any) -> tuple[Any, Any, type]:
     processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=True)
     impl = (getattr(model.config, "custom_pipelines", None) or {}).get("visual-grounding", {}).get("impl")
     return model, processor, get_class_from_dynamic_module(impl, name) if impl else VisualGroundingPipeline
+
+
+def threshold_in_use(pipe: Any, threshold: float | None, multiple: bool = False) -> float | None:
+    """The threshold that answers are compared with: the one given, the model's own, and for several boxes at least
+    `DEFAULT_THRESHOLD`; None where every answer counts."""
+    own = getattr(getattr(getattr(pipe, "model", None), "config", None), "score_threshold", None)
+    chosen = own if threshold is None else threshold
+    return DEFAULT_THRESHOLD if chosen is None and multiple else chosen
 
 
 def answer_as_json(result: dict[str, Any]) -> dict[str, Any]:

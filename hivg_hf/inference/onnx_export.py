@@ -61,7 +61,9 @@ class GroundingGraph(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         scores = self.model.config.score == "head" or self.tokens
+        several = self.model.config.num_queries > 1
         optional = {"scores": scores, "mask_logits": self.masks, "token_logits": self.tokens}
+        optional |= {"query_boxes": several, "query_scores": several, "query_mask_logits": several and self.masks}
         return ("pred_boxes", *(name for name, given in optional.items() if given))
 
     def forward(self, input_ids, attention_mask, pixel_values, padding, image_index) -> tuple[torch.Tensor, ...]:
@@ -94,7 +96,8 @@ def export_onnx(
         processor: the processor saved with the model.
         folder: a new folder, which appears whole, after the check, or not at all, and gets config and tokenizer too;
             or the folder of this very model, of which `onnx/` is replaced.
-        masks, tokens: also give `mask_logits` and `token_logits`.
+        masks, tokens: also give `mask_logits` (and, of a model with several queries, `query_mask_logits`) and
+            `token_logits`.
         int8: also write `onnx/model_quantized.onnx`, its matrices in 8 bits, quantized as they run (dynamically).
         float16: also write `onnx/model_fp16.onnx`: weights in half the space, computed with in float32.
 

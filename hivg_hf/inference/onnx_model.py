@@ -135,6 +135,8 @@ class OnnxModel(nn.Module):
             **self._padding(pixel_values, pixel_mask, patch_index),
         }
         asked = {"mask_logits": output_masks, "token_logits": output_token_logits}
+        if self.config.num_queries > 1:
+            asked["query_mask_logits"] = output_masks
         names = tuple(name for name in self.outputs if asked.get(name, True))
         if missing := [name for name, wanted in asked.items() if wanted and name not in names]:
             raise ValueError(f"{self.path} does not give {', '.join(missing)}: export it with --masks --tokens.")

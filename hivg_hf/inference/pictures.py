@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
+from hivg_hf.modeling.pipeline_streams_hivg import answers_of
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.visualize import bridge_attention, draw_bridge_attention, draw_grounding, draw_heatmap
 
@@ -110,8 +111,12 @@ class PictureWriter:
         picture = load_grounding_image(file)
         drawn = {path: draw_grounding(picture, results)}
         if self.heatmap:
+            by_expression: dict[str, list[dict[str, Any]]] = {}
+            for result in results:
+                by_expression.setdefault(result["expression"], []).append(result)
             panels = [
-                draw_grounding(draw_heatmap(picture, result["heatmap"]), _box_only(result)) for result in results
+                draw_grounding(draw_heatmap(picture, own[0]["heatmap"]), [_box_only(result) for result in own])
+                for own in by_expression.values()
             ]
             drawn[path.with_name(f"{path.stem}.heatmap.png")] = _side_by_side(panels)
         if self.layers:
@@ -139,7 +144,7 @@ class _Items(Dataset):
 
 
 def _as_answer(answer: Any) -> dict[str, Any]:
-    return answer if isinstance(answer, dict) else {"results": answer}
+    return answer if isinstance(answer, dict) else {"results": answers_of(answer)}
 
 
 def _box_only(result: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hivg_hf.data.refshapes import example_scenes
 from hivg_hf.hub import DEFAULT_MODEL, is_tiny
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
+from hivg_hf.modeling.pipeline_streams_hivg import answers_of
 from hivg_hf.utils.imports import require_package
 from hivg_hf.visualize import draw_grounding, draw_heatmap
 
@@ -45,7 +46,12 @@ DELETE_CACHE = (600, 3600)
 
 
 def answer_question(
-    pipe: VisualGroundingPipeline, image: Any, lines: str, threshold: float = 0.0, mask: bool = True
+    pipe: VisualGroundingPipeline,
+    image: Any,
+    lines: str,
+    threshold: float = 0.0,
+    mask: bool = True,
+    multiple: bool = False,
 ) -> tuple[PIL.Image.Image | None, list[tuple[PIL.Image.Image, str]], list[list[Any]], str]:
     """Ground the expressions of the page's form.
 
@@ -55,9 +61,10 @@ def answer_question(
         lines: One expression per line.
         threshold: Scores below it count as not found; 0 turns that off.
         mask: Whether to tint the object's pixels.
+        multiple: Whether to find every object that fits.
 
     Returns:
-        The annotated picture, a heat map with its expression for each line, a row of `COLUMNS` for each line, and a
+        The annotated picture, a heat map with its expression for each line, a row of `COLUMNS` for each box, and a
         sentence as HTML. Pictures are at most `DISPLAY_SIDE` wide and high (enlarged ones aside), boxes in pixels of
         the upload. Where the question cannot be answered there is only the sentence, which says why.
     """
@@ -76,7 +83,9 @@ def answer_question(
         }
         if threshold > 0:
             options["threshold"] = threshold
-        results = pipe(picture, expressions, **options)
+        if multiple:
+            options["multiple"] = True
+        results = answers_of(pipe(picture, expressions, **options))
     except (ValueError, OSError) as error:
         return unanswered(_without_path(str(error), image))
     except (MemoryError, RuntimeError) as error:
@@ -87,7 +96,8 @@ def answer_question(
     shown = picture if picture.size == (width, height) else picture.resize((width, height), PIL.Image.Resampling.BOX)
     across, down = width / picture.width, height / picture.height
     drawn = draw_grounding(shown, [_scaled(result, across, down) for result in results])
-    heatmaps = [(draw_heatmap(shown, result["heatmap"]), result["expression"]) for result in results]
+    maps = {result["expression"]: result["heatmap"] for result in results}
+    heatmaps = [(draw_heatmap(shown, heatmap), expression) for expression, heatmap in maps.items()]
     lost = [result["expression"] for result in results if not result.get("found", True)]
     message = f"Below the threshold, so perhaps not in the picture: {', '.join(lost)}." if lost else ""
     rows = [_table_row(_scaled(result, *scale)) for result in results]
@@ -119,7 +129,7 @@ def build_page(
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         page.grounding_workers = workers
-        gr.Markdown(f"# {TITLE}\nOne expression per line. Each gets one box: the object it names.")
+        gr.Markdown(f"# {TITLE}\nOne expression per line. {_what_is_found(pipe)}")
         gr.HTML(_about_model(name), elem_id="model", js_on_load=None)
         with gr.Row():
             with gr.Column(scale=1):
@@ -134,6 +144,8 @@ def build_page(
                 with gr.Accordion("Options", open=False):
                     threshold = gr.Slider(0, 1, value=0, step=0.01, label="Not found below this score (0: never)")
                     mask = gr.Checkbox(value=True, label="Tint the object's pixels")
+                    several = _answers_with_several(pipe)
+                    every = gr.Checkbox(value=several, visible=several, label="Every object that fits")
                 button = gr.Button("Find", variant="primary", elem_id="find")
                 if examples:
                     gr.Examples(examples, [image, text], label="Scenes the model has not seen", elem_id="examples")
@@ -151,10 +163,20 @@ def build_page(
                     headers=list(COLUMNS), datatype="str", interactive=False, elem_id="table", label="Found", wrap=True
                 )
         outputs = [picture, heatmaps, table, message]
-        inputs = [image, text, threshold, mask]
+        inputs = [image, text, threshold, mask, every]
         for event in (button.click, text.submit):
             event(answer, inputs, outputs, concurrency_limit=workers.workers, concurrency_id="model")
     return page
+
+
+def _answers_with_several(pipe: Any) -> bool:
+    return getattr(getattr(getattr(pipe, "model", None), "config", None), "num_queries", 1) > 1
+
+
+def _what_is_found(pipe: Any) -> str:
+    if _answers_with_several(pipe):
+        return "Each gets a box for every object it names."
+    return "Each gets one box: the object it names."
 
 
 def serve(
