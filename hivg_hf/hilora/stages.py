@@ -1,5 +1,4 @@
-"""HiLoRA: low-rank adaptation in stages, from shallow layers to deep ones or back, as named PEFT adapters of
-a model.
+"""HiLoRA on a model: stages, from shallow layers to deep ones or back, as named PEFT adapters.
 
 In every stage the bridge and ``grounding_head`` train fully and CLIP's own weights never.
 
