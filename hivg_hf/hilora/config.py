@@ -266,13 +266,13 @@ class HiLoraConfig:
     def lora_config(self, stage: int) -> LoraConfig:
         """The PEFT configuration of the adapter that stage ``stage`` (counted from 1) trains."""
         shape = self.stages[stage - 1]
-        reach = self.stages[-1] if self.mode == "progressive" else shape
+        layers = self.layers_of(self.stages[-1] if self.mode == "progressive" else shape)
         return LoraConfig(
             r=shape.rank,
             lora_alpha=shape.alpha,
             lora_dropout=shape.dropout,
             bias="none",
-            target_modules=target_pattern(*self.layers_of(reach).values(), self.targets),
+            target_modules=target_pattern(layers["vision_model"], layers["text_model"], self.targets),
             **self.lora_options,
         )
 
