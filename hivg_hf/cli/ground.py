@@ -97,7 +97,7 @@ def ground(
     from hivg_hf.inference.pictures import Asker, PictureWriter
     from hivg_hf.inference.results_file import ResultsFile
 
-    from .ground_report import Report, show_cut_expressions_as_lines
+    from ._ground_report import Report, show_cut_expressions_as_lines
 
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")

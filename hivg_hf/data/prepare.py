@@ -26,7 +26,7 @@ from .reading import ReadReport, open_source, read_rows
 from .rows import RowProblem, count_kinds
 from .schema import decode_mask
 from .splits import Totals
-from .survey_page import survey_page
+from .survey_page import write_survey_page
 
 logger = logging.getLogger(__name__)
 
@@ -261,8 +261,7 @@ def write_survey(result: Survey, folder: str | Path, seed: int = 0) -> list[Path
         lines = [f"{split.name}: {problem}\n" for split in result.splits for problem in split.report.problems]
         path.write_text("".join(lines), encoding="utf-8")
     files.append(folder / "survey.html")
-    with atomic_path(files[-1]) as path:
-        path.write_text(survey_page(result, seed), encoding="utf-8")
+    write_survey_page(files[-1], result, seed)
     for split in result.splits:
         if len(split.rows):
             name = split.name.replace("/", "-").replace(":", "-")

@@ -2,42 +2,40 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hivg_hf.utils.html_page import html_table, write_page
 
 from .order import column_values
 
 MAP_CELLS = 24  # a side of a position map
 LISTED = 200
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:82rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:.5rem 0}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
-    "td.n{text-align:right}figure{display:inline-block;margin:.5rem 1rem .5rem 0}img{max-width:100%}"
-    ".bad{color:#a00}"
-)
+STYLE = """
+table { border-collapse: collapse; margin: .5rem 0; }
+td, th { border: 1px solid var(--line); padding: .2rem .6rem; text-align: left; }
+td.n { text-align: right; }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; }
+img { max-width: 100%; }
+.bad { color: #a00; }"""
 
 
-def survey_page(result: Any, seed: int = 0) -> str:
-    """A page about several splits.
+def write_survey_page(path: Path, result: Any, seed: int = 0) -> None:
+    """Write a page about several splits.
 
     Args:
+        path: the HTML file.
         result: a `hivg_hf.data.prepare.Survey`.
         seed: of the rows on the contact sheets.
     """
-    body = [f"<h1>Survey of {escape(', '.join(split.name for split in result.splits))}</h1>"]
-    body += ["<h2>Splits</h2>", _table(_HEAD, [_line(split) for split in result.splits]), *_leaks(result)]
+    body = ["<h2>Splits</h2>", html_table(_HEAD, [_line(split) for split in result.splits]), *_leaks(result)]
     for split in result.splits:
         body += _section(split, seed)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Survey</title>'
-        # A second lock behind the escaping: no script, nothing from elsewhere.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
+    write_page(path, f"Survey of {', '.join(split.name for split in result.splits)}", "".join(body), STYLE)
 
 
 _HEAD = ("split", "rows", "images", "no target", "several targets", "with mask", "repeated rows", "cannot be used")
@@ -77,7 +75,7 @@ def _leaks(result: Any) -> Iterator[str]:
         for kind, pairs in found.items()
         for pair, shared in pairs.items()
     ]
-    yield _table(("splits", "what is shared", "how many", "for example"), lines) if lines else "<p>Nothing.</p>"
+    yield html_table(("splits", "what is shared", "how many", "for example"), lines) if lines else "<p>Nothing.</p>"
 
 
 def _section(split: Any, seed: int) -> Iterator[str]:
@@ -94,7 +92,7 @@ def _section(split: Any, seed: int) -> Iterator[str]:
     if not len(split.rows):
         return
     facts = statistics(split.rows)
-    yield _table(
+    yield html_table(
         ("", "mean", "5 %", "median", "95 %"),
         [
             [name.replace("_", " "), *(value.get(key, "") for key in ("mean", "p5", "median", "p95"))]
@@ -162,12 +160,3 @@ def _picture(title: str, picture: Any, kind: str = "PNG") -> str:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     source = f"data:image/{kind.lower()};base64,{data}"
     return f'<figure><img src="{source}" alt="{escape(title)}"><figcaption>{escape(title)}</figcaption></figure>'
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    def cell(value: Any) -> str:
-        number = isinstance(value, (int, float))
-        return f'<td class="n">{value:,}</td>' if number else f"<td>{escape(str(value))}</td>"
-
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f"<table><tr>{top}</tr>{''.join('<tr>' + ''.join(map(cell, line)) + '</tr>' for line in lines)}</table>"

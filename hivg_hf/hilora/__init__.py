@@ -1,32 +1,16 @@
-"""HiLoRA: stages as named PEFT adapters (`stages`), their folders (`folders`), its rival CoTo (`coto`),
-and PEFT's other tuners (`tuners`)."""
+"""HiLoRA: what the stages are (`config`), as named PEFT adapters of a model (`stages`), in folders (`folders`,
+`loading`); its rival CoTo (`coto`), and PEFT's other tuners (`tuners`)."""
 
 from typing import TYPE_CHECKING
 
 from hivg_hf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .config import PROGRESSIVE_ADAPTER, HiLoraConfig, HiLoraStage, named_targets, target_pattern
     from .coto import CoTo, CoToCallback
-    from .folders import (
-        add_stages,
-        bridge_and_head_hash,
-        load_adapter_state,
-        load_stages,
-        publish_stages,
-        save_adapter_state,
-    )
-    from .stages import (
-        NEW_MODULES,
-        PROGRESSIVE_ADAPTER,
-        HiLoraConfig,
-        HiLoraStage,
-        activate_stage,
-        is_new_parameter,
-        merge_stages,
-        named_targets,
-        start_stage,
-        target_pattern,
-    )
+    from .folders import bridge_and_head_hash, publish_stages, save_adapter_state
+    from .loading import add_stages, load_adapter_state, load_stages
+    from .stages import NEW_MODULES, activate_stage, is_new_parameter, merge_stages, start_stage
     from .tuners import add_tuner, tuner_config
 
 __all__ = [
@@ -57,23 +41,23 @@ __getattr__ = lazy_names(
     {
         "CoTo": "coto",
         "CoToCallback": "coto",
-        "HiLoraConfig": "stages",
-        "HiLoraStage": "stages",
+        "HiLoraConfig": "config",
+        "HiLoraStage": "config",
         "NEW_MODULES": "stages",
-        "PROGRESSIVE_ADAPTER": "stages",
+        "PROGRESSIVE_ADAPTER": "config",
         "activate_stage": "stages",
         "bridge_and_head_hash": "folders",
         "is_new_parameter": "stages",
-        "add_stages": "folders",
+        "add_stages": "loading",
         "add_tuner": "tuners",
-        "load_adapter_state": "folders",
-        "load_stages": "folders",
+        "load_adapter_state": "loading",
+        "load_stages": "loading",
         "merge_stages": "stages",
-        "named_targets": "stages",
+        "named_targets": "config",
         "publish_stages": "folders",
         "save_adapter_state": "folders",
         "start_stage": "stages",
-        "target_pattern": "stages",
+        "target_pattern": "config",
         "tuner_config": "tuners",
     },
 )

@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from hivg_hf.utils.strict_mapping import nearest, refuse_unknown
 
-from .stages import ATTENTION_TARGETS, check_adapter_name, is_new_parameter, target_pattern
+from .config import ATTENTION_TARGETS, check_adapter_name, target_pattern
+from .stages import is_new_parameter
 
 _OWN_FIELDS = (
     *("modules_to_save", "base_model_name_or_path", "inference_mode", "task_type", "auto_mapping", "revision"),

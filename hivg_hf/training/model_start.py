@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from hivg_hf.conversion import load_official_clip
 from hivg_hf.hilora import PROGRESSIVE_ADAPTER, is_new_parameter, load_adapter_state, start_stage
-from hivg_hf.hilora.folders import add_trained_adapter
+from hivg_hf.hilora.loading import add_trained_adapter
 from hivg_hf.hub import resolve_model
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding

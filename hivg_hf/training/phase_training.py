@@ -59,7 +59,7 @@ def make_trainer(
     if isinstance(phase, LoraPhase) and phase.coto is not None:
         trainer.add_callback(CoToCallback(phase.coto, model.base_model.active_adapters[-1]))
     # transformers notes it in the config, which is saved with the weights; HiVG has no cache
-    vars(plain_model(model).config).pop("use_cache", None)
+    plain_model(model).config.__dict__.pop("use_cache", None)
     return trainer
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .atomic import atomic_path
 
@@ -51,3 +53,14 @@ def write_page(
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def html_table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """A table of plain texts and numbers, whose cells have the class `n`."""
+
+    def cell(value: Any) -> str:
+        is_number = isinstance(value, (int, float))
+        return f'<td class="n">{value:,}</td>' if is_number else f"<td>{html.escape(str(value))}</td>"
+
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f"<table><tr>{top}</tr>{''.join('<tr>' + ''.join(map(cell, line)) + '</tr>' for line in lines)}</table>"

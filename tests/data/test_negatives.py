@@ -8,13 +8,14 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from helpers.schema_rows import validate_row
 from hivg_hf import load_grounding_dataset
 from hivg_hf.data import EpochSampler, KeyedDataset, NegativeRows, Negatives
 from hivg_hf.data.negatives import content_words
 from hivg_hf.data.order import image_ids_of
 from hivg_hf.data.refshapes import refshapes_samples
 from hivg_hf.data.refshapes.language import referents
-from hivg_hf.data.schema import FEATURES, validate_row
+from hivg_hf.data.schema import FEATURES
 from hivg_hf.training.recipe_checks import check_rows
 
 COLORS, THINGS = ("red", "blue", "green", "black"), ("car", "bus", "dog", "cat", "cup", "bowl")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from helpers.schema_rows import validate_row
 from hivg_hf.data.readers.common import segmentation_to_mask
-from hivg_hf.data.schema import FEATURES, decode_mask, encode_mask, mask_to_box, validate_row
+from hivg_hf.data.schema import FEATURES, decode_mask, encode_mask, mask_to_box
 from hivg_hf.metrics.overlaps import mask_intersection_union
 
 

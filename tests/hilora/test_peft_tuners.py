@@ -21,8 +21,8 @@ from helpers.peft_tuners import (
     tuner_names,
 )
 from hivg_hf.hilora import add_tuner, load_adapter_state, save_adapter_state, tuner_config
+from hivg_hf.hilora.config import TARGET_SETS
 from hivg_hf.hilora.folders import save_export
-from hivg_hf.hilora.stages import TARGET_SETS
 from hivg_hf.hilora.tuners import REFUSED_TUNERS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "peft.md").read_text(encoding="utf-8")

@@ -302,7 +302,7 @@ def test_adapters_with_options_that_are_not_exact_are_refused(options, message, 
     "options", [{"target_modules": "(.*)*!"}, {"exclude_modules": "(.*)*!"}, {"rank_pattern": {"(.*)*!": 3}}]
 )
 def test_patterns_that_never_end_are_refused(options, run, monkeypatch):
-    monkeypatch.setattr("hivg_hf.hilora.folders.check_patterns", partial(check_patterns, seconds=1))
+    monkeypatch.setattr("hivg_hf.hilora.loading.check_patterns", partial(check_patterns, seconds=1))
     export = run / "exports" / "stage_2"
     name_base(export, run / "base", **options)
     with pytest.raises(ValueError, match=r"regular expressions \(.*!.*\) take more than 1 seconds"):

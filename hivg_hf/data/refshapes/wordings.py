@@ -6,7 +6,6 @@ wording of `text`; a test enumerates them all.
 """
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 
@@ -14,140 +13,104 @@ from .language import COUNTS, PLURAL, RANKS, Meaning, Phrase
 
 NUMBERS = {**COUNTS, 5: "five", 6: "six"}  # a scene has at most six objects
 
-_SUPERLATIVE = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottom"}
-_FAR = {
-    "left": "on the far left",
-    "right": "on the far right",
-    "top": "at the very top",
-    "bottom": "at the very bottom",
+_BY_DIRECTION = {
+    "superlative": {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottom"},
+    "far": {
+        "left": "on the far left",
+        "right": "on the far right",
+        "top": "at the very top",
+        "bottom": "at the very bottom",
+    },
+    "beside": {"left": "left of", "right": "right of", "top": "above", "bottom": "below"},
+    "to": {"left": "to the left of", "right": "to the right of", "top": "higher than", "bottom": "lower than"},
+    "its": {"left": "to its left", "right": "to its right", "top": "above it", "bottom": "below it"},
+    "side": {"left": "on the left of", "right": "on the right of", "top": "above", "bottom": "below"},
+    "farthest": {"left": "farthest left", "right": "farthest right", "top": "highest", "bottom": "lowest"},
+    "toward": {"left": "left", "right": "right", "top": "up", "bottom": "down"},
 }
-_BESIDE = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
-_TO = {"left": "to the left of", "right": "to the right of", "top": "higher than", "bottom": "lower than"}
-_ITS = {"left": "to its left", "right": "to its right", "top": "above it", "bottom": "below it"}
-_SIDE = {"left": "on the left of", "right": "on the right of", "top": "above", "bottom": "below"}
-_FARTHEST = {"left": "farthest left", "right": "farthest right", "top": "highest", "bottom": "lowest"}
-_TOWARD = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
 
-Wording = Callable[[Meaning, str, str], str]  # meaning, noun phrase, anchor's noun phrase -> words
-
-# Every wording of the standard splits. Words of the paraphrases below all occur here, in other orders.
-_WORDINGS: dict[str, list[Wording]] = {
-    "attribute": [
-        lambda m, np_, _: f"the {np_}",
-        lambda m, np_, _: np_,
-        lambda m, np_, _: _and_noun(m.phrase),
-    ],
+# Every wording of the standard splits, its places filled by `_words`. Words of the paraphrases below all occur here,
+# in other orders.
+_WORDINGS = {
+    "attribute": ["the {phrase}", "{phrase}", "{a_and_phrase}"],
     "extreme": [
-        lambda m, np_, _: f"the {_SUPERLATIVE[m.direction]} {np_}",
-        lambda m, np_, _: f"{_SUPERLATIVE[m.direction]} {np_}",
-        lambda m, np_, _: f"the {np_} {_FAR[m.direction]}",
-        lambda m, np_, _: f"the {np_} that is {_FARTHEST[m.direction]}",
+        "the {superlative} {phrase}",
+        "{superlative} {phrase}",
+        "the {phrase} {far}",
+        "the {phrase} that is {farthest}",
     ],
     "relation": [
-        lambda m, np_, anchor: f"the {np_} {_BESIDE[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"{np_} {_BESIDE[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"the {np_} {_TO[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"the {np_} that is {_BESIDE[m.direction]} the {anchor}",
+        "the {phrase} {beside} the {anchor}",
+        "{phrase} {beside} the {anchor}",
+        "the {phrase} {to} the {anchor}",
+        "the {phrase} that is {beside} the {anchor}",
     ],
-    "ordinal": [
-        lambda m, np_, _: f"the {RANKS[m.rank]} {np_} from the {m.direction}",
-        lambda m, np_, _: f"{RANKS[m.rank]} {np_} from the {m.direction}",
-    ],
-    "count": [
-        lambda m, np_, anchor: f"the {np_} with {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"{np_} that has {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-    ],
-    # np_ is plural in both, and {_where} is empty without an anchor.
-    PLURAL: [
-        lambda m, np_, anchor: f"all the {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"the {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"all {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"every {_noun_phrase(m.phrase)}{_where(m, anchor)}",
-    ],
+    "ordinal": ["the {rank} {phrase} from the {direction}", "{rank} {phrase} from the {direction}"],
+    "count": ["the {phrase} with {number} {anchor} {its}", "{phrase} that has {number} {anchor} {its}"],
+    PLURAL: ["all the {phrases}{where}", "the {phrases}{where}", "all {phrases}{where}", "every {phrase}{where}"],
     "counted plural": [
-        lambda m, np_, anchor: f"the {NUMBERS[m.number]} {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"{NUMBERS[m.number]} {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"{_both(m)} {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"{_both(m)} of the {np_}{_where(m, anchor)}",
+        "the {number} {phrases}{where}",
+        "{number} {phrases}{where}",
+        "{both} {phrases}{where}",
+        "{both} of the {phrases}{where}",
     ],
 }
 
 # Wordings that only the split `text` uses.
-_PARAPHRASES: dict[str, list[Wording]] = {
-    "attribute": [
-        lambda m, np_, _: f"the {_noun(m.phrase) if _adjectives(m.phrase) else 'object'} that is {_and(m.phrase)}",
-        lambda m, np_, _: f"the one that is {_article(np_)}",
-    ],
-    "extreme": [
-        lambda m, np_, _: f"the {_FARTHEST[m.direction]} {np_}",
-        lambda m, np_, _: f"the {np_} that is {_FAR[m.direction]}",
-    ],
-    "relation": [
-        lambda m, np_, anchor: f"the {np_} that is {_TO[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"{np_} {_SIDE[m.direction]} {_article(anchor)}",
-    ],
-    "ordinal": [
-        lambda m, np_, _: f"the {np_} that is {RANKS[m.rank]} from the {m.direction}",
-        lambda m, np_, _: f"from the {m.direction} the {RANKS[m.rank]} {np_}",
-    ],
-    "count": [
-        lambda m, np_, anchor: f"the {np_} that has {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"the one {np_} with {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-    ],
-    PLURAL: [
-        lambda m, np_, anchor: f"each {_noun_phrase(m.phrase)}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"every one of the {np_}{_where(m, anchor)}",
-    ],
-    "counted plural": [
-        lambda m, np_, anchor: f"the {np_}{_where(m, anchor)}, {NUMBERS[m.number]} of them",
-        lambda m, np_, anchor: f"the {NUMBERS[m.number]} that are {np_}{_where(m, anchor)}",
-    ],
+_PARAPHRASES = {
+    "attribute": ["the {noun_of_adjectives} that is {adjectives}", "the one that is {a_phrase}"],
+    "extreme": ["the {farthest} {phrase}", "the {phrase} that is {far}"],
+    "relation": ["the {phrase} that is {to} the {anchor}", "{phrase} {side} {an_anchor}"],
+    "ordinal": ["the {phrase} that is {rank} from the {direction}", "from the {direction} the {rank} {phrase}"],
+    "count": ["the {phrase} that has {number} {anchor} {its}", "the one {phrase} with {number} {anchor} {its}"],
+    PLURAL: ["each {phrase}{where}", "every one of the {phrases}{where}"],
+    "counted plural": ["the {phrases}{where}, {number} of them", "the {number} that are {phrases}{where}"],
 }
 
 # Wordings that training may use besides.
-_VARIED: dict[str, list[Wording]] = {
+_VARIED = {
     "attribute": [
-        lambda m, np_, _: _article(np_),
-        lambda m, np_, _: f"find the {np_}",
-        lambda m, np_, _: f"the {np_} in this picture",
-        lambda m, np_, _: f"the {_in_color(m.phrase)}",
-        lambda m, np_, _: f"the {' '.join([*reversed(_adjectives(m.phrase)), _noun(m.phrase)])}",
-        lambda m, np_, _: f"the {_noun(m.phrase)}, {_and(m.phrase)}" if _adjectives(m.phrase) else f"some {np_}",
+        "{a_phrase}",
+        "find the {phrase}",
+        "the {phrase} in this picture",
+        "the {phrase_in_color}",
+        "the {reversed_phrase}",
+        "{noun_first}",
     ],
     "extreme": [
-        lambda m, np_, _: f"the {np_} nearest to the {m.direction} edge",
-        lambda m, np_, _: f"the {np_} closest to the {m.direction} side",
-        lambda m, np_, _: f"of all {_noun_phrase(m.phrase, plural=True)}, the {_SUPERLATIVE[m.direction]} one",
-        lambda m, np_, _: f"the {np_} placed {_FAR[m.direction]}",
-        lambda m, np_, _: f"find the {_SUPERLATIVE[m.direction]} {np_}",
+        "the {phrase} nearest to the {direction} edge",
+        "the {phrase} closest to the {direction} side",
+        "of all {phrases}, the {superlative} one",
+        "the {phrase} placed {far}",
+        "find the {superlative} {phrase}",
     ],
     "relation": [
-        lambda m, np_, anchor: f"{_article(np_)} {_BESIDE[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"the {np_} placed {_TO[m.direction]} the {anchor}",
-        lambda m, np_, anchor: f"look {_BESIDE[m.direction]} the {anchor} for the {np_}",
-        lambda m, np_, anchor: f"the {anchor} has the {np_} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"from the {anchor} go {_TOWARD[m.direction]} to the {np_}",
+        "{a_phrase} {beside} the {anchor}",
+        "the {phrase} placed {to} the {anchor}",
+        "look {beside} the {anchor} for the {phrase}",
+        "the {anchor} has the {phrase} {its}",
+        "from the {anchor} go {toward} to the {phrase}",
     ],
     "ordinal": [
-        lambda m, np_, _: f"{np_} number {COUNTS[m.rank]} from the {m.direction}",
-        lambda m, np_, _: f"the {RANKS[m.rank]} {np_} counting from the {m.direction}",
-        lambda m, np_, _: f"the {RANKS[m.rank]} of the {_noun_phrase(m.phrase, plural=True)} from the {m.direction}",
-        lambda m, np_, _: f"find the {RANKS[m.rank]} {np_} from the {m.direction}",
+        "{phrase} number {rank_number} from the {direction}",
+        "the {rank} {phrase} counting from the {direction}",
+        "the {rank} of the {phrases} from the {direction}",
+        "find the {rank} {phrase} from the {direction}",
     ],
     "count": [
-        lambda m, np_, anchor: f"the {np_} with exactly {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"the {np_} having {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
-        lambda m, np_, anchor: f"{_article(np_)} with {COUNTS[m.number]} {anchor} {_ITS[m.direction]}",
+        "the {phrase} with exactly {number} {anchor} {its}",
+        "the {phrase} having {number} {anchor} {its}",
+        "{a_phrase} with {number} {anchor} {its}",
     ],
     PLURAL: [
-        lambda m, np_, anchor: f"find all the {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"all of the {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"all {np_}{_where(m, anchor)} in this picture",
+        "find all the {phrases}{where}",
+        "all of the {phrases}{where}",
+        "all {phrases}{where} in this picture",
     ],
     "counted plural": [
-        lambda m, np_, anchor: f"find the {NUMBERS[m.number]} {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"{'a pair' if m.number == 2 else 'a group'} of {np_}{_where(m, anchor)}",
-        lambda m, np_, anchor: f"all the {NUMBERS[m.number]} {np_}{_where(m, anchor)}",
+        "find the {number} {phrases}{where}",
+        "{a_group} of {phrases}{where}",
+        "all the {number} {phrases}{where}",
     ],
 }
 _VARIED_SHARE = 0.5  # of varied expressions, how many take a template of `_VARIED`
@@ -208,22 +171,44 @@ def say(meaning: Meaning, wording: int = 0, paraphrase: bool = False) -> str:
     return _sayings(_PARAPHRASES if paraphrase else _WORDINGS, meaning)[wording]
 
 
-def _sayings(table: dict[str, list[Wording]], meaning: Meaning) -> list[str]:
+def _sayings(table: dict[str, list[str]], meaning: Meaning) -> list[str]:
     """Every wording of a meaning that a table has."""
-    is_plural = meaning.kind == PLURAL
-    kind = "counted plural" if is_plural and meaning.number else meaning.kind
-    noun_phrase = _noun_phrase(meaning.phrase, plural=is_plural)
-    several = meaning.kind == "count" and (meaning.number or 1) > 1
-    anchor = "" if meaning.anchor is None else _noun_phrase(meaning.anchor, plural=several)
-    return [wording(meaning, noun_phrase, anchor) for wording in table[kind]]
+    kind = "counted plural" if meaning.kind == PLURAL and meaning.number else meaning.kind
+    words = _words(meaning)
+    return [wording.format_map(words) for wording in table[kind]]
 
 
-def _where(meaning: Meaning, anchor: str) -> str:
-    return f" {_BESIDE[meaning.direction]} the {anchor}" if anchor else ""
-
-
-def _both(meaning: Meaning) -> str:
-    return "both" if meaning.number == 2 else f"all {NUMBERS[meaning.number]}"
+def _words(meaning: Meaning) -> dict[str, str]:
+    """What stands in the places of the wordings."""
+    phrase, adjectives = meaning.phrase, _adjectives(meaning.phrase)
+    noun, noun_phrase, several = _noun(phrase), _noun_phrase(phrase), _noun_phrase(phrase, plural=True)
+    and_words = " and ".join(adjectives)  # "small and red"
+    words = {
+        "phrase": noun_phrase,
+        "phrases": several,
+        "a_phrase": _article(noun_phrase),
+        "a_and_phrase": _article(f"{and_words} {noun}".strip()),
+        "adjectives": and_words or _article(noun),
+        "noun_of_adjectives": noun if adjectives else "object",
+        "noun_first": f"the {noun}, {and_words}" if adjectives else f"some {noun_phrase}",
+        "reversed_phrase": " ".join([*reversed(adjectives), noun]),
+        "phrase_in_color": _in_color(phrase),
+        "where": "",
+    }
+    if meaning.direction is not None:
+        words |= {place: said[meaning.direction] for place, said in _BY_DIRECTION.items()}
+        words["direction"] = meaning.direction
+    if meaning.anchor is not None:
+        words["anchor"] = _noun_phrase(meaning.anchor, plural=meaning.kind == "count" and (meaning.number or 1) > 1)
+        words["an_anchor"] = _article(words["anchor"])
+        words["where"] = f" {words['beside']} the {words['anchor']}"
+    if meaning.rank is not None:
+        words |= {"rank": RANKS[meaning.rank], "rank_number": COUNTS[meaning.rank]}
+    if meaning.number is not None:
+        words["number"] = NUMBERS[meaning.number]
+        words["both"] = "both" if meaning.number == 2 else f"all {words['number']}"
+        words["a_group"] = "a pair" if meaning.number == 2 else "a group"
+    return words
 
 
 def _in_color(phrase: Phrase) -> str:
@@ -245,16 +230,6 @@ def _adjectives(phrase: Phrase) -> list[str]:
 
 def _noun_phrase(phrase: Phrase, plural: bool = False) -> str:
     return " ".join([*_adjectives(phrase), _noun(phrase, plural)])
-
-
-def _and(phrase: Phrase) -> str:
-    """'small and red', or 'a star' where the phrase has no adjective."""
-    return " and ".join(_adjectives(phrase)) or _article(_noun(phrase))
-
-
-def _and_noun(phrase: Phrase) -> str:
-    """'a small and red star'."""
-    return _article(" ".join([" and ".join(_adjectives(phrase)), _noun(phrase)]).strip())
 
 
 def _article(words: str) -> str:

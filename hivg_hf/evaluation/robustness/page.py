@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.utils.html_page import write_page
+from hivg_hf.utils.html_page import html_table, write_page
 
 from ..plots import new_figure, save_figure
 
@@ -91,15 +90,15 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
     for kind, title in _TITLES.items():
         entries = [entry for entry in report["conditions"].values() if entry["kind"] == kind and entry["n"]]
         if entries:
-            parts.append(f"<h2>{title}</h2>" + _table(_HEADER, [_cells(entry) for entry in entries]))
+            parts.append(f"<h2>{title}</h2>" + html_table(_HEADER, [_cells(entry) for entry in entries]))
     if report.get("by_objects"):
         rows = [[count, f"{e['n']:,}", f"{100 * e['accuracy']:.1f}"] for count, e in report["by_objects"].items()]
-        parts.append("<h2>By the number of objects</h2>" + _table(["objects", "rows", "Acc@0.5"], rows))
+        parts.append("<h2>By the number of objects</h2>" + html_table(["objects", "rows", "Acc@0.5"], rows))
     if attack := report.get("adversarial"):
         rows = [["0", f"{100 * attack['clean']:.1f}"]]
         rows += [[strength, f"{100 * accuracy:.1f}"] for strength, accuracy in attack["curve"].items()]
         title = f"<h2>Attacked pixels (PGD, {attack['steps']} steps)</h2>"
-        parts.append(title + _table(["largest change, of 255", "Acc@0.5"], rows))
+        parts.append(title + html_table(["largest change, of 255", "Acc@0.5"], rows))
     return parts
 
 
@@ -119,12 +118,6 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
         f"{100 * low:+.1f} to {100 * high:+.1f}",
         *scores,
     ]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _mean(values: list[float]) -> float:

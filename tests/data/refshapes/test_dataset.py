@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from helpers.schema_rows import validate_row
 from hivg_hf import load_grounding_dataset
 from hivg_hf.data.refshapes import SPLITS, refshapes_dataset, refshapes_samples
 from hivg_hf.data.refshapes.language import KINDS
@@ -21,7 +22,7 @@ from hivg_hf.data.refshapes.scenes import (
     Scene,
     SceneObject,
 )
-from hivg_hf.data.schema import FEATURES, decode_mask, mask_to_box, validate_row
+from hivg_hf.data.schema import FEATURES, decode_mask, mask_to_box
 
 
 def samples(split, seed=3, count=60, **options):
