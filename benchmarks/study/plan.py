@@ -115,7 +115,8 @@ class Study:
         workers: Data loading processes.
         comparisons: Pairs of cells whose difference is reported.
         not_run: What the study leaves out, a sentence each, for the document.
-        title: Of the document; the name by default.
+        title: Of its part of the document; the name by default.
+        document: Title of a document with several studies, in the first of them.
         introduction, findings: Text of the document, before the tables and after them.
     """
 
@@ -135,6 +136,7 @@ class Study:
     comparisons: list[Comparison] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
     title: str = ""
+    document: str = ""
     introduction: str = ""
     findings: str = ""
 
@@ -278,7 +280,8 @@ def load_study(path: str | Path) -> Study:
     """
     content = dict(read_yaml(path, "study", own="benchmarks/study"))
     if (base := content.pop("extends", None)) is not None:
-        content = {**read_yaml(Path(path).parent / str(base), "study", own="benchmarks/study"), **content}
+        below = read_yaml(Path(path).parent / str(base), "study", own="benchmarks/study")
+        content = {**{key: value for key, value in below.items() if key != "document"}, **content}
     study = build_strictly(Study, content, str(path))
     for name in study.methods:
         study.method(name)

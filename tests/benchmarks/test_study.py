@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.study import load_study, run_study, schedule, write_report
-from benchmarks.study.plan import Cell, Study
+from benchmarks.study.plan import Cell, Study, Sweep
 from benchmarks.study.run import ControlledTraining, best_rate
 from hivg_hf.utils.strict_mapping import build_strictly
 
@@ -182,10 +183,34 @@ def test_the_repository_s_study_can_be_read():
 
 
 def test_the_repository_s_document_is_what_its_results_give(tmp_path):
-    study = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-study.yaml")
-    results = REPOSITORY / "benchmarks" / "results" / study.name
-    document = write_report(study, results, tmp_path / f"{study.name}.md")
-    assert document.read_text() == (REPOSITORY / "docs" / f"{study.name}.md").read_text()
+    folder = REPOSITORY / "benchmarks"
+    studies = [load_study(folder / "study" / f"refshapes-{part}.yaml") for part in ("study", "fair")]
+    document = write_report(studies, folder / "results", tmp_path / "refshapes-study.md")
+    assert document.read_text() == (REPOSITORY / "docs" / "refshapes-study.md").read_text()
+
+
+def test_a_question_without_results_is_not_run_and_says_what_lacks(study_file, finished, tmp_path):
+    """A document of two studies, the second of which has no results yet."""
+    _, results, _, _ = finished
+    study = load_study(study_file)
+    shutil.copytree(results, tmp_path / "results" / "little")
+    (tmp_path / "results" / "little" / "bridge-stages-1.json").unlink()
+    other = dataclasses.replace(study, name="other", title="more of it", sweep=Sweep(0, 1))
+    text = write_report([study, other], tmp_path / "results", tmp_path / "both.md").read_text()
+    assert text.startswith("# little\n\n## Part 1: little")
+    assert "## Part 2: more of it" in text
+    assert "None of its 10 cells was run yet" in text
+    assert text.count("| Stages? | not run | | no results of: two stages, bridge") == 2
+
+
+def test_the_rate_that_a_method_goes_on_with_stands_in_the_document(swept, tmp_path):
+    study, results, _ = swept
+    text = write_report(study, results, tmp_path / "swept.md").read_text()
+    rate = best_rate(study, "stages", results)
+    found = [json.loads(sweep.results(results).read_text())["validation"]["end"]["acc@0.5"]
+             for sweep in study.sweeps("stages")]  # fmt: skip
+    each = f"0.001: {100 * found[0]:.1f}, 0.003: {100 * found[1]:.1f}"
+    assert f"| two stages | {each} | {rate:g}, the last tried |" in text
 
 
 @pytest.fixture(scope="module")
