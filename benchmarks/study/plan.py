@@ -101,11 +101,12 @@ class Study:
 
     Args:
         name: Of its folder and its document.
-        base: Folder or Hub id of the model to start from, or a recipe (a mapping) that makes it.
+        base: Folder or Hub id of the model to start from, `shipped` for the one in the wheel, or a recipe (a mapping)
+            that makes it.
         data: `train`, `validation` and `tests` as in a recipe; every test is measured beside its control.
         start: What comes between the base and every warm-up, or None.
         sweep: How the rates of methods are found, or None where phases say them.
-        warmup: Phases of the warm-up.
+        warmup: Phases of the warm-up; none begins at the start.
         methods: By name.
         bridges: By name.
         grid: Names of the methods and bridges that are crossed.
