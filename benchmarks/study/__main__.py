@@ -1,9 +1,9 @@
-"""Run a study of methods, bridges and seeds, and write its document from the results.
+"""Run studies of methods, bridges and seeds, and write their document from the results.
 
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml  # resumes; Ctrl-C loses one cell
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --cells 10  # at most ten cells now
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --jobs 2    # two runs at a time
-python -m benchmarks.study benchmarks/study/refshapes-study.yaml --report    # the document alone
+python -m benchmarks.study benchmarks/study/refshapes-{study,fair}.yaml --report  # docs/refshapes-study.md, no runs
 """
 
 import argparse
@@ -18,24 +18,27 @@ from . import load_study, run_study, write_report
 def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="the study's YAML file")
+    parser.add_argument("studies", type=Path, nargs="+", help="the studies' YAML files, one part of the document each")
     parser.add_argument("--out", type=Path, help="folder of the runs; runs/NAME by default")
-    parser.add_argument("--results", type=Path, help="folder of the results; benchmarks/results/NAME by default")
-    parser.add_argument("--document", type=Path, help="docs/NAME.md by default")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="holds a folder per study")
+    parser.add_argument("--document", type=Path, help="docs/NAME.md of the first by default")
     parser.add_argument("--cells", type=int, help="stop after so many cells")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each has its share of the cores")
     parser.add_argument("--threads", type=int, help="threads of each run instead of its share of the cores")
-    parser.add_argument("--report", action="store_true", help="only write the document")
+    parser.add_argument("--report", action="store_true", help="write the document and run nothing")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("hivg_hf").setLevel(logging.INFO)
     quiet_libraries()
-    study = load_study(arguments.study)
-    results = arguments.results or Path("benchmarks/results") / study.name
-    if not arguments.report:
+    studies = [load_study(path) for path in arguments.studies]
+    if arguments.report:
+        document = arguments.document or Path("docs") / f"{studies[0].name}.md"
+        print(write_report(studies, arguments.results, document))
+        return
+    for study in studies:
         out = arguments.out or Path("runs") / study.name
+        results = arguments.results / study.name
         run_study(study, out, results, arguments.cells, arguments.jobs, arguments.threads)
-    print(write_report(study, results, arguments.document or Path("docs") / f"{study.name}.md"))
 
 
 if __name__ == "__main__":

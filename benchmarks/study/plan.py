@@ -101,11 +101,12 @@ class Study:
 
     Args:
         name: Of its folder and its document.
-        base: Folder or Hub id of the model to start from, or a recipe (a mapping) that makes it.
+        base: Folder or Hub id of the model to start from, `shipped` for the one in the wheel, or a recipe (a mapping)
+            that makes it.
         data: `train`, `validation` and `tests` as in a recipe; every test is measured beside its control.
         start: What comes between the base and every warm-up, or None.
         sweep: How the rates of methods are found, or None where phases say them.
-        warmup: Phases of the warm-up.
+        warmup: Phases of the warm-up; none begins at the start.
         methods: By name.
         bridges: By name.
         grid: Names of the methods and bridges that are crossed.
@@ -115,7 +116,8 @@ class Study:
         workers: Data loading processes.
         comparisons: Pairs of cells whose difference is reported.
         not_run: What the study leaves out, a sentence each, for the document.
-        title: Of the document; the name by default.
+        title: Of its part of the document; the name by default.
+        document: Title of a document with several studies, in the first of them.
         introduction, findings: Text of the document, before the tables and after them.
     """
 
@@ -135,6 +137,7 @@ class Study:
     comparisons: list[Comparison] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
     title: str = ""
+    document: str = ""
     introduction: str = ""
     findings: str = ""
 
@@ -278,7 +281,8 @@ def load_study(path: str | Path) -> Study:
     """
     content = dict(read_yaml(path, "study", own="benchmarks/study"))
     if (base := content.pop("extends", None)) is not None:
-        content = {**read_yaml(Path(path).parent / str(base), "study", own="benchmarks/study"), **content}
+        below = read_yaml(Path(path).parent / str(base), "study", own="benchmarks/study")
+        content = {**{key: value for key, value in below.items() if key != "document"}, **content}
     study = build_strictly(Study, content, str(path))
     for name in study.methods:
         study.method(name)

@@ -18,45 +18,63 @@ from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.imports import require_package
 
 from .plan import Study
-from .run import STUDY_FORMAT
+from .run import STUDY_FORMAT, best_rate
 
 Pair = tuple[str, str]  # method, bridge
 # Half-width of a 95 % interval of a mean over n seeds is this times the standard error (Student's t, n - 1 degrees).
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
-def write_report(study: Study, results: Path, document: Path) -> Path:
+def write_report(studies: Study | Sequence[Study], results: Path, document: Path) -> Path:
     """Write the document and, beside it, `images/STUDY-TEST.png`.
 
     Args:
-        study: For labels, comparisons and text.
-        results: Folder of the results files.
+        studies: For labels, comparisons and text; one that follows another is a further part of the same document.
+        results: Folder of the results, with a folder for each study, or that of the only one.
         document: The Markdown file.
 
     Raises:
-        FileNotFoundError: There is no results file.
+        FileNotFoundError: There is no results file of the first study.
         ValueError: A results file is of another study or of a newer format.
     """
-    runs = read_runs(study, results)
-    parts = [f"# {study.title or study.name}", study.introduction.strip(), _progress(study, runs)]
-    for test in study.data["tests"]:
-        picture = document.parent / "images" / f"{study.name}-{test}.png"
-        plot_accuracies(picture, study, runs, test)
-        parts += [f"## Accuracy on `{test}`", accuracy_table(study, runs, test), f"![{test}](images/{picture.name})"]
-        if study.comparisons:
-            parts += ["Differences, seed by seed on the same expressions:", comparison_table(study, runs, test)]
-    parts += ["## Cost", cost_table(study, runs)]
-    if study.findings:
-        parts += ["## What it says, and what it cannot say", study.findings.strip()]
-    missing = [f"- {line}" for line in (*_missing(study, runs), *study.not_run)]
-    if missing:
-        parts += ["## Not run", "\n".join(missing)]
+    if isinstance(studies, Study):
+        parts = _study_parts(studies, results, document, level=2)
+        parts.insert(0, f"# {studies.title or studies.name}")
+    else:
+        first, *others = studies
+        parts = [f"# {first.document or first.title or first.name}"]
+        for number, study in enumerate(studies, 1):
+            parts.append(f"## Part {number}: {study.title or study.name}")
+            parts += _study_parts(study, results / study.name, document, level=3, may_be_empty=study in others)
     with atomic_path(document) as temporary:
         temporary.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return document
 
 
-def read_runs(study: Study, folder: Path) -> dict[Pair, dict[int, dict[str, Any]]]:
+def _study_parts(study: Study, results: Path, document: Path, level: int, may_be_empty: bool = False) -> list[str]:
+    """One study's part of the document, below its heading."""
+    runs, mark = read_runs(study, results, may_be_empty), "#" * level
+    parts = [study.introduction.strip(), _progress(study, runs)]
+    for test in study.data["tests"]:
+        if runs:
+            picture = document.parent / "images" / f"{study.name}-{test}.png"
+            plot_accuracies(picture, study, runs, test)
+            parts += [f"{mark} Accuracy on `{test}`", accuracy_table(study, runs, test)]
+            parts.append(f"![{test}](images/{picture.name})")
+        if study.comparisons:
+            parts += ["Differences, seed by seed on the same expressions:", comparison_table(study, runs, test)]
+    if study.sweep is not None:
+        parts += [f"{mark} Rates", sweep_table(study, results)]
+    if runs:
+        parts += [f"{mark} Cost", cost_table(study, runs)]
+    if study.findings:
+        parts += [f"{mark} What it says, and what it cannot say", study.findings.strip()]
+    if missing := [f"- {line}" for line in (*_missing(study, runs), *study.not_run)]:
+        parts += [f"{mark} Not run", "\n".join(missing)]
+    return parts
+
+
+def read_runs(study: Study, folder: Path, may_be_empty: bool = False) -> dict[Pair, dict[int, dict[str, Any]]]:
     """(method, bridge) -> seed -> content of the results file."""
     runs: dict[Pair, dict[int, dict[str, Any]]] = defaultdict(dict)
     for path in sorted(folder.glob("*.json")):
@@ -67,7 +85,7 @@ def read_runs(study: Study, folder: Path) -> dict[Pair, dict[int, dict[str, Any]
             raise ValueError(f"{path} has format {content['format_version']}, this version reads {STUDY_FORMAT}.")
         cell = content["cell"]
         runs[cell["method"], cell["bridge"]][cell["seed"]] = content
-    if not runs:
+    if not runs and not may_be_empty:
         raise FileNotFoundError(f"There is no results file in {folder}: run the study first.")
     return runs
 
@@ -94,12 +112,15 @@ def accuracy_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: s
 
 
 def comparison_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> str:
-    """Per question: the mean difference in points with its interval, and each seed's."""
+    """Per question: the mean difference in points with its interval, and each seed's; or that it was not run."""
     lines = []
     for comparison in study.comparisons:
         first, second = (runs.get((cell[0], cell[1]), {}) for cell in (comparison.first, comparison.second))
         seeds = sorted(set(first) & set(second))
         if not seeds:
+            lacking = [cell for cell, done in ((comparison.first, first), (comparison.second, second)) if not done]
+            names = [f"{study.method(method).label}, {study.bridge(bridge).label}" for method, bridge in lacking]
+            lines.append([comparison.question, "not run", "", f"no results of: {'; '.join(names) or 'a common seed'}"])
             continue
         found = [
             first[seed]["tests"][test]["figures"]["acc@0.5"] - second[seed]["tests"][test]["figures"]["acc@0.5"]
@@ -108,6 +129,29 @@ def comparison_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test:
         each = " / ".join(f"{100 * value:+.1f}" for value in found)
         lines.append([comparison.question, f"{100 * np.mean(found):+.1f}", _interval(found), each])
     return markdown_table(["question", "points", "95 % over seeds", "each seed"], lines)
+
+
+def sweep_table(study: Study, results: Path) -> str:
+    """Per method: Acc@0.5 on the validation rows after its short runs, and the rate that it goes on with."""
+    lines = []
+    for method in dict.fromkeys(method for method, _ in study.pairs()):
+        sweeps = study.sweeps(method)
+        if not sweeps:
+            continue
+        found = {}
+        for sweep in sweeps:
+            path = sweep.results(results)
+            if path.is_file():
+                content = json.loads(path.read_text(encoding="utf-8"))
+                found[sweep.rate] = content["validation"]["end"]["acc@0.5"]
+        each = [
+            f"{sweep.rate:g}: {_percent(found[sweep.rate]) if sweep.rate in found else 'not run'}" for sweep in sweeps
+        ]
+        rate = best_rate(study, method, results) if len(found) == len(sweeps) else None
+        at_edge = rate in (sweeps[0].rate, sweeps[-1].rate)
+        chosen = "" if rate is None else f"{rate:g}" + (", the last tried" if at_edge else "")
+        lines.append([study.method(method).label, ", ".join(each), chosen])
+    return markdown_table(["method", "rate: Acc@0.5", "own rate"], lines, words=3)
 
 
 def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
@@ -175,6 +219,10 @@ def _control(tests: Sequence[Mapping[str, Any]]) -> float:
 
 def _progress(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
     done, wanted = sum(map(len, runs.values())), len(list(study.cells()))
+    if not runs:
+        return (
+            f"None of its {wanted} cells was run yet: `python -m benchmarks.study` runs them, and this page follows."
+        )
     versions = next(iter(next(iter(runs.values())).values()))["versions"]
     return (
         f"{done} of {wanted} cells were run, with seeds {', '.join(map(str, study.seeds))}. Made from the results "

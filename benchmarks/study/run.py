@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.evaluation import EvaluationSettings, apply_control, constant_bridge_text, evaluate_model
 from hivg_hf.evaluation.records import describe_versions
@@ -65,7 +66,7 @@ def run_cell(study: Study, cell: Cell, out: Path, folder: Path) -> None:
             "warmup": sum(phase["steps"] for phase in warmup_results["phases"]),
             "method": sum(phase["steps"] for phase in phases) if method.phases else 0,
         },
-        "trainable_parameters": max(_trainable(phase) for phase in phases),
+        "trainable_parameters": max(map(_trainable, phases), default=0),
         "kept": {phase["name"]: phase["kept"] for phase in phases},
         "seconds": {
             "warmup": warmup_results["study_seconds"],
@@ -75,8 +76,8 @@ def run_cell(study: Study, cell: Cell, out: Path, folder: Path) -> None:
         "peak_memory_mib": _peak_memory(),
         "learning_rate": rate,
         "validation": {
-            "start": phases[0]["accuracy_before"],
-            "end": results["evaluation"].get("validation", {}).get("figures"),
+            "start": phases[0]["accuracy_before"] if phases else None,
+            "end": results.get("evaluation", {}).get("validation", {}).get("figures"),
             "curve": _curve(phases),
         },
         # a sweep chooses by validation alone, and test rows stay unseen
@@ -110,7 +111,7 @@ def _curve(phases: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
 def make_base(study: Study, out: Path) -> str:
     """The model that every start begins with, made where the study says how and it is not there."""
     if isinstance(study.base, str):
-        return study.base
+        return TINY_CHECKPOINT if study.base == "shipped" else study.base
     _, folder = _train(parse_recipe(study.base), out / "base", False, "base")
     return str(folder)
 
@@ -126,8 +127,11 @@ def make_start(study: Study, cell: Cell, out: Path) -> str:
 
 
 def make_warmup(study: Study, cell: Cell, out: Path) -> tuple[dict[str, Any], Path]:
-    """Results and model of a cell's warm-up, made if they are not there."""
-    recipe = study.warmup_recipe(cell, make_start(study, cell, out))
+    """Results and model of a cell's warm-up, made if they are not there; the start where the study has none."""
+    start = make_start(study, cell, out)
+    if not study.warmup:
+        return {"phases": [], "study_seconds": 0}, Path(start)
+    recipe = study.warmup_recipe(cell, start)
     return _train(recipe, warmup_folder(cell, out), study.bridge(cell.bridge).constant_text, f"warm-up of {cell}")
 
 

@@ -88,8 +88,9 @@ def _steps(study: Study, cells: Sequence[Cell], out: Path, results: Path) -> lis
         if study.start is not None:
             name = f"the start of {cell.bridge}"
             chain.append((name, start_folder(cell, out) / RESULTS_FILE, (make_start, study, cell, out)))
-        name = f"the warm-up of {cell.bridge}, seed {cell.seed}"
-        chain.append((name, warmup_folder(cell, out) / RESULTS_FILE, (make_warmup, study, cell, out)))
+        if study.warmup:
+            name = f"the warm-up of {cell.bridge}, seed {cell.seed}"
+            chain.append((name, warmup_folder(cell, out) / RESULTS_FILE, (make_warmup, study, cell, out)))
         needs: tuple[Path, ...] = ()
         for name, makes, call in chain:
             steps.setdefault(makes, Step(name, makes, needs, call))
@@ -107,7 +108,7 @@ def _in_a_process(step: Step, threads: int) -> None:
     process.join()
     if process.exitcode or not step.makes.is_file():
         raise RuntimeError(
-            f"A process of {step.name} failed (its message is above): the same command goes on once that is mended."
+            f"A process of {step.name} failed (its message is above): the same command resumes once that is fixed."
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import yaml
 from PIL import Image
 
 from benchmarks.study import load_study, run_study, schedule, write_report
-from benchmarks.study.plan import Cell, Study
-from benchmarks.study.run import ControlledTraining, best_rate
+from benchmarks.study.plan import Cell, Study, Sweep
+from benchmarks.study.run import ControlledTraining, best_rate, make_base
+from hivg_hf.checkpoints import TINY_CHECKPOINT
+from hivg_hf.training import user_data
 from hivg_hf.utils.strict_mapping import build_strictly
 
 REPOSITORY = Path(__file__).parents[2]
@@ -119,7 +122,7 @@ def test_seeds_of_a_bridge_share_its_start(study_file, finished):
 def test_a_failed_process_ends_the_study_and_leaves_the_rest_to_the_next_run(study_file, finished, tmp_path):
     study = load_study(study_file)
     broken = dataclasses.replace(study, base=str(tmp_path / "nothing"))
-    with pytest.raises(RuntimeError, match=r"A process of the start of bridge failed .*: the same command goes on"):
+    with pytest.raises(RuntimeError, match=r"A process of the start of bridge failed .*: the same command resumes"):
         run_study(broken, tmp_path / "runs", tmp_path / "results")
     assert not list((tmp_path / "results").glob("*"))
 
@@ -182,10 +185,34 @@ def test_the_repository_s_study_can_be_read():
 
 
 def test_the_repository_s_document_is_what_its_results_give(tmp_path):
-    study = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-study.yaml")
-    results = REPOSITORY / "benchmarks" / "results" / study.name
-    document = write_report(study, results, tmp_path / f"{study.name}.md")
-    assert document.read_text() == (REPOSITORY / "docs" / f"{study.name}.md").read_text()
+    folder = REPOSITORY / "benchmarks"
+    studies = [load_study(folder / "study" / f"refshapes-{part}.yaml") for part in ("study", "fair")]
+    document = write_report(studies, folder / "results", tmp_path / "refshapes-study.md")
+    assert document.read_text() == (REPOSITORY / "docs" / "refshapes-study.md").read_text()
+
+
+def test_a_question_without_results_is_not_run_and_says_what_lacks(study_file, finished, tmp_path):
+    """A document of two studies, the second of which has no results yet."""
+    _, results, _, _ = finished
+    study = load_study(study_file)
+    shutil.copytree(results, tmp_path / "results" / "little")
+    (tmp_path / "results" / "little" / "bridge-stages-1.json").unlink()
+    other = dataclasses.replace(study, name="other", title="more of it", sweep=Sweep(0, 1))
+    text = write_report([study, other], tmp_path / "results", tmp_path / "both.md").read_text()
+    assert text.startswith("# little\n\n## Part 1: little")
+    assert "## Part 2: more of it" in text
+    assert "None of its 10 cells was run yet" in text
+    assert text.count("| Stages? | not run |  | no results of: two stages, bridge") == 2
+
+
+def test_the_rate_that_a_method_goes_on_with_stands_in_the_document(swept, tmp_path):
+    study, results, _ = swept
+    text = write_report(study, results, tmp_path / "swept.md").read_text()
+    rate = best_rate(study, "stages", results)
+    found = [json.loads(sweep.results(results).read_text())["validation"]["end"]["acc@0.5"]
+             for sweep in study.sweeps("stages")]  # fmt: skip
+    each = f"0.001: {100 * found[0]:.1f}, 0.003: {100 * found[1]:.1f}"
+    assert f"| two stages | {each} | {rate:g}, the last tried |" in text
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +291,41 @@ def test_every_method_of_the_fair_study_takes_as_many_steps():
         recipe = study.recipe(cell, "warmup", None if cell.rate else 1e-3)
         assert sum(phase.steps for phase in recipe.phases) == (630 if cell.rate is None else 150)
         assert {phase.learning_rate for phase in recipe.phases} == {cell.rate or 1e-3}
+
+
+def test_a_study_without_a_warm_up_begins_at_its_base(tiny_checkpoint, tmp_path):
+    changed = {**content(tiny_checkpoint), "warmup": [], "start": None, "seeds": [1], "singles": [], "comparisons": []}
+    changed["grid"] = {"methods": ["heads", "stages"], "bridges": ["bridge"]}
+    study = build_strictly(Study, changed, "study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_in_a_process", _in_this_process)
+        paths = run_study(study, tmp_path / "runs", tmp_path / "results")
+    untouched, stages = (json.loads(path.read_text()) for path in paths)
+    assert (untouched["steps"], untouched["trainable_parameters"]) == ({"warmup": 0, "method": 0}, 0)
+    assert stages["steps"] == {"warmup": 0, "method": 2}
+    assert untouched["tests"]["val"]["counts"]["rows"] == 8
+    assert not (tmp_path / "runs" / "warmup").exists()
+
+
+def test_runs_on_own_rows_are_those_of_the_command():
+    """Batches, stages and rates of `hivg train --data`, for each number of rows, from the shipped checkpoint."""
+    study = load_study(REPOSITORY / "benchmarks" / "study" / "own-rows.yaml")
+    assert make_base(study, Path("runs")) == TINY_CHECKPOINT
+    for cell in study.cells():
+        if not study.method(cell.method).phases:
+            continue
+        kind, rows, steps = cell.method.rsplit("-", 2)
+        defaults = user_data._defaults(int(rows))
+        recipe = study.recipe(cell, TINY_CHECKPOINT)
+        assert {phase.data["size"] for phase in recipe.phases} == {int(rows)}
+        assert {phase.batch_size for phase in recipe.phases} == {defaults["batch_size"]}
+        assert sum(phase.steps for phase in recipe.phases) == int(steps)
+        stages = defaults["stages"] if kind == "stages" else 1
+        _, config = user_data._open_base(TINY_CHECKPOINT)
+        wanted = user_data._phases("checkpoint", config, stages, None)
+        for phase, other in zip(recipe.phases, wanted, strict=True):
+            assert (phase.vision_layers, phase.text_layers) == (other["vision_layers"], other["text_layers"])
+            assert phase.learning_rate == pytest.approx(other["learning_rate"])
 
 
 def test_bad_studies_are_refused_in_a_sentence(tmp_path, tiny_checkpoint):
