@@ -33,7 +33,7 @@ from .pipeline_streams_hivg import (
     preparing_loader,
     take_batch,
 )
-from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor
+from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor, check_belongs
 from .processing_inputs_hivg import check_threshold
 from .video_hivg import ground_frames, read_frames
 
@@ -49,9 +49,12 @@ class VisualGroundingPipeline(Pipeline):
     """Find what expressions name.
 
     ```python
-    >>> pipe = pipeline("visual-grounding", model)
-    >>> pipe("street.jpg", "the man in blue")
-    {'expression': 'the man in blue', 'box': {'xmin': 12.4, ...}, 'score': 0.93}
+    >>> import hivg_hf
+    >>> from transformers import pipeline
+    >>> pipe = pipeline("visual-grounding", hivg_hf.TINY_CHECKPOINT)
+    >>> row = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=1)[0]
+    >>> pipe(row["image"], row["expression"])
+    {'expression': '...', 'box': {'xmin': ..., 'ymin': ..., 'xmax': ..., 'ymax': ...}, 'score': ...}
     ```
 
     See `__call__` for lists and streams. Options, at construction or per call: `batch_size` (pairs of an image and an
@@ -79,6 +82,7 @@ class VisualGroundingPipeline(Pipeline):
         self, model: Any, tokenizer: Any = None, image_processor: Any = None, processor: Any = None, **kwargs
     ):
         processor = _whole_processor(model, processor, tokenizer, image_processor)
+        check_belongs(processor, model.config, f"'{model.config.name_or_path}'")
         super().__init__(model=model, processor=processor, **kwargs)
         # `pipeline(..., dtype=...)` hands the dtype to the tokenizer too, which could then not be saved as JSON.
         getattr(self.tokenizer, "init_kwargs", {}).pop("dtype", None)

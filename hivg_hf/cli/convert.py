@@ -1,6 +1,5 @@
 """`hivg convert PATH OUT`: an official checkpoint file to a folder that this package, transformers and PEFT open."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +37,13 @@ def convert(
     lora: Annotated[
         LoraChoice, typer.Option(help="Add the low-rank terms to the weights, or keep the towers' as a PEFT adapter.")
     ] = LoraChoice.MERGE,
+    bridge_lora: Annotated[
+        bool,
+        typer.Option(
+            "--bridge-lora",
+            help="With --lora adapter, also keep the low-rank terms inside the bridges, for training them on.",
+        ),
+    ] = False,
     alpha: Annotated[float, typer.Option(help="The low-rank terms are scaled by alpha / rank.")] = 16.0,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the CLIP tokenizer to save with the model.")
@@ -58,7 +64,10 @@ def convert(
         raise ValueError(f"{out} exists; choose another folder, or remove it first.")
     if preset is not None and args is not None:
         raise ValueError("Give either --preset or --args: both say which variant it is.")
+    if bridge_lora and lora != LoraChoice.ADAPTER:
+        raise ValueError("--bridge-lora keeps terms that --lora merge adds to the weights: add --lora adapter.")
     clip = None if clip_config is None else read_clip_config(clip_config)
+    fields = {"bridge_lora": True} if bridge_lora else {}
     file = read_official_file(path)
     if preset is None and args is None and file.kind == CLIP_ALONE:
         if lora == LoraChoice.ADAPTER:
@@ -68,21 +77,23 @@ def convert(
     else:
         conversion = convert_official_checkpoint(
             file,
-            _preset(preset, clip),
+            _preset(preset, clip, **fields),
             args=None if args is None else _json(args, "--args"),
             clip_config=clip if preset is None else None,
             lora=lora.value,
             lora_alpha=alpha,
+            **({} if preset else fields),
         )
         report = conversion.report
         _write_model(conversion.model, out, tokenizer)
     _print_report(report, out, names)
 
 
-def _preset(name: str | None, clip: Any) -> Any:
+def _preset(name: str | None, clip: Any, **fields: Any) -> Any:
     from hivg_hf.modeling import HiVGConfig
 
-    return None if name is None else HiVGConfig.preset(name, **({} if clip is None else {"clip_config": clip}))
+    fields |= {} if clip is None else {"clip_config": clip}
+    return None if name is None else HiVGConfig.preset(name, **fields)
 
 
 def read_clip_config(source: str) -> Any:
@@ -97,8 +108,10 @@ def read_clip_config(source: str) -> Any:
 def _json(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}, which {option} names.")
+    from hivg_hf.utils.strict_mapping import parse_json
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}, which {option} names, is not JSON ({error}).") from None
     if not isinstance(content, dict):
