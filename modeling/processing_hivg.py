@@ -224,10 +224,22 @@ class HiVGProcessor(ProcessorMixin):
         if cuts or options.get("max_length") is None:
             options = {**options, "max_length": limit}
         # A tokenizer cuts before it adds the end token, which therefore stays last.
-        return dict(self.tokenizer(expressions, **options))
+        return dict(self._tokens(expressions, **options))
+
+    def _tokens(self, expressions: list[str], **options: Any) -> Any:
+        try:
+            return self.tokenizer(expressions, **options)
+        except BaseException as error:
+            # A panic of the tokenizers library, whose class cannot be imported and is no Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(
+                f"The tokenizer gave up on the expression '{_shortened(expressions[0])}' or one with it "
+                f"({str(error)[:200]}); take the tokenizer that the model was trained with."
+            ) from None
 
     def _report_long_texts(self, expressions: list[str], limit: int, long_text: str, special: bool | None) -> None:
-        full = self.tokenizer(expressions, return_offsets_mapping=True, add_special_tokens=special is not False)
+        full = self._tokens(expressions, return_offsets_mapping=True, add_special_tokens=special is not False)
         for expression, ids, offsets in zip(expressions, full["input_ids"], full["offset_mapping"]):
             if len(ids) <= limit:
                 continue

@@ -52,6 +52,8 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, Strict
 PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
+EXIT_STATUS_INTERRUPTED = 130  # as shells have it
+RESUMING = ("train", "ground", "ground-dataset", "label", "get", "push")  # verbs that keep what is done
 
 MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."
 TINY_KNOWS = "the model tiny knows rendered shapes only; for photos: {option} official:base-mixup"
@@ -82,6 +84,10 @@ class LazyGroup(TyperGroup):
             raise
         except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
             raise
+        except KeyboardInterrupt:
+            verb = ctx.invoked_subcommand or ""
+            say(f"hivg: stopped{'; the same command resumes.' if verb in RESUMING else '.'}", err=True)
+            raise typer.Exit(EXIT_STATUS_INTERRUPTED) from None
         except USER_ERRORS as error:
             if os.environ.get("HIVG_TRACEBACK"):
                 raise

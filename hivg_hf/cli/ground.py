@@ -92,6 +92,7 @@ def ground(
     quiet: Quiet = False,
 ) -> None:
     """Find what expressions name in images: prints boxes in pixels and scores, and draws them."""
+    from hivg_hf.hub.files import weights_fingerprint
     from hivg_hf.inference import load_pipeline, threshold_in_use
     from hivg_hf.inference.files import read_assignment, read_questions
     from hivg_hf.inference.pictures import Asker, PictureWriter
@@ -106,7 +107,8 @@ def ground(
     asked = read_assignment(arguments, out, recursive)
     name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or DEFAULT_MODEL
     keep_results = not asked.single and (out is not None or not no_pictures)
-    results = ResultsFile(asked.target / RESULTS_NAME, name, multiple) if keep_results else None
+    weights = None if zero_shot or not keep_results else weights_fingerprint(name)
+    results = ResultsFile.hold(asked.target / RESULTS_NAME, name, weights, multiple) if keep_results else None
     if mask and (as_json or keep_results):
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     if zero_shot or proposals:

@@ -103,6 +103,7 @@ def ground_dataset(
     if engine != "ray" and (address or concurrency > 1 or num_gpus):
         raise ValueError("--address, --concurrency and --num-gpus are options of --engine ray.")
     from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch
+    from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 
     rows = DatasetInput(source, split, config, streaming)
     options = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
@@ -122,7 +123,14 @@ def ground_dataset(
         engine={**options, "trust_remote_code": trust_remote_code or None},
     )
     run = DatasetRun(rows, ground, out, shard_size)
-    failed = _compute(run, engine, address, concurrency, num_gpus)
+    with folder_lock(run.folder, "writing to"):
+        sweep_leftovers(run.folder)
+        failed = _compute(run, engine, address, concurrency, num_gpus)
+        if gone := run.missing():
+            raise FileNotFoundError(
+                f"{len(gone)} of {len(run.parts)} shards are gone from {run.folder}, which was changed while this "
+                "process was writing to it: run the same again."
+            )
     if push:
         from hivg_hf.inference.dataset_push import push_run
 

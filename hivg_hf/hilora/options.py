@@ -141,6 +141,10 @@ def check_lora_options(options: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where} holds {name}={value!r}, which HiLoRA refuses: {reason}; take {_names()}.")
 
 
+MOST_ENTRIES = 2_000  # of a stored list or mapping; ViT-L has some 400 modules that could be named
+MOST_RANK = 65_536  # beyond the width of any CLIP
+
+
 def check_stored_options(path: Path) -> None:
     """Refuse a stored LoRA adapter whose options this package would not have trained with.
 
@@ -163,6 +167,12 @@ def check_stored_options(path: Path) -> None:
     strange = [name for name, value in content.items() if not _is_finite(value)]
     if strange:  # alpha NaN gives a model of NaN, whose answers are none
         raise ValueError(f"{path} holds numbers that are not finite ({', '.join(strange)}); publish it again.")
+    many = [name for name, value in content.items() if isinstance(value, list | dict) and len(value) > MOST_ENTRIES]
+    if many:  # each is tried on each of the model's modules
+        raise ValueError(f"{path} has more than {MOST_ENTRIES:,} entries in {', '.join(many)}; publish it again.")
+    rank = content.get("r")
+    if isinstance(rank, int) and rank > MOST_RANK:
+        raise ValueError(f"{path} has the rank r={rank:,}, and at most {MOST_RANK:,} is read; publish it again.")
     known = {field.name for field in fields(LoraConfig)}
     # what a newer PEFT writes and leaves empty means nothing here
     given = {name: value for name, value in content.items() if name in known or value}

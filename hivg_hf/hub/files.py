@@ -1,5 +1,6 @@
 """Which files of a folder are the model's own: the only ones that may be uploaded, and all of them must be there."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -131,6 +132,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"The file {path} holds a {type(content).__name__}, not an object; save the model again.")
     return content
+
+
+def weights_fingerprint(name: str | Path) -> str | None:
+    """What tells one model folder from another that took its place: a hash of its weights, configs and tokenizer.
+
+    None for a model that is no folder here: a repository is told by its revision.
+    """
+    from .names import resolve_model  # which reads configs as this file does
+
+    try:
+        folder = Path(resolve_model(name))
+    except (OSError, ValueError):
+        return None  # whoever opens the model says what is wrong with its name
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json") and path.is_file():
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _check_inside(folder: Path, path: Path) -> None:

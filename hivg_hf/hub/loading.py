@@ -13,6 +13,7 @@ from hivg_hf.utils.whole_weights import load_whole
 
 from .errors import checked_token, damaged_files, hub_errors
 from .files import ADAPTER_CONFIG_FILE, folder_kind, read_json
+from .tokenizer_check import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def load_with_stages(
             model = _fold_in(model, stage_folders)
         if image_size is not None:  # only now: stages belong to the positions that they were trained with
             model.resize_image(image_size)
+        check_tokenizer(folder)
         processor = HiVGProcessor.from_pretrained(folder)
         if image_size is not None or PROCESSOR_FIELDS & model_options.keys():
             processor = HiVGProcessor.for_config(model.config, processor.tokenizer)

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hivg_hf.hub.files import weights_fingerprint
 from hivg_hf.utils.atomic import atomic_path
 
 from .dataset_input import PICTURE, Chunk, DatasetInput, Part
@@ -169,6 +170,7 @@ class DatasetRun:
             "split": self.source.split,
             "rows": hashlib.sha256(parts.encode()).hexdigest()[:16],
             "model": str(ground.model),
+            "weights": weights_fingerprint(ground.model),
             "columns": [ground.image_column, ground.text_column, ground.prefix],
             "mask": ground.mask,
             "threshold": ground.threshold,
@@ -180,7 +182,7 @@ class DatasetRun:
         path = self.folder / SETTINGS_NAME
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
-            other = sorted(name for name in settings if stored.get(name) != settings[name])
+            other = sorted(name for name in settings if stored.get(name, settings[name]) != settings[name])
             if other:
                 changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings[name]!r}" for name in other)
                 raise ValueError(

@@ -2,9 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
+
+from hivg_hf.utils.atomic import full_disk_named
+from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 
 from .files import Question
 
@@ -12,36 +16,71 @@ from .files import Question
 class ResultsFile:
     """JSON Lines, one per image, appended as answers come; what is already there need not be asked again.
 
-    A line counts as done when image, expressions, model and `multiple` (whether every box was asked for) are the same
-    and its picture still exists. Lines of images that failed are kept as a record and tried again. A last line that a
-    killed process left unfinished is cut off.
+    A line counts as done when image, expressions, model, weights and `multiple` are the same and its picture still
+    exists. Lines of images that failed are kept as a record and tried again. A last line that a killed process left
+    unfinished is cut off.
+
+    Args:
+        path: the file.
+        model: what the model is called.
+        weights: what tells its weights from others of that name; None where nothing does.
+        multiple: whether every box was asked for.
     """
 
-    def __init__(self, path: Path, model: str, multiple: bool = False):
+    def __init__(self, path: Path, model: str, weights: str | None = None, multiple: bool = False):
         self.path = path
         self.model = model
+        self.weights = weights
         self.multiple = multiple
+        self._held = ExitStack()
+        self._check: Callable[[], None] = lambda: None
         self._done: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
         self._file: IO[str] | None = None
         if path.exists():
             self._read()
 
+    @classmethod
+    def hold(cls, path: Path, model: str, weights: str | None = None, multiple: bool = False) -> "ResultsFile":
+        """The same for one process alone, until it is closed; what a killed one left half written is swept away.
+
+        Raises:
+            RuntimeError: another process writes to the file's folder.
+            OSError: the folder cannot be written.
+        """
+        with ExitStack() as held:
+            check = held.enter_context(folder_lock(path.parent, "writing to"))
+            sweep_leftovers(path.parent)
+            file = cls(path, model, weights, multiple)
+            file._check, file._held = check, held.pop_all()
+        return file
+
     def is_done(self, question: Question, needs_picture: bool) -> bool:
         row = self._done.get((question.image, _once(question.expressions)))
         if row is None or (row.get("model"), row.get("multiple", False)) != (self.model, self.multiple):
             return False
+        if self.weights is not None and row.get("weights", self.weights) != self.weights:
+            return False  # the folder of that name holds another model by now
         return not needs_picture or (row.get("picture") is not None and os.path.exists(row["picture"]))
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row and hand it to the operating system, so that a killed process loses none that it added."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        row = {**row, "model": self.model, **({"multiple": True} if self.multiple else {})}
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append a row and hand it to the operating system, so that a killed process loses none that it added.
+
+        Raises:
+            FileNotFoundError: the folder that this process holds was deleted or replaced.
+            DiskFullError: there is no room for the row.
+        """
+        self._check()
+        marks = {"model": self.model, "weights": self.weights, "multiple": self.multiple}
+        row = {**row, **{name: value for name, value in marks.items() if value}}
+        with full_disk_named(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
+        self._held.close()
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()

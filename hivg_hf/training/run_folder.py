@@ -1,21 +1,20 @@
-"""The folder of a training run: one process at a time, one recipe, room on the disk."""
+"""The folder of a training run: one recipe, one model to start from, room on the disk."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerCallback
 
+from hivg_hf.hub.files import weights_fingerprint
 from hivg_hf.utils.atomic import write_json
 from hivg_hf.utils.manifest import find_damage
 
@@ -23,52 +22,19 @@ from .phases import Phase
 from .recipe import Recipe
 from .report import read_json
 
-RECIPE_FILE, OUTCOME_FILE = "recipe.json", "phase.json"
+RECIPE_FILE, START_FILE, OUTCOME_FILE = "recipe.json", "start.json", "phase.json"
 # What may differ between two starts of one run: how fast it goes, not what comes out.
 _FREE_KEYS = {"workers", "name"}
 
 
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder. The lock is the system's: it goes with its process, however that ends.
-
-    Raises:
-        RuntimeError: If another process holds it.
-    """
-    check_writable(folder)
-    holder = folder / ".lock-holder"  # beside the lock, which Windows lets nobody else read
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            holder.write_text(str(os.getpid()), encoding="utf-8")
-            yield
-    except Timeout:
-        number = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
-        raise RuntimeError(
-            f"Another process (id {number}) is training in {folder}: wait for it or choose another folder."
-        ) from None
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder and write to it once.
-
-    Raises:
-        OSError: If that fails, with what to do.
-    """
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another --out folder.") from error
-
-
 def claim_folder(folder: Path, recipe: Recipe) -> None:
-    """Note which recipe runs here.
+    """Note which recipe runs here, and on which weights.
 
     Raises:
-        ValueError: If another recipe ran here before, naming the first difference, or its record is damaged.
+        ValueError: If another recipe ran here before, naming the first difference, or its record is damaged; or the
+            model to start from was replaced.
     """
+    _claim_start(folder, recipe.model.checkpoint or recipe.model.clip)
     path, content = folder / RECIPE_FILE, json.loads(json.dumps(recipe.to_dict()))
     if not path.is_file():
         write_json(path, content)
@@ -87,6 +53,38 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}): choose another "
             "folder, or delete this one to start anew."
         )
+
+
+def _claim_start(folder: Path, model: str | None) -> None:
+    """Every phase and every start of a run reads the model that it began from: it must stay the same.
+
+    Raises:
+        ValueError: If its files are others than those that the run began with.
+    """
+    weights, path = None if model is None else weights_fingerprint(model), folder / START_FILE
+    if weights is None:
+        return
+    if not path.is_file():
+        write_json(path, {"model": model, "weights": weights})
+    elif json.loads(path.read_text(encoding="utf-8")).get("weights") != weights:
+        raise ValueError(
+            f"The model {model} is not the one that the run in {folder} began with: put that one back, or choose "
+            "another folder."
+        )
+
+
+class FolderWatch(TrainerCallback):
+    """Ends a training whose folder was taken away, at the step in which that happened.
+
+    Args:
+        check: Raises where that is so.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._check()
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,6 @@ def phase_folders(recipe: Recipe, folder: Path) -> list[PhaseFolder]:
         PhaseFolder(phase, folder / "phases" / f"{number:02d}-{phase.name}")
         for number, phase in enumerate(recipe.phases, start=1)
     ]
-
-
-def sweep_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written; nothing reads it, but it takes room."""
-    for leftover in folder.rglob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_disk(folder: Path, model: nn.Module) -> None:

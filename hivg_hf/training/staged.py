@@ -2,6 +2,7 @@
 
     RUN/
       recipe.json               what runs here; another recipe in the same folder is refused
+      start.json                which weights the run began from, where they are a folder
       .lock .lock-holder        held while a process trains here, by the one of that id; the system drops it with it
       phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
         result/                 its outcome; the phase is done when this folder exists (it appears whole)
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from hivg_hf.hilora import merge_stages, publish_stages, save_adapter_state
 from hivg_hf.hilora.folders import save_export
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
+from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 from hivg_hf.utils.manifest import write_manifest
 from hivg_hf.utils.plugins import allowing_code
 
@@ -47,13 +49,11 @@ from .results import measure, write_run_card
 from .rows import RowCache
 from .run_folder import (
     OUTCOME_FILE,
+    FolderWatch,
     PhaseFolder,
     check_disk,
-    check_writable,
     claim_folder,
-    folder_lock,
     phase_folders,
-    sweep_leftovers,
 )
 from .sharding import restore_shapes
 from .trainer import HiVGTrainer
@@ -75,6 +75,7 @@ class StagedTraining:
         self.phases = phase_folders(recipe, self.folder)
         self.rows = RowCache()
         self.state = PartialState()
+        self._check_folder: Callable[[], None] = lambda: None  # raises where the folder was taken away
 
     def run(self) -> dict[str, Any]:
         """Train every phase that is not done yet and write the results.
@@ -85,13 +86,14 @@ class StagedTraining:
         Raises:
             RuntimeError: If another process trains in this folder.
             ValueError: If the folder holds a run of another recipe.
-            OSError: If the folder cannot be written or the disk is too small.
+            OSError: If the folder cannot be written or was taken away, or the disk is too small or full.
             NonFiniteLossError: If a loss or gradient is not finite; the message names the last good checkpoint.
         """
-        lock = folder_lock(self.folder) if self.state.is_main_process else nullcontext()
-        with allowing_code(self.allow_code), lock:
+        lock: Any = nullcontext(lambda: None)
+        if self.state.is_main_process:
+            lock = folder_lock(self.folder, "training in")
+        with allowing_code(self.allow_code), lock as self._check_folder:
             if self.state.is_main_process:
-                check_writable(self.folder)
                 claim_folder(self.folder, self.recipe)
                 if not self.phases[-1].is_done:
                     check_before_training(self.recipe, self.folder)
@@ -104,8 +106,11 @@ class StagedTraining:
                 if self.state.is_main_process:
                     place.drop_checkpoints()
                     self._publish(place, done)
+                self._check_folder()
                 self.state.wait_for_everyone()
-            return self._finish()
+            results = self._finish()
+            self._check_folder()
+            return results
 
     def _train(self, place: PhaseFolder, done: list[PhaseFolder]) -> None:
         """Train one phase and write its result, from what the phases before it left."""
@@ -117,6 +122,7 @@ class StagedTraining:
         model, processor = self._begin(phase, done)
         # a copy, since a tokenizer keeps the settings of its last call
         trainer = make_trainer(self.recipe, place, model, copy.deepcopy(processor), self.rows)
+        trainer.add_callback(FolderWatch(self._check_folder))
         before = None
         if trainer.eval_dataset is not None:
             before = start_accuracy(place, done[-1] if done and not phase.config else None, trainer)

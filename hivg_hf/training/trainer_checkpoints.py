@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
 from hivg_hf.hilora import load_adapter_state, save_adapter_state
-from hivg_hf.utils.atomic import flush, flush_folder
+from hivg_hf.utils.atomic import flush, flush_folder, full_disk_named
 from hivg_hf.utils.manifest import check_resumable, find_damage, newest_whole_checkpoint, write_manifest
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointingTrainer(Trainer):
@@ -43,7 +46,18 @@ class CheckpointingTrainer(Trainer):
             resume_from_checkpoint = newest_whole_checkpoint(self.args.output_dir) or True
         elif resume_from_checkpoint:
             check_resumable(resume_from_checkpoint)
+        if isinstance(resume_from_checkpoint, str | Path):
+            self._note_other_processes(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _note_other_processes(self, checkpoint: Path) -> None:
+        """Say where another number of processes resumes: transformers would say nothing."""
+        before, now = len(list(checkpoint.glob("rng_state*.pth"))), self.args.world_size
+        if before and before != now and self.is_world_process_zero():
+            logger.warning(
+                "%s was written by %d process(es), and %d resume it: rows and steps stay the same, but dropout and "
+                "sums in another order make other weights than an unbroken run's.", checkpoint, before, now,
+            )  # fmt: skip
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         by_accuracy = self.args.metric_for_best_model in ("accuracy", "eval_accuracy")
@@ -55,9 +69,13 @@ class CheckpointingTrainer(Trainer):
         return is_best
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        target = self._checkpoint(self.state.global_step)
+        with full_disk_named(target):
+            self._save_whole_checkpoint(target)
+
+    def _save_whole_checkpoint(self, target: Path) -> None:
         """As transformers, but under a hidden name that becomes `checkpoint-N` when everything is on the disk."""
         self.store_flos()
-        target = self._checkpoint(self.state.global_step)
         staging = target.with_name(f".{target.name}.partial")
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)

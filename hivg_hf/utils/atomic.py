@@ -5,6 +5,7 @@ to the disk, and renamed. A process killed at any moment leaves the old content 
 `.NAME.*.partial` that nobody reads. Names that come from a file or a user pass `check_name` where they are defined.
 """
 
+import errno
 import json
 import os
 import re
@@ -49,6 +50,45 @@ def check_name(name: Any, what: str) -> str:
     return name
 
 
+class DiskFullError(OSError):
+    """The disk is full; the message names what could not be written."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def full_disk_named(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what libraries raise at a full disk, which often names nothing, into a sentence that names `target`.
+
+    Raises:
+        DiskFullError: The disk is full.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if not _is_full(error, Path(target)):
+            raise
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"The disk is full: {target} could not be written, and nothing of it was left behind. Make room, then run "
+            "the same again.",
+        ) from error
+
+
+def _is_full(error: Exception, target: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if re.search(r"No space left on device|os error 28\b|Disk quota exceeded", str(error)):  # safetensors, arrow
+        return True
+    # torch says only that its stream failed
+    parent = next((path for path in target.absolute().parents if path.is_dir()), None)
+    failed = isinstance(error, RuntimeError) and parent is not None
+    return failed and shutil.disk_usage(parent or ".").free < 2**20
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write a file to; on success it takes the name `target`, replacing what was there.
@@ -62,13 +102,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileNotFoundError: the body of the `with` block wrote nothing to the yielded path.
         IsADirectoryError: `target` is a folder.
+        DiskFullError: The disk is full; the message names `target`.
     """
     target = Path(target)
     if target.is_dir():
         raise IsADirectoryError(f"Cannot write the file {target}: a folder of that name exists; choose another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as folder:
-        temporary = Path(folder) / target.name
+    with full_disk_named(target), _workplace(target) as folder:
+        temporary = folder / target.name
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"Nothing was written for {target}; write to the path that atomic_path yields.")
@@ -102,13 +142,13 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         NotADirectoryError: `target` is a file.
+        DiskFullError: The disk is full; the message names `target`.
     """
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"Cannot write the folder {target}: a file of that name exists; choose another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as workplace:
-        temporary, previous = Path(workplace) / "new", Path(workplace) / "old"
+    with full_disk_named(target), _workplace(target) as workplace:
+        temporary, previous = workplace / "new", workplace / "old"
         # mkdir, not the workplace itself: mkdtemp makes folders that only their owner may read.
         temporary.mkdir()
         yield temporary
@@ -123,6 +163,14 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         shutil.rmtree(previous, ignore_errors=True)
     flush(target.parent)
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target, removed at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as folder:
+        yield Path(folder)
 
 
 def flush_folder(folder: Path) -> None:

@@ -1,15 +1,13 @@
-"""A run's folder: one process, one recipe, room on the disk, and nothing left behind by a killed process."""
+"""A run's folder: one recipe, one model to start from, room on the disk."""
 
-import multiprocessing
-import os
-import signal
+import shutil
 from collections import namedtuple
 
 import pytest
 import torch
 
 from hivg_hf.training import parse_recipe
-from hivg_hf.training.run_folder import check_disk, check_writable, claim_folder, folder_lock, sweep_leftovers
+from hivg_hf.training.run_folder import check_disk, claim_folder
 
 RECIPE = {
     "name": "r",
@@ -17,35 +15,6 @@ RECIPE = {
     "data": {"train": {"source": "refshapes", "split": "train"}},
     "phases": [{"name": "a", "train": "heads", "epochs": 1, "learning_rate": 1e-3, "batch_size": 8}],
 }
-
-
-def hold(folder, ready):
-    with folder_lock(folder):
-        ready.set()
-        signal.pause()
-
-
-def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    holder = context.Process(target=hold, args=(tmp_path, ready))
-    holder.start()
-    assert ready.wait(20)
-    with (
-        pytest.raises(RuntimeError, match=rf"Another process \(id {holder.pid}\) is training in .*: wait for it"),
-        folder_lock(tmp_path),
-    ):
-        pass
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    with folder_lock(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Cannot write to .*file/run .*choose another --out folder"):
-        check_writable(tmp_path / "file" / "run")
 
 
 def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
@@ -76,8 +45,11 @@ def test_a_damaged_record_of_the_recipe_is_named(tmp_path, content):
         claim_folder(tmp_path, parse_recipe(RECIPE))
 
 
-def test_leftovers_of_a_killed_process_go(tmp_path):
-    (tmp_path / "phases" / ".checkpoint-3.partial").mkdir(parents=True)
-    (tmp_path / "phases" / "checkpoint-2").mkdir()
-    sweep_leftovers(tmp_path)
-    assert [path.name for path in (tmp_path / "phases").iterdir()] == ["checkpoint-2"]
+def test_a_start_model_that_was_replaced_is_refused(tmp_path, tiny_checkpoint):
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "start")
+    recipe = {**RECIPE, "model": {"checkpoint": str(model)}}
+    claim_folder(tmp_path / "run", parse_recipe(recipe))
+    claim_folder(tmp_path / "run", parse_recipe(recipe))
+    (model / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match=r"The model .*start is not the one that the run in .*run began with"):
+        claim_folder(tmp_path / "run", parse_recipe(recipe))

@@ -1,14 +1,17 @@
 """What stands under a name is whole, whatever happened while it was written."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
-from hivg_hf.utils.atomic import atomic_folder, atomic_path, check_name
+from hivg_hf.utils.atomic import DiskFullError, atomic_folder, atomic_path, check_name
 
 
 def names_in(folder: Path) -> list[str]:
@@ -144,3 +147,29 @@ NO_NAMES = [
 def test_names_that_leave_their_folder_or_name_no_file_are_refused(name: object) -> None:
     with pytest.raises(ValueError, match=r"Phase name .* cannot name a file or folder: use up to 100 letters"):
         check_name(name, "Phase")
+
+
+NAMELESS = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", NAMELESS, ids=str)
+@pytest.mark.parametrize("write", [atomic_path, atomic_folder])
+def test_a_full_disk_is_named_and_nothing_is_left(write: Any, error: Exception, tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_path(tmp_path / "outer.txt"), write(tmp_path / "out") as temporary:
+            (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+            raise error
+
+    with pytest.raises(DiskFullError, match=r"^The disk is full: .*/out could not be written, .* Make room"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), atomic_path(tmp_path / "out"):
+        raise RuntimeError("shapes differ")
