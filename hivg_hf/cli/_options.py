@@ -15,6 +15,10 @@ Precision = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
 ]
+ReduceJpeg = Annotated[
+    bool,
+    typer.Option("--reduce-jpeg", help="Decode large JPEGs at a reduced scale: much faster, a little less exact."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")]
 Column = Annotated[
     list[str] | None,

@@ -20,7 +20,7 @@ from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
 from . import EXIT_STATUS_ON_ERROR, MODEL_NAMES, note_what_tiny_knows, run_verb
-from ._options import Backend, Device, Dtype, Precision, Quiet, TrustRemoteCode
+from ._options import Backend, Device, Dtype, Precision, Quiet, ReduceJpeg, TrustRemoteCode
 
 EXIT_STATUS_SOME_FAILED = 1
 RESULTS_NAME = "results.jsonl"
@@ -84,6 +84,7 @@ def ground(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
     batch_size: Annotated[int, typer.Option(help="Pairs of image and expression per pass.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that open images beside the model.", min=0)] = 0,
+    reduce_jpeg: ReduceJpeg = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: Backend = "torch",
@@ -121,6 +122,7 @@ def ground(
             "trust-remote-code": trust_remote_code,
             "backend": backend != "torch",
             "precision": precision,
+            "reduce-jpeg": reduce_jpeg,
         }
         pipe = _load_zero_shot(zero_shot, proposals, device, [f"--{name}" for name, value in given.items() if value])
     else:
@@ -135,7 +137,10 @@ def ground(
         questions = report.not_done(asked.questions)
     show_cut_expressions_as_lines()
     options: dict[str, Any] = {"mask": mask, "heatmap": heatmap, "threshold": threshold, "batch_size": batch_size}
-    options |= {"multiple": True} if multiple else {}
+    # a plain CLIP knows neither
+    options |= {
+        name: True for name, is_given in {"multiple": multiple, "reduce_jpeg": reduce_jpeg}.items() if is_given
+    }
     with Asker(pipe, num_workers, **options) as asker:
         report.follow(asker, questions)
     if report.failed:

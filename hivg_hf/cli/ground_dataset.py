@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 
 from . import run_verb, say
-from ._options import Device, Dtype, TrustRemoteCode
+from ._options import Device, Dtype, ReduceJpeg, TrustRemoteCode
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -80,6 +80,7 @@ def ground_dataset(
         bool,
         typer.Option("--multiple", help="Add the columns boxes and scores: all that reach the threshold, best first."),
     ] = False,
+    reduce_jpeg: ReduceJpeg = False,
     prefix: Annotated[str, typer.Option(help="Put before the added columns' names where IN has them too.")] = "",
     device: Device = None,
     dtype: Dtype = None,
@@ -119,6 +120,7 @@ def ground_dataset(
         images=images or rows.folder,
         allow_paths=rows.is_local and rows.kind != "tar",  # the pictures of a tar are in it
         allow_urls=allow_urls,
+        reduce_jpeg=reduce_jpeg,
         prefix=prefix,
         engine={**options, "trust_remote_code": trust_remote_code or None},
     )

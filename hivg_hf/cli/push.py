@@ -42,10 +42,10 @@ def push(
 
     Only the model's own files are sent: weights, processor, code, card. Nothing is visible before all of it is there.
     """
-    options = {"branch": branch, "message": message, "base": base, "update": update, "onnx": onnx, "check": check}
+    options: dict[str, Any] = {"branch": branch, "message": message, "base": base, "update": update, "onnx": onnx}
     with tempfile.TemporaryDirectory() as place:
         folder = _find(folder, Path(place) / "model", onnx)
-        _push(folder, repo_id, token=token, private=private, **options)
+        _push(folder, repo_id, token=token, private=private, check=check, **options)
 
 
 def _find(folder: Path, copy: Path, onnx: bool) -> Path:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from hivg_hf.modeling.image_processing_hivg import load_grounding_image
+from hivg_hf.modeling.image_loading_hivg import array_to_image, image_size, is_reduced, open_image
 from hivg_hf.modeling.loss_hivg import mask_targets, pad_targets
 
 from .augmentation import PlacedImage, every_box, for_each_box, resize_mask
@@ -51,6 +51,8 @@ class GroundingCollator:
             `GroundingAugmentation` `mask_sampling="corner"` with it.
         several_targets: for a model with `num_queries` > 1: `labels` (B, M, 4) hold all `boxes` of a row whose `box`
             is None (read with `multi_target="keep"`). `HiVGTrainer` sets it as its model needs it.
+        reduce_jpeg: whether large JPEG files of rows without a mask are decoded at a reduced scale, which is several
+            times faster and gives slightly other pixels; never for evaluation, and not for official models.
 
     Under any Trainer or DataLoader the augmentation differs by row and by epoch. With a shuffled order it is the same
     for any number of workers and after a resume; with rows in their own order, or batches of one row, call
@@ -91,6 +93,7 @@ class GroundingCollator:
         masks: bool = True,
         target_rounding: str = "exact",
         several_targets: bool = False,
+        reduce_jpeg: bool = False,
     ) -> None:
         if target_rounding not in TARGET_ROUNDINGS:
             raise ValueError(f"target_rounding must be one of {', '.join(TARGET_ROUNDINGS)}. Got {target_rounding!r}.")
@@ -100,6 +103,13 @@ class GroundingCollator:
         self.masks = masks
         self.rounds_as_official = target_rounding == "official"
         self.several_targets = several_targets
+        if reduce_jpeg and (self.rounds_as_official or not processor.image_processor.skip_padded_patches):
+            raise ValueError(
+                "reduce_jpeg changes pixels a little, and this model or its targets follow the official code: leave "
+                "it out."
+            )
+        # As many pixels as a crop of the augmentation still fills the square with.
+        self.reduce_to = (2 if augmentation is None else 4) * processor.image_processor.side if reduce_jpeg else None
         self._seen = SeenBatches() if augmentation is not None else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -111,7 +121,7 @@ class GroundingCollator:
         """The same collation without augmentation, with targets as the evaluation's protocol wants them."""
         plain = copy.copy(self)
         plain.rounds_as_official = target_rounding == "official"
-        plain.augmentation, plain._seen = None, None
+        plain.augmentation, plain._seen, plain.reduce_to = None, None, None
         return plain
 
     def for_queries(self, num_queries: int) -> "GroundingCollator":
@@ -147,8 +157,14 @@ class GroundingCollator:
         cached = row.get("letterboxed")
         if cached is not None:
             return self._place_cached(row, cached, box, mask)
-        image = open_row_image(row)
-        check_box(box, row, image.width, image.height)
+        image = open_row_image(row, self.reduce_to if mask is None else None)
+        if is_reduced(image):
+            height, width = image_size(image)
+            check_box(box, row, width, height)
+            shares = image.width / width, image.height / height
+            box = for_each_box(box, lambda one: scale_box(one, *shares))
+        else:
+            check_box(box, row, image.width, image.height)
         if mask is not None and mask.shape != (image.height, image.width):
             raise ValueError(
                 f"{row_name(row)}: the mask has size {mask.shape[1]} x {mask.shape[0]}, the image {image.width} x "
@@ -412,20 +428,26 @@ def row_mask(row: Row) -> np.ndarray | None:
         raise ValueError(f"{row_name(row)}: its mask cannot be decoded ({error}).") from error
 
 
-def open_row_image(row: Row) -> Image.Image:
+def open_row_image(row: Row, reduce_to: int | None = None) -> Image.Image:
     """Open a row's image as upright RGB and check it against the annotated size.
+
+    Args:
+        row: With `image`, and `width` and `height` where they are annotated.
+        reduce_to: As of `open_image`: a JPEG may come smaller, with `image_size` of the whole.
 
     Raises:
         ValueError: the image is missing, damaged, or of another size than the row says; the message names the row.
     """
     try:
-        image = load_grounding_image(row["image"])
+        opened = open_image(row["image"], reduce_to=reduce_to)
+        image = array_to_image(opened) if isinstance(opened, np.ndarray) else opened
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{row_name(row)}: {error}") from error
     annotated = (row.get("width"), row.get("height"))
-    if None not in annotated and (image.width, image.height) != annotated:
+    height, width = image_size(image)
+    if None not in annotated and (width, height) != annotated:
         raise ValueError(
-            f"{row_name(row)}: the image is {image.width} x {image.height}, its annotation says {row['width']} x "
+            f"{row_name(row)}: the image is {width} x {height}, its annotation says {row['width']} x "
             f"{row['height']}; the boxes belong to another picture (or to an unrotated one)."
         )
     return image

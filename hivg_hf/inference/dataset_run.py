@@ -178,13 +178,14 @@ class DatasetRun:
             "batch_size": ground.batch_size,
             "engine": {name: value for name, value in ground.engine.items() if value and name != "device"},
             "shard_size": shard_size,
+            **({"reduce_jpeg": True} if ground.reduce_jpeg else {}),
         }
         path = self.folder / SETTINGS_NAME
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
-            other = sorted(name for name in settings if stored.get(name, settings[name]) != settings[name])
+            other = sorted(name for name in {*settings, *stored} if stored.get(name) != settings.get(name))
             if other:
-                changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings[name]!r}" for name in other)
+                changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in other)
                 raise ValueError(
                     f"The folder '{self.folder}' holds a run with other settings ({changes}): choose a new folder, or "
                     "use the same settings."

@@ -53,6 +53,7 @@ class GroundBatch:
         allow_paths: Whether a row may name a file of this machine. Switch it off for rows from elsewhere.
         allow_urls: Whether a row may name an http or https URL, which is then fetched.
         several: Whether rows hold lists of expressions. Defaults to what the first row of each batch shows.
+        reduce_jpeg: Whether large JPEGs are decoded at a reduced scale: much faster, a little less exact.
         prefix: Put before the names of the added columns.
         engine: Further arguments of `load_pipeline`: `device`, `dtype`, `backend`, `precision`, `num_threads`, ...
     """
@@ -69,6 +70,7 @@ class GroundBatch:
     allow_paths: bool = True
     allow_urls: bool = False
     several: bool | None = None
+    reduce_jpeg: bool = False
     prefix: str = ""
     engine: dict[str, Any] = field(default_factory=dict)
     _pipe: VisualGroundingPipeline | None = field(default=None, repr=False, compare=False)
@@ -196,7 +198,7 @@ class GroundBatch:
         if not items:
             return []
         options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "on_error": "return"}
-        options |= {"multiple": True} if self.multiple else {}
+        options |= {name: True for name in ("multiple", "reduce_jpeg") if getattr(self, name)}
         results = self.pipe(items, mask=self.mask, threshold=self.threshold, **options)
         return [result if isinstance(result, dict) else {"each": list(result)} for result in results]
 

@@ -209,4 +209,10 @@ class GroundingPhase(Phase):
         made = GroundingAugmentation.for_processor(processor, **options) if isinstance(options, dict) else None
         masks = recipe.data.masks if self.masks is None else self.masks
         rounding = recipe.data.target_rounding
-        return {"augmentation": made, "seed": recipe.seed, "masks": masks, "target_rounding": rounding}
+        return {
+            "augmentation": made,
+            "seed": recipe.seed,
+            "masks": masks,
+            "target_rounding": rounding,
+            "reduce_jpeg": recipe.data.reduce_jpeg,
+        }

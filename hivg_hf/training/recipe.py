@@ -91,6 +91,7 @@ class DataRecipe:
         target_rounding: `exact`, or `official`: boxes cut to whole pixels, masks drawn of the uncut box at full
             resolution; see `hivg_hf.data.official_targets`.
         protocol: How validation judges a box, `pixel` or `official`; that accuracy chooses the best checkpoint.
+        reduce_jpeg: Decode large JPEG files at a reduced scale while training; see `GroundingCollator`.
         unique_images: Keep two rows of one image out of one batch (they are false negatives of the contrastive loss).
     """
 
@@ -101,6 +102,7 @@ class DataRecipe:
     masks: bool = True
     target_rounding: Literal["exact", "official"] = "exact"
     protocol: Literal["pixel", "official"] = "pixel"
+    reduce_jpeg: bool = False
     unique_images: bool = False
 
     def __post_init__(self) -> None:

@@ -257,3 +257,49 @@ def test_a_mask_that_scaling_down_loses_becomes_its_box_everywhere(tmp_path, mak
     asked = processor([path], ["a"], boxes=[row["box"]], masks=[mask])
     assert batch["mask_labels"].sum() == 64
     assert torch.equal(batch["mask_labels"].bool(), asked["mask_labels"])
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A JPEG of 1201 x 803 pixels with one red square, and its row."""
+    pixels = np.full((803, 1201, 3), 200, dtype=np.uint8)
+    pixels[100:400, 600:900] = (220, 30, 30)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    box = [600.0, 100.0, 900.0, 400.0]
+    return {"image": str(tmp_path / "photo.jpg"), "expression": "the square", "box": box, "width": 1201, "height": 803}
+
+
+def test_a_reduced_jpeg_trains_on_the_same_targets(photo, tiny_processor, monkeypatch):
+    decoded, plain = [], Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(max(self.size)) or plain(self))
+    for augmentation in (None, GroundingAugmentation.for_processor(tiny_processor)):
+        whole, reduced = (
+            GroundingCollator(tiny_processor, augmentation, seed=3, reduce_jpeg=reduce)([{**photo, "epoch": 1}])
+            for reduce in (False, True)
+        )
+        side = tiny_processor.image_processor.side
+        assert (whole["labels"] - reduced["labels"]).abs().max() * side < 1.5  # pixels of the square
+        difference = (whole["pixel_values"] - reduced["pixel_values"]).abs()
+        assert 0 < difference.mean() < 0.1
+    assert min(decoded) < 1201
+
+
+def test_evaluation_and_rows_with_a_mask_decode_jpegs_whole(photo, tiny_processor):
+    collator = GroundingCollator(tiny_processor, reduce_jpeg=True)
+    plain = GroundingCollator(tiny_processor)
+    same = collator.for_evaluation()([photo])["pixel_values"], plain([photo])["pixel_values"]
+    assert torch.equal(*same)
+    mask = np.zeros((803, 1201), dtype=bool)
+    mask[100:400, 600:900] = True
+    masked = {**photo, "mask": encode_mask(mask)}
+    assert torch.equal(collator([masked])["pixel_values"], plain([photo])["pixel_values"])
+
+
+def test_a_reduced_jpeg_of_another_size_than_annotated_is_refused(photo, tiny_processor):
+    with pytest.raises(ValueError, match=r"the image is 1201 x 803, its annotation says 1200 x 803"):
+        GroundingCollator(tiny_processor, reduce_jpeg=True)([{**photo, "width": 1200}])
+
+
+def test_official_targets_take_no_reduced_jpegs(tiny_processor):
+    with pytest.raises(ValueError, match="reduce_jpeg changes pixels a little"):
+        GroundingCollator(tiny_processor, target_rounding="official", reduce_jpeg=True)

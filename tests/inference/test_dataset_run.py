@@ -171,6 +171,8 @@ def test_other_settings_and_changed_input_are_refused(tiny_checkpoint: str, fold
     make_run(*arguments)
     with pytest.raises(ValueError, match=r"other settings .*shard_size 3, now 4"):
         make_run(*arguments, shard_size=4)
+    with pytest.raises(ValueError, match=r"other settings .reduce_jpeg None, now True"):
+        make_run(*arguments, reduce_jpeg=True)
     with pytest.raises(ValueError, match=r"other settings .threshold None, now 0.5"):
         make_run(*arguments, threshold=0.5)
     with pytest.raises(ValueError, match=r"no column 'image' for the image; the columns are file_name, caption"):

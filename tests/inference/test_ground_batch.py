@@ -148,6 +148,25 @@ def test_datasets_map_runs_it(ground: GroundBatch, pictures: list[bytes], expect
     np.testing.assert_allclose(grounded["box"][:], expected, atol=1e-3)
 
 
+def test_large_jpegs_are_decoded_at_a_reduced_scale_when_asked(
+    tiny_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((1200, 900)).convert("RGB").save(file, "JPEG")
+    sizes: list[tuple[int, int]] = []
+    plain = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda self: sizes.append(self.size) or plain(self))
+    boxes, widths = [], []
+    for reduce in (False, True):
+        sizes.clear()
+        ground = GroundBatch(tiny_checkpoint, reduce_jpeg=reduce, engine={"device": "cpu"})
+        boxes += ground({"image": [file.getvalue()], "expression": ["the star"]})["box"]
+        widths.append(sizes[0][0])
+    assert widths[0] == 1200
+    assert widths[1] <= 600
+    np.testing.assert_allclose(*boxes, atol=0.03 * 1200)  # pixels of the whole picture, both
+
+
 def test_columns_that_are_missing_or_taken_are_refused(ground: GroundBatch) -> None:
     with pytest.raises(ValueError, match=r"no column 'image' for the image; the columns are picture, expression"):
         ground({"picture": [], "expression": []})

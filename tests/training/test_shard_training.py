@@ -15,7 +15,7 @@ from helpers.training import coloured_box_rows, folder_bytes, free_port, run_sta
 from hivg_hf.data import GroundingCollator, load_grounding_dataset
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments, parse_recipe
-from hivg_hf.training.setup import RowCache
+from hivg_hf.training.rows import RowCache
 
 SHARDS, SIZE, BATCH = 8, 6, 8
 STEPS = SHARDS * SIZE // BATCH  # of an epoch
