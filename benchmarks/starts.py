@@ -31,7 +31,7 @@ from hivg_hf.utils.atomic import atomic_folder, write_json
 
 STARTS = ("xavier", "official")
 SEEDS = (1, 2, 3)
-TEST = {"split": "val", "seed": 4100, "size": 1000, "kinds": ["attribute"], "stored_side": 112}
+TEST: dict[str, Any] = {"split": "val", "seed": 4100, "size": 1000, "kinds": ["attribute"], "stored_side": 112}
 FIGURES = ("acc@0.5", "mean_iou", "mask_miou")
 T95_OF_THREE = 4.303  # Student's t, two degrees of freedom
 

@@ -31,8 +31,8 @@ def main() -> None:
     rows = refshapes_dataset("val", seed=options.seed, size=200, expressions_per_scene=3, masks=False)
     pictures: list[Image.Image] = []
     skipped = 0
-    for _, scene in groupby(rows, key=lambda row: row["image_id"]):
-        scene = list(scene)
+    for _, questions in groupby(rows, key=lambda row: row["image_id"]):
+        scene = list(questions)
         found = pipe(scene[0]["image"], [row["expression"] for row in scene])
         if len(scene) < 3 or scene[0]["image"].width < 300 or not all(map(is_right, found, scene)):
             skipped += 1

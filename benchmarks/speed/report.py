@@ -1,7 +1,6 @@
 """Results of the benchmark: a file, tables, a plot, parts of README and docs, a comparison with the last ones."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -242,12 +241,12 @@ def write_pages(results: Results, root: Path) -> None:
         (root / "docs" / "speed.md", detail_block(results)),
     ):
         text = page.read_text(encoding="utf-8")
-        begin, end = (re.escape(marker) for marker in MARKERS)
-        pattern = re.compile(f"({begin}\n).*?({end})", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
+        before, _, rest = text.partition(MARKERS[0])
+        _, _, after = rest.partition(MARKERS[1])
+        if [text.count(marker) for marker in MARKERS] != [1, 1] or MARKERS[1] not in rest:
             raise ValueError(
                 f"{page} must hold these two lines once, in this order: {MARKERS[0]!r} and {MARKERS[1]!r}."
             )
         with atomic_path(page) as temporary:
-            written = pattern.sub(lambda m, block=block: f"{m[1]}\n{block}\n\n{m[2]}", text)
+            written = f"{before}{MARKERS[0]}\n\n{block}\n\n{MARKERS[1]}{after}"
             Path(temporary).write_text(written, encoding="utf-8")

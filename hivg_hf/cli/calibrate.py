@@ -43,8 +43,9 @@ def calibrate(
 
     folder = download_checked(resolve_model(model))
     check_place(folder, out)  # now, not after minutes of work
-    generated = {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
-    rows = load_grounding_dataset(data, split, **reader_options(option, column, images, box_format), **generated)
+    options = reader_options(option, column, images, box_format)
+    options |= {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
+    rows = load_grounding_dataset(data, split, **options)
     opened, processor = load_with_stages(str(folder))
     found = calibrate_score(opened.eval(), processor, rows, precision, base_rate, batch_size)
     place = save_calibration(found.fields, folder, out)
