@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hivg_hf.hilora import CoTo, HiLoraStage, add_tuner, is_new_parameter, named_targets, start_stage, tuner_config
+from hivg_hf.hilora import (
+    CoTo,
+    CoToCallback,
+    HiLoraStage,
+    add_tuner,
+    is_new_parameter,
+    named_targets,
+    start_stage,
+    tuner_config,
+)
 from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.strict_mapping import build_strictly, nearest
 
@@ -142,6 +151,12 @@ class LoraPhase(GroundingPhase):
     def may_lack_gradients(self, weights: Mapping[str, float]) -> bool:
         return self.coto is not None or super().may_lack_gradients(weights)
 
+    def training_arguments(self, evaluates: bool) -> dict[str, Any]:
+        return {**super().training_arguments(evaluates), "loraplus_ratio": self.loraplus_ratio}
+
+    def callbacks(self, model: Any) -> list[Any]:
+        return [] if self.coto is None else [CoToCallback(self.coto, model.base_model.active_adapters[-1])]
+
     def begin(self, model: nn.Module, recipe: Recipe) -> nn.Module:
         hilora = recipe.hilora_config()
         assert hilora is not None  # this phase is one of its stages
@@ -170,6 +185,8 @@ class PeftPhase(GroundingPhase):
         tuner: `peft_type` (`IA3`, `OFT`, `VERA`, ...) and fields of its config, as in `adapter_config.json`.
         targets: Layers of the towers that it adapts, as in `hilora.targets`; `tuner.target_modules` says others.
     """
+
+    merges: ClassVar[bool] = True
 
     tuner: dict[str, Any] = None  # type: ignore[assignment]  # what to do says more than what is missing
     targets: list[str] | str = "attention"

@@ -15,7 +15,6 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 
-from hivg_hf.hilora import CoToCallback
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
@@ -24,8 +23,7 @@ from hivg_hf.utils.imports import is_package_available
 
 from .arguments import HiVGTrainingArguments
 from .launch import wants_cpu
-from .phase_kinds import LoraPhase
-from .phases import GroundingPhase, Phase
+from .phases import Phase
 from .plan import count_parameters
 from .recipe import Recipe
 from .report import ReadableLog, read_json
@@ -52,12 +50,10 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=rows.load(validation, config.num_queries) if validation else None,
         processing_class=processor,
-        callbacks=[ReadableLog(phase.name)],
+        callbacks=[ReadableLog(phase.name), *phase.callbacks(model)],
         compute_loss_func=phase.loss_function(),
     )
     trainer.remove_callback(PrinterCallback)
-    if isinstance(phase, LoraPhase) and phase.coto is not None:
-        trainer.add_callback(CoToCallback(phase.coto, model.base_model.active_adapters[-1]))
     # transformers notes it in the config, which is saved with the weights; HiVG has no cache
     plain_model(model).config.__dict__.pop("use_cache", None)
     return trainer
@@ -115,13 +111,11 @@ def build_arguments(
         schedule_by_epoch=phase.schedule.endswith("_by_epoch"),
         schedule_start=schedule[0],
         schedule_steps=schedule[1],
-        loraplus_ratio=phase.loraplus_ratio if isinstance(phase, LoraPhase) else None,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=eval_steps,
         save_strategy="steps",
         save_steps=phase.save_every or eval_steps,
         logging_steps=phase.log_every,
-        early_stop=phase.early_stop if evaluates and isinstance(phase, GroundingPhase) else None,
         metric_for_best_model="accuracy" if evaluates else None,
         unique_images=recipe.data.unique_images,
         protocol=recipe.data.protocol,
@@ -133,6 +127,7 @@ def build_arguments(
         report_to=_reports(),
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=wants_cpu(),
+        **phase.training_arguments(evaluates),
     )
 
 

@@ -60,6 +60,7 @@ class Phase(ABC):
     evaluates: ClassVar[bool] = True  # on the validation rows, while it trains
     has_adapters: ClassVar[bool] = False
     trains_clip: ClassVar[bool] = True  # its own weights, which an adapter of the model's would not survive
+    merges: ClassVar[bool] = False  # its adapter into the model when it is done
     idle: ClassVar[str] = ""  # the part, `text` or `fusion`, that keeps nothing for the backward pass
     inner: ClassVar[str] = ""  # what the names of the model's weights begin with inside what is trained
 
@@ -140,6 +141,14 @@ class Phase(ABC):
         """What computes the loss from outputs and labels; None where the trained model does."""
         return None
 
+    def training_arguments(self, evaluates: bool) -> dict[str, Any]:
+        """Arguments of the trainer that phases of this kind alone have; `evaluates`, whether there are rows for it."""
+        return {}
+
+    def callbacks(self, model: Any) -> list[Any]:
+        """Callbacks of the trainer that phases of this kind alone have; `model` as it is trained."""
+        return []
+
     @abstractmethod
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         """Rows to a training batch."""
@@ -193,6 +202,9 @@ class GroundingPhase(Phase):
             return load_code(self.loss, "the loss")
         known = ", ".join(plugin_names(LOSS_PLUGINS)) or "none"
         raise ValueError(f"{self}: nobody offers the loss {self.loss!r}; installed are: {known}.")
+
+    def training_arguments(self, evaluates: bool) -> dict[str, Any]:
+        return {"early_stop": self.early_stop if evaluates else None}
 
     def collator(self, recipe: Recipe, processor: HiVGProcessor) -> Any:
         from hivg_hf.data import GroundingCollator

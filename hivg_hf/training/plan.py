@@ -21,7 +21,6 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 from .arguments import accumulation_steps
 from .model_start import load_tokenizer, plain_checkpoint
-from .phase_kinds import PeftPhase
 from .phases import GroundingPhase, Phase
 from .recipe import ModelRecipe, Recipe
 from .recipe_checks import find_model_class
@@ -84,7 +83,7 @@ def phase_models(recipe: Recipe) -> Iterator[tuple[Phase, nn.Module]]:
     for phase in recipe.phases:
         if model is None or phase.config:
             model = empty_model(recipe.model, **phase.config)
-        if isinstance(phase, PeftPhase):  # the next finds a plain model
+        if phase.merges:  # the next finds a plain model
             yield phase, phase.begin(_with_storage(model), recipe)
         else:
             model = phase.begin(model, recipe)

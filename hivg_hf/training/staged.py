@@ -39,7 +39,6 @@ from hivg_hf.utils.manifest import write_manifest
 from hivg_hf.utils.plugins import allowing_code
 
 from .model_start import load_after
-from .phase_kinds import PeftPhase
 from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
 from .phases import Phase
 from .preflight import check_before_training
@@ -130,8 +129,8 @@ class StagedTraining:
             trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
             check_disk(self.folder, model)
-        if isinstance(phase, PeftPhase) and trainer.is_fsdp_enabled:
-            raise ValueError(f"{phase} trains peft, which needs whole weights: train without FSDP.")
+        if phase.merges and trainer.is_fsdp_enabled:
+            raise ValueError(f"{phase} trains {phase.train}, which needs whole weights: train without FSDP.")
         if phase.keep == "best_but_last_heads" and trainer.is_fsdp_enabled:
             raise ValueError(f"{phase}: `keep: best_but_last_heads` needs whole weights; train without FSDP.")
         with training_config(plain_model(model).config, self.recipe, phase):
@@ -180,7 +179,7 @@ class StagedTraining:
 
     def _write_result(self, place: PhaseFolder, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
         """Write result/, whole or not at all; a `peft` phase leaves a plain model, and its adapter as an export."""
-        if isinstance(place.phase, PeftPhase) and isinstance(model, PeftModel):  # and not what it began with
+        if place.phase.merges and isinstance(model, PeftModel):  # and not what it began with
             base = self.recipe.model.checkpoint or self.folder
             save_export(model, self.folder / "exports" / place.phase.name, base=base, processor=processor)
             model = model.merge_and_unload()

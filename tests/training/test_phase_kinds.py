@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from hivg_hf.training import GroundingPhase, HeadsPhase, Phase, parse_recipe, phase_kinds
+from hivg_hf.training.phase_training import build_arguments
 
 ROWS = {"source": "refshapes", "split": "train", "size": 8}
 
@@ -12,6 +13,16 @@ ROWS = {"source": "refshapes", "split": "train", "size": 8}
 @dataclass(frozen=True, kw_only=True)
 class WithoutBatches(Phase):
     """Does not say how rows become batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient(HeadsPhase):
+    """Reads a key of its own, which the trainer takes."""
+
+    patience: int = 3
+
+    def training_arguments(self, evaluates):
+        return {**super().training_arguments(evaluates), "early_stop": self.patience if evaluates else None}
 
 
 def recipe_with(train):
@@ -43,3 +54,11 @@ def test_a_whole_kind_is_taken(kind, monkeypatch):
 def test_an_unknown_kind_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"recipe.phases\[0\].train must be one of 'pretrain', .*Got 'mine'"):
         parse_recipe(recipe_with("mine"))
+
+
+@pytest.mark.parametrize(("evaluates", "expected"), [(True, 3), (False, None)])
+def test_a_kind_has_a_say_in_the_trainer_s_arguments(evaluates, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(phase_kinds, "find_plugin", lambda group, name: Patient if name == "mine" else None)
+    recipe = parse_recipe(recipe_with("mine"))
+    made = build_arguments(recipe, recipe.phases[0], tmp_path, evaluates, rows=8)
+    assert made.early_stop == expected
