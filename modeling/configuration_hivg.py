@@ -55,6 +55,17 @@ MOST = {
     "vocab_size": 2_000_000,
 }
 
+# Fields with few values.
+CHOICES = {
+    "initialization": ("xavier", "official"),
+    "bridge_text_source": ("hidden_states", "projection"),
+    "fusion_positions": ("queries_keys", "tokens"),
+    "token_target": ("coverage", "nearest"),
+    "pad_align": ("patch", "pixel"),
+    "image_normalization": ("clip", "imagenet"),
+    "score": ("head", "similarity"),
+}
+
 PIPELINE_ENTRY = {
     "visual-grounding": {
         "impl": "pipeline_hivg.VisualGroundingPipeline",
@@ -373,13 +384,8 @@ class HiVGConfig(PreTrainedConfig):
         vision, text = self.clip_config.vision_config, self.clip_config.text_config
         _check_sizes({"": self, "clip_config.": self.clip_config})
         _check_sizes({"clip_config.vision_config.": vision, "clip_config.text_config.": text})
-        _check_choice("initialization", self.initialization, ("xavier", "official"))
-        _check_choice("bridge_text_source", self.bridge_text_source, ("hidden_states", "projection"))
-        _check_choice("fusion_positions", self.fusion_positions, ("queries_keys", "tokens"))
-        _check_choice("token_target", self.token_target, ("coverage", "nearest"))
-        _check_choice("pad_align", self.pad_align, ("patch", "pixel"))
-        _check_choice("image_normalization", self.image_normalization, ("clip", "imagenet"))
-        _check_choice("score", self.score, ("head", "similarity"))
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         _check_layers("bridge_layers", self.bridge_layers, range(vision.num_hidden_layers), allow_empty=True)
         _check_layers("bridge_text_layers", self.bridge_text_layers, range(text.num_hidden_layers + 1))
         _check_layers("visual_feature_layers", self.visual_feature_layers, range(vision.num_hidden_layers + 1))
@@ -468,9 +474,14 @@ def _check_sizes(configs: dict[str, Any]) -> None:
                     raise ValueError(f"{prefix}{name} must be between 1 and {most:,}, got {side:,}.")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}. Got {value!r}.")
+def check_choice(name: str, value: Any) -> None:
+    """Refuse a value that a field with few values does not have.
+
+    Raises:
+        ValueError: With what it may be.
+    """
+    if value not in CHOICES[name]:
+        raise ValueError(f"`{name}` must be one of {list(CHOICES[name])}. Got {value!r}.")
 
 
 def _check_layers(name: str, layers: list[int], allowed: range, allow_empty: bool = False) -> None:

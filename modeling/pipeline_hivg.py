@@ -33,7 +33,7 @@ from .pipeline_streams_hivg import (
     preparing_loader,
     take_batch,
 )
-from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor
+from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor, check_belongs
 from .processing_inputs_hivg import check_threshold
 from .video_hivg import ground_frames, read_frames
 
@@ -79,6 +79,7 @@ class VisualGroundingPipeline(Pipeline):
         self, model: Any, tokenizer: Any = None, image_processor: Any = None, processor: Any = None, **kwargs
     ):
         processor = _whole_processor(model, processor, tokenizer, image_processor)
+        check_belongs(processor, model.config, f"'{model.config.name_or_path}'")
         super().__init__(model=model, processor=processor, **kwargs)
         # `pipeline(..., dtype=...)` hands the dtype to the tokenizer too, which could then not be saved as JSON.
         getattr(self.tokenizer, "init_kwargs", {}).pop("dtype", None)

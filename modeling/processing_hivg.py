@@ -25,11 +25,51 @@ NORMALIZATION_CONSTANTS = {
 LONG_TEXT_CHOICES = ("warn", "error")
 # From which score on a box is one of several answers, where nobody has chosen: more likely right than not.
 DEFAULT_THRESHOLD = 0.5
+# Tokens that a model may have beyond its tokenizer's: embeddings are often enlarged to a multiple of up to 128.
+SPARE_TOKENS = 128
+# CLIP configs of before transformers 4.31 hold ids up to this in place of CLIP's own.
+LEGACY_IDS = 2
 # Options of a tokenizer that would make something else of an expression than one row.
 NOT_FOR_EXPRESSIONS = (
     *("text_pair", "text_target", "text_pair_target", "is_split_into_words"),
     *("return_overflowing_tokens", "stride"),
 )
+
+
+def check_belongs(processor: Any, config: Any, name: str) -> None:
+    """Refuse a processor that makes squares, patches or tokens which a model has not: its answers would mean nothing.
+
+    Args:
+        processor: A `HiVGProcessor`.
+        config: The model's `HiVGConfig`.
+        name: Of the model, for messages.
+
+    Raises:
+        ValueError: With the first value that differs.
+    """
+    pixels, text, tokenizer = processor.image_processor, config.text_config, processor.tokenizer
+    for what, has, needs in (
+        ("squares of side", pixels.side, config.image_size),
+        ("patches of side", pixels.patch_size, config.patch_size),
+    ):
+        if has != needs:
+            raise ValueError(
+                f"The processor of {name} makes {what} {has}, and its model reads {needs}: save the processor that "
+                "the model was trained with beside it (HiVGProcessor.for_config makes one)."
+            )
+    tokens, known = len(tokenizer), text.vocab_size
+    if not known - SPARE_TOKENS <= tokens <= known:
+        raise ValueError(
+            f"The tokenizer of {name} has {tokens} tokens, and its model knows {known}: save the tokenizer that the "
+            "model was trained with beside it."
+        )
+    for what in ("bos_token_id", "eos_token_id"):
+        has, needs = getattr(tokenizer, what), getattr(text, what)
+        if isinstance(has, int) and isinstance(needs, int) and has != needs and LEGACY_IDS < needs < known:
+            raise ValueError(
+                f"The tokenizer of {name} has the {what} {has}, and its model {needs}: save the tokenizer that the "
+                "model was trained with beside it."
+            )
 
 
 class ExpressionCutWarning(UserWarning):
@@ -411,4 +451,4 @@ def _shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-__all__ = ["ExpressionCutWarning", "HiVGProcessor", "clean_expression"]
+__all__ = ["ExpressionCutWarning", "HiVGProcessor", "check_belongs", "clean_expression"]

@@ -1,6 +1,5 @@
 """`hivg convert PATH OUT`: an official checkpoint file to a folder that this package, transformers and PEFT open."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,8 +96,10 @@ def read_clip_config(source: str) -> Any:
 def _json(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}, which {option} names.")
+    from hivg_hf.utils.strict_mapping import parse_json
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}, which {option} names, is not JSON ({error}).") from None
     if not isinstance(content, dict):

@@ -18,6 +18,8 @@ from typing import Any
 
 from peft import LoraConfig
 
+from hivg_hf.utils.strict_mapping import parse_json
+
 OWN_FIELDS = {
     "r": "a stage's `rank`",
     "lora_alpha": "a stage's `alpha`",
@@ -151,10 +153,10 @@ def check_stored_options(path: Path) -> None:
         ValueError: The file cannot be read, or with the option and the reason.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["peft_type"] != "LORA":
             return
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not the config of an adapter ({error!r}); publish or download it again."
         ) from None

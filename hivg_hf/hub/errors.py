@@ -59,6 +59,11 @@ def damaged_files(name: object) -> Iterator[None]:
         yield
     except OSError:
         raise
+    except RecursionError as error:
+        raise ValueError(
+            f"The model '{name}' cannot be opened, since one of its files is nested too deeply; save or download it "
+            "again."
+        ) from error
     except Exception as error:
         said = " ".join(str(error).split())
         is_sentence = bool(said) and "\n" not in str(error).strip() and len(said) <= _LONGEST

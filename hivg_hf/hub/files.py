@@ -1,6 +1,5 @@
 """Which files of a folder are the model's own: the only ones that may be uploaded, and all of them must be there."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,14 +9,14 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
 from hivg_hf import modeling
-from hivg_hf.utils.whole_weights import check_finite
+from hivg_hf.utils.strict_mapping import parse_json
+from hivg_hf.utils.whole_weights import INDEX_FILE, check_finite, shards_of
 
 CODE_FOLDER = Path(modeling.__file__ or "").parent
 FolderKind = Literal["model", "adapter"]
 
 CARD_FILE = "README.md"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-INDEX_FILE = "model.safetensors.index.json"
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 # Written by some versions of the libraries, and belonging to the model where they are.
 OPTIONAL_FILES = (
@@ -31,7 +30,6 @@ OPTIONAL_FILES = (
     "merges.txt",
 )
 ONNX_FILES = re.compile(r"onnx/((text_|grounding_)?model(_quantized|_fp16)?\.onnx(_data|\.data)?|grounding\.json)")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][\w-]*\.safetensors", re.ASCII)
 _MODULE_NAME = re.compile(r"[A-Za-z]\w*\.py", re.ASCII)
 # Paths in a repository that an update replaces as a whole: what the new commit does not write, it deletes.
 REPLACED = re.compile(
@@ -77,7 +75,7 @@ def files_to_push(folder: Path, onnx: bool = False) -> list[Path]:
     if folder_kind(folder) == "adapter":
         weights, required = [Path("adapter_model.safetensors")], [Path(ADAPTER_CONFIG_FILE)]
     else:
-        weights, required = [Path(name) for name in _weight_files(folder)], [Path("config.json")]
+        weights, required = [Path(name) for name in shards_of(folder) or ["model.safetensors"]], [Path("config.json")]
         required += [Path(INDEX_FILE)] if len(weights) > 1 else []
     # An adapter may come without a processor, which is then that of its base.
     if folder_kind(folder) == "model" or (folder / PROCESSOR_FILES[0]).is_file():
@@ -127,28 +125,12 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"The file {path} is not readable JSON ({error}); save the model again.") from None
     if not isinstance(content, dict):
         raise ValueError(f"The file {path} holds a {type(content).__name__}, not an object; save the model again.")
     return content
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """One safetensors file, or the shards that an index names."""
-    if not (folder / INDEX_FILE).is_file():
-        return ["model.safetensors"]
-    shards = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ValueError(f"The file {folder / INDEX_FILE} names no shards (weight_map); save the model again.")
-    for name in shards.values():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-            raise ValueError(
-                f"The file {folder / INDEX_FILE} names {name!r}, which is not a shard such as "
-                "model-00001-of-00002.safetensors in the same folder; save the model again."
-            )
-    return sorted(set(shards.values()))
 
 
 def _check_inside(folder: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from hivg_hf.modeling import HiVGForVisualGrounding, HiVGProcessor
+from hivg_hf.modeling.processing_hivg import check_belongs
 from hivg_hf.utils.whole_weights import load_whole
 
 from .errors import checked_token, damaged_files, hub_errors
@@ -110,31 +111,8 @@ def load_with_stages(
         processor = HiVGProcessor.from_pretrained(folder)
         if image_size is not None or PROCESSOR_FIELDS & model_options.keys():
             processor = HiVGProcessor.for_config(model.config, processor.tokenizer)
-        _check_belongs(base, processor, model.config)
+        check_belongs(processor, model.config, base)
         return model, processor
-
-
-def _check_belongs(name: str, processor: HiVGProcessor, config: Any) -> None:
-    """Refuse a processor that makes squares, patches or tokens which the model has not.
-
-    Raises:
-        ValueError: With the first value that differs.
-    """
-    pixels, tokens, vocabulary = processor.image_processor, len(processor.tokenizer), config.text_config.vocab_size
-    for what, has, needs in (
-        ("squares of side", pixels.side, config.image_size),
-        ("patches of side", pixels.patch_size, config.patch_size),
-    ):
-        if has != needs:
-            raise ValueError(
-                f"The processor of {name} makes {what} {has}, and its model reads {needs}: save the processor that "
-                "the model was trained with beside it (HiVGProcessor.for_config makes one)."
-            )
-    if tokens > vocabulary:
-        raise ValueError(
-            f"The tokenizer of {name} has {tokens} tokens, and its model knows {vocabulary}: save the tokenizer that "
-            "the model was trained with beside it."
-        )
 
 
 def _follow_bases(name: str, token: str | None, cache_dir: str | Path | None) -> tuple[Path, list[Path]]:

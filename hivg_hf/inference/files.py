@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hivg_hf.utils.strict_mapping import parse_json
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 # Suffixes of pictures, films and documents that are not opened, but that no expression ends in either.
 OTHER_SUFFIXES = {".heic", ".heif", ".jp2", ".jxl", ".svg", ".eps", ".ps", ".pdf", ".ico", ".tga", ".raw", ".dng"}
@@ -190,12 +192,12 @@ def read_questions(lines: Iterable[str], expressions: Sequence[str]) -> Iterator
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             asked = next((row[key] for key in ("expressions", "expression", "text") if key in row), list(expressions))
             asked = [asked] if isinstance(asked, str) else asked
             if not isinstance(row["image"], str) or not asked or not all(isinstance(text, str) for text in asked):
                 raise TypeError
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             yield ValueError(
                 f"Line {number} must be like "
                 '{"image": "street.jpg", "expressions": ["the man in blue"]}, got: ' + line.strip()[:80]

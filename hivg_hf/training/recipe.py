@@ -36,7 +36,7 @@ from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refus
 
 from .phase_kinds import LoraPhase, all_keys, build_phase, keys_of, phase_kind
 from .phases import GroundingPhase, Phase
-from .recipe_checks import check_augmentation, check_config_fields, check_rows
+from .recipe_checks import check_augmentation, check_config_fields, check_preset, check_rows
 
 MAX_WORKERS = 1024
 
@@ -67,6 +67,7 @@ class ModelRecipe:
             raise ValueError("model needs one of checkpoint, clip or preset.")
         if self.preset and not self.clip and not self.tokenizer:
             raise ValueError("A model from model.preset alone has no tokenizer: name one in model.tokenizer.")
+        check_preset("model.preset", self.preset)
         check_config_fields("model.config", self.config)
 
 

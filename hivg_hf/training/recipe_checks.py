@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code
-from hivg_hf.utils.strict_mapping import refuse_unknown
+from hivg_hf.utils.strict_mapping import check_plain_values, nearest, refuse_unknown
 
 LOSS_PLUGINS = "hivg_hf.losses"  # the entry points by which other packages add losses and terms
 _ROW_KEYS = ("source", "split")
 
 
 def check_config_fields(where: str, fields: Mapping[str, Any]) -> None:
-    """Names of `HiVGConfig` fields, and of loss terms among them."""
+    """Names of `HiVGConfig` fields and of loss terms among them, types, and values of those that have few."""
+    from hivg_hf.modeling.configuration_hivg import CHOICES, HiVGConfig, check_choice
+
     refuse_unknown(fields, config_names(), where)
+    check_plain_values(fields, HiVGConfig, where)
+    for name in fields.keys() & CHOICES.keys():
+        try:
+            check_choice(name, fields[name])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     if fields.get("clip_config") is not None:
         _check_clip_fields(f"{where}.clip_config", fields["clip_config"])
     if fields.get("loss_weights") is not None:
@@ -28,6 +36,14 @@ def config_names() -> list[str]:
     from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
     return list(HiVGConfig.__annotations__)
+
+
+def check_preset(where: str, name: str | None) -> None:
+    """The name of a preset, or None."""
+    from hivg_hf.modeling.presets_hivg import PRESET_NAMES
+
+    if name is not None and name not in PRESET_NAMES:
+        raise ValueError(f"There is no preset {name!r}, which {where} names: {nearest(name, PRESET_NAMES)}")
 
 
 def _check_clip_fields(where: str, content: Any) -> None:
@@ -134,25 +150,49 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
     if source == "refshapes":
         from hivg_hf.data.refshapes import refshapes_dataset
 
-        known: Iterable[str] = {"source", "negatives", *_keywords(refshapes_dataset)}
+        reader: Callable[..., Any] = refshapes_dataset
+        known: Iterable[str] = {"source", "negatives", *_keywords(reader)}
     elif source == "mixture":
         from hivg_hf.data.loading import _load_mixture
 
-        known = {*shared, *_keywords(_load_mixture, "shared")}
+        reader = _load_mixture
+        known = {*shared, *_keywords(reader, "shared")}
         for number, part in enumerate(spec.get("parts") or ()):
             content = {name: value for name, value in part.items() if name != "weight"}
             inherited = {name: spec[name] for name in ("split", "streaming") if name in spec}
             check_rows(f"{where}.parts[{number}]", {**inherited, **content})
     elif is_cache(Path(source)):
-        known = (*_ROW_KEYS, "negatives")
+        reader, known = load_grounding_dataset, (*_ROW_KEYS, "negatives")
     else:
         is_streamed = bool(spec.get("streaming"))
         found = find_source(source, spec.get("format"), is_streamed)
         order = (SHARD_OPTIONS if found == FORMATS["shards"] else STREAM_OPTIONS) if is_streamed else ()
-        known = {"format", *shared, *order, *_keywords(found.load())}
+        reader = found.load()
+        known = {"format", *shared, *order, *_keywords(reader)}
     refuse_unknown(spec, known, where)
     if spec.get("negatives") is not None:
         Negatives.read(spec["negatives"], f"{where}.negatives")
+    check_plain_values(spec, load_grounding_dataset, where)
+    check_plain_values(spec, reader, where)
+    if spec.get("size") is not None and spec["size"] < 1:
+        raise ValueError(f"{where}.size is the number of rows and must be at least 1. Got {spec['size']}.")
+    if source == "refshapes":
+        _check_refshapes(where, spec)
+
+
+def _check_refshapes(where: str, spec: Mapping[str, Any]) -> None:
+    """Values of the generator's options; `val+none` is two splits."""
+    from hivg_hf.data.refshapes import refshapes_dataset
+    from hivg_hf.data.refshapes.samples import SampleOptions
+    from hivg_hf.data.splits import split_names
+
+    defaults = {name: option.default for name, option in inspect.signature(refshapes_dataset).parameters.items()}
+    options = {name: spec.get(name, defaults[name]) for name in _keywords(SampleOptions, "split")}
+    for split in split_names(spec["split"]):
+        try:
+            SampleOptions(split, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _keywords(function: Callable[..., Any], *excluded: str) -> set[str]:

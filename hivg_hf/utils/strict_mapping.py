@@ -1,8 +1,9 @@
-"""From a YAML file to nested dataclasses: every key known, every type right, or a sentence."""
+"""From a YAML or JSON text to nested dataclasses: every key known and named once, every type right, or a sentence."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -67,6 +68,26 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text in UTF-8, UTF-16 or UTF-32, every key named once: else the parser keeps the last value.
+
+    Raises:
+        ValueError: It is no JSON, nested too deeply, or an object in it names a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+    return content
+
+
 def read_options(pairs: Iterable[str], flag: str) -> dict[str, Any]:
     """`["root=/data", "size=5"]` to a dict, values read as YAML; nothing behind the sign is an empty text.
 
@@ -127,7 +148,7 @@ def build_strictly(kind: type, content: Any, where: str) -> Any:
         if name not in content and option.default is MISSING and option.default_factory is MISSING:
             raise ValueError(f"{where} needs the key `{name}`.")
     hints = get_type_hints(kind)
-    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
+    return kind(**{key: convert(hints[key], value, f"{where}.{key}") for key, value in content.items()})
 
 
 def refuse_unknown(keys: Iterable[Any], known: Iterable[str], where: str) -> None:
@@ -149,7 +170,38 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(choices)}."
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def check_plain_values(values: Mapping[str, Any], reader: Any, where: str) -> None:
+    """Refuse values of another type than a function's keywords, or a class's fields, say; of plain types alone.
+
+    Args:
+        values: Name to value; names that are not known, or of other types, are somebody else's to check.
+        reader: The function or class.
+        where: They stand, for messages.
+
+    Raises:
+        ValueError: With the first that does not fit.
+    """
+    try:
+        hints = get_type_hints(reader)
+    except (NameError, TypeError):  # some type is there for type checkers alone; those that are texts stay unchecked
+        hints = dict(getattr(reader, "__annotations__", {}))
+    for name, value in values.items():
+        if name in hints and _is_plain(hints[name]):
+            convert(hints[name], value, f"{where}.{name}")
+
+
+def _is_plain(hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType, list):
+        return all(map(_is_plain, get_args(hint)))
+    return get_origin(hint) is Literal or hint in (int, float, bool, str, type(None))
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as its type says, the numbers in it finite.
+
+    Raises:
+        ValueError: It is of another type.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
         if isinstance(value, hint):  # of a type that was chosen before
@@ -160,13 +212,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         for choice in arguments:
             if _fits(choice, value):
-                return _convert(choice, value, where)
+                return convert(choice, value, where)
     elif origin is Literal:
         if value in arguments:
             return value
         raise ValueError(f"{where} must be one of {', '.join(map(repr, arguments))}. Got {value!r}.")
     elif origin is list and isinstance(value, list):
-        return [_convert(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+        return [convert(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     elif _fits(hint, value):
         return _finite(value, where) if hint is float else value
     raise ValueError(f"{where} must be {_describe(hint)}. Got {value!r}{_yaml_hint(value)}.")

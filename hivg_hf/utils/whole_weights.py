@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from .strict_mapping import parse_json
+
+INDEX_FILE = "model.safetensors.index.json"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][\w-]*\.safetensors", re.ASCII)
 _SHOWN = 3
 
 
@@ -34,7 +39,9 @@ def load_whole(
         FileNotFoundError: There are no safetensors weights.
         ValueError: They are damaged, or some are missing, of another shape, NaN or infinite; with names and counts.
     """
-    if (folder := Path(source)).is_dir() and not any(folder.glob("*.safetensors*")):
+    if (folder := Path(source)).is_dir():
+        shards_of(folder)  # transformers opens whatever path the index names
+    if folder.is_dir() and not any(folder.glob("*.safetensors*")):
         pickled = ", ".join(sorted(path.name for path in folder.glob("pytorch_model*.bin")))
         raise FileNotFoundError(
             f"The folder {source} holds no model.safetensors"
@@ -54,6 +61,31 @@ def load_whole(
         _refuse(source, missing, strange, shapes, report["error_msgs"])
     check_finite(source, model.state_dict())
     return model
+
+
+def shards_of(folder: Path) -> list[str]:
+    """The files that the index of a model's weights names; [] where there is no index.
+
+    Raises:
+        ValueError: It names something else than files of weights beside it.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return []
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The file {path} is not readable JSON ({error}); save the model again.") from None
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"The file {path} names no shards (weight_map); save the model again.")
+    for name in shards.values():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+            raise ValueError(
+                f"The file {path} names {str(name)[:200]!r}, which is not a shard such as "
+                "model-00001-of-00002.safetensors in the same folder; save the model again."
+            )
+    return sorted(set(shards.values()))
 
 
 @contextmanager

@@ -30,6 +30,22 @@ def phase(**changes):
     return [{"name": "a", "train": "heads", "epochs": 1, "learning_rate": 1e-3, "batch_size": 8, **changes}]
 
 
+def config_fields(**fields):
+    return {"model": {**recipe()["model"], "config": fields}}
+
+
+def train_rows(**changes):
+    return {"data": {"train": {"source": "refshapes", "split": "train", **changes}}}
+
+
+HEADS = {"train": "heads", "epochs": 1, "learning_rate": 1e-3, "batch_size": 8}
+ROWS = {"source": "refshapes", "split": "train"}
+
+
+def two_phases(**second):
+    return {"phases": [{"name": "a", **HEADS}, {"name": "b", **HEADS, **second}]}
+
+
 def clip_fields(content):
     return {"model": {**recipe()["model"], "config": {"clip_config": content}}}
 
@@ -71,20 +87,26 @@ def test_defaults_reach_every_phase_and_lengths_do_not_mix():
         ({"workers": -1}, r"recipe.workers must be from 0 to 1024. Got -1"),
         (clip_fields(3), r"model.config.clip_config must be a mapping. Got 3"),
         (clip_fields({"text_config": None}), r"clip_config.text_config must be a mapping. Got None"),
+        ({"model": {"preset": "tinny", "tokenizer": "refshapes"}}, r"no preset 'tinny', .*: did you mean `tiny`"),
+        (config_fields(fusion_layers="abc"), r"model.config.fusion_layers must be an integer. Got 'abc'"),
+        (config_fields(bridge_layers=[0, "1"]), r"model.config.bridge_layers\[1\] must be an integer. Got '1'"),
+        (config_fields(score="foo"), r"model.config: `score` must be one of \['head', 'similarity'\]. Got 'foo'"),
+        (two_phases(config={"fusion_dropout": "much"}), r"config.fusion_dropout must be a number .*Got 'much'"),
+        (train_rows(size=-3), r"data.train.size is the number of rows and must be at least 1. Got -3"),
+        (train_rows(size="abc"), r"data.train.size must be an integer. Got 'abc'"),
+        (train_rows(seed=1.5), r"data.train.seed must be an integer. Got 1.5"),
+        (train_rows(seed=-1), r"data.train: a RefShapes seed is 0 or more, got -1"),
+        (train_rows(split="trian"), r"data.train: unknown RefShapes split 'trian'"),
+        (train_rows(masks="yes"), r"data.train.masks must be true or false. Got 'yes'"),
+        (train_rows(no_target_fraction=2), r"data.train: no_target_fraction is a share between 0 and 1, got 2"),
+        (train_rows(source="rows.csv", holdout="half"), r"data.train.holdout must be a number or empty. Got 'half'"),
+        (train_rows(source="refcoco", on_error="ignore"), r"data.train.on_error must be one of 'raise', 'skip'"),
         ({"phases": phase(learning_rate=None)}, r"phases\[0\].learning_rate must be a number. Got None"),
     ],
 )
 def test_what_is_wrong_is_said(changes, message):
     with pytest.raises(ValueError, match=message):
         parse_recipe(recipe(**changes))
-
-
-HEADS = {"train": "heads", "epochs": 1, "learning_rate": 1e-3, "batch_size": 8}
-ROWS = {"source": "refshapes", "split": "train"}
-
-
-def two_phases(**second):
-    return {"phases": [{"name": "a", **HEADS}, {"name": "b", **HEADS, **second}]}
 
 
 # Everything here was accepted, ignored, or found after the first phase had trained.

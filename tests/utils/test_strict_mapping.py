@@ -8,7 +8,7 @@ import yaml
 
 from benchmarks.study.plan import load_study
 from hivg_hf.training import load_recipe
-from hivg_hf.utils.strict_mapping import MAX_YAML_BYTES, parse_yaml, read_yaml
+from hivg_hf.utils.strict_mapping import MAX_YAML_BYTES, parse_json, parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parents[2] / "hivg_hf" / "recipes"
 
@@ -55,6 +55,28 @@ def test_a_file_larger_than_any_recipe_is_not_read(tmp_path):
     path.write_text("a: " + "b" * MAX_YAML_BYTES)
     with pytest.raises(ValueError, match=r"recipe\.yaml holds 262147 bytes; a recipe has at most 262144"):
         read_yaml(path, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "b": 2, "a": 3}', r"the key 'a' stands twice in one object"),
+        ('[{"x": {"a": 1, "a": 1}}]', r"the key 'a' stands twice"),
+        ("[" * 100_000, r"nested too deeply"),
+        ('{"a":' * 100_000, r"nested too deeply"),
+        ("{", r"Expecting property name"),
+        ("9" * 5000, r"4300 digits"),
+        (b"\xff{}", r"decode"),
+    ],
+)
+def test_json_that_says_two_things_or_none_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+def test_json_is_read_in_every_encoding_that_json_has():
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        assert parse_json('{"ä": [1, {}]}'.encode(encoding)) == {"ä": [1, {}]}
 
 
 def test_ordinary_aliases_and_merge_keys_mean_what_yaml_says():

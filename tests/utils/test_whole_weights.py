@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, CLIPModel
+from transformers import AutoModel, CLIPModel, pipeline
 from typer.testing import CliRunner
 
 from hivg_hf import HiVGForVisualGrounding
@@ -333,6 +333,66 @@ def test_a_tokenizer_of_another_model_is_refused(copied, tiny_processor):
     tokenizer.save_pretrained(copied)
     with pytest.raises(ValueError, match=r"has \d+ tokens, and its model knows \d+"):
         load_with_stages(str(copied))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tokenizer: cut_vocabulary(tokenizer, 200), r"has 200 tokens, and its model knows \d+"),
+        (
+            lambda tokenizer: setattr(tokenizer, "eos_token", tokenizer.convert_ids_to_tokens(5)),
+            r"has the eos_token_id \d+, and its model \d+",
+        ),
+        (
+            lambda tokenizer: setattr(tokenizer, "bos_token", tokenizer.convert_ids_to_tokens(5)),
+            r"has the bos_token_id \d+, and its model \d+",
+        ),
+    ],
+)
+def test_a_smaller_tokenizer_or_one_with_other_special_tokens_is_refused(change, message, tiny_checkpoint):
+    pipe = load_pipeline(tiny_checkpoint)
+    tokenizer = copy.deepcopy(pipe.tokenizer)
+    change(tokenizer)
+    with pytest.raises(ValueError, match=message):
+        pipeline("visual-grounding", model=pipe.model, tokenizer=tokenizer, image_processor=pipe.image_processor)
+
+
+def cut_vocabulary(tokenizer, length):
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = sorted(content["model"]["vocab"], key=content["model"]["vocab"].get)[:length]
+    content["model"].update(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    content["added_tokens"] = []
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[" * 100_000, r"nested too deeply"),
+        ("config.json", '{"model_type": "hivg", "model_type": "hivg"}', r"the key 'model_type' stands twice"),
+        ("tokenizer_config.json", "[" * 100_000, r"nested too deeply"),
+        ("processor_config.json", "[" * 100_000, r"nested too deeply"),
+    ],
+)
+def test_settings_that_say_two_things_or_never_end_are_one_sentence(name, content, message, copied):
+    (copied / name).write_text(content)
+    for opener in (load_with_stages, load_pipeline):
+        with pytest.raises(ValueError, match=message) as caught:
+            opener(str(copied))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/outside.safetensors", "a/b.safetensors", "x.bin", 3])
+def test_an_index_names_weights_beside_it_alone(shard, copied):
+    weights = load_file(copied / "model.safetensors")
+    (copied.parent / "outside.safetensors").write_bytes((copied / "model.safetensors").read_bytes())
+    (copied / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    for opener in OPENERS.values():
+        with pytest.raises(ValueError, match=r"which is not a shard such as model-00001-of-00002\.safetensors"):
+            opener(copied)
 
 
 def test_an_option_of_a_newer_peft_that_is_off_changes_nothing(run):

@@ -235,7 +235,7 @@ def whole_side(value: Any, name: str) -> int | None:
     if is_blank_number(value):  # NaN too: so says a table of numbers
         return None
     try:
-        number = float("nan") if isinstance(value, (bool, np.bool_)) else float(value)
+        number = float("nan") if isinstance(value, (bool, np.bool_)) else float(plain_number(value))
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not 1 <= number <= MOST_PIXELS or number != int(number):
@@ -251,6 +251,17 @@ def cell_text(value: Any) -> str:
 def is_blank_number(value: Any) -> bool:
     """Whether a cell for a number is empty, in any of the ways in which tables and pandas write that."""
     return cell_text(value).lower() in ("", "nan", "none", "null", "n/a", "na", "<na>")
+
+
+def plain_number(value: Any) -> Any:
+    """A cell for a number; Python alone reads `1_0` as 10.
+
+    Raises:
+        ValueError: it is text with an underscore.
+    """
+    if isinstance(value, str) and "_" in value:
+        raise ValueError(f"{shown(value)} is not a number")
+    return value
 
 
 def truth(value: Any, name: str) -> bool:
@@ -280,7 +291,7 @@ def four_numbers(box: Any, spelled: Any = None) -> list[float]:
     if len(values) != 4 or any(isinstance(value, bool) or value is None for value in values):
         raise ValueError(f"box {shown(spelled)} is not four numbers")
     try:
-        return [float(value) for value in values]
+        return [float(plain_number(value)) for value in values]
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"box {shown(spelled)} is not four numbers") from error
 

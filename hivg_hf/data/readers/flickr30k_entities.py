@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..splits import resolve_split
-from .common import Annotations, Draft, ImageFinder, need_file, need_folder
+from .common import Annotations, Draft, ImageFinder, need_file, need_folder, plain_number
 
 SPLITS = ("train", "val", "test")
 PHRASE = re.compile(r"\[/EN#(?P<chain>\d+)/(?P<types>[^ \]]*) (?P<words>[^\]]*)\]")
@@ -81,13 +81,13 @@ def read_boxes(path: Path) -> tuple[dict[str, list[list[float]]], int, int]:
     """
     try:
         tree = ElementTree.parse(path).getroot()
-        width, height = (int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
+        width, height = (int(plain_number(tree.findtext(f"size/{side}", ""))) for side in ("width", "height"))
         boxes: dict[str, list[list[float]]] = {}
         for item in tree.iter("object"):
             corners = item.find("bndbox")
             if corners is None:
                 continue
-            box = [float(corners.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            box = [float(plain_number(corners.findtext(edge, ""))) for edge in ("xmin", "ymin", "xmax", "ymax")]
             for name in item.findall("name"):
                 boxes.setdefault((name.text or "").strip(), []).append(box)
     except (ElementTree.ParseError, ValueError) as error:

@@ -4,13 +4,13 @@ A ref is one object with several sentences; boxes and file names come from `inst
 carries the annotation's number). Boxes there are xywh pixels. The pickles were written by Python 2.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hivg_hf.utils.safe_pickle import load_pickle
+from hivg_hf.utils.strict_mapping import parse_json
 
 from ..schema import shown
 from ..splits import resolve_split
@@ -102,8 +102,8 @@ class Instances:
             ValueError: it is no JSON, or lacks images or annotations.
         """
         try:
-            return cls(json.loads(path.read_bytes()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return cls(parse_json(path.read_bytes()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is not a COCO file with images and annotations ({reason}).") from error
 

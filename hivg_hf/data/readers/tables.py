@@ -16,11 +16,14 @@ from typing import Any, overload
 
 import numpy as np
 
+from hivg_hf.utils.strict_mapping import parse_json
+
 from ..schema import shown_text
 from .common import cell_text
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
 DELIMITERS = (",", ";", "\t", "|")
+_SAID_DELIMITER = re.compile(r'"?sep=([,;\t|])"?', re.IGNORECASE)
 
 
 def open_records(path: Path, encoding: str | None = None) -> Sequence[dict[str, Any]]:
@@ -97,8 +100,8 @@ def load_json(path: Path) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
 
 
@@ -215,9 +218,7 @@ class JsonRows(list[Any]):
 
 def _json_object(line: str | bytes) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("line is nested too deeply") from error
+        content = parse_json(line)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"line is not UTF-8 text ({error.reason}, byte {error.start}); save the file as UTF-8, or say "
@@ -254,7 +255,10 @@ class CsvRows(Sequence[dict[str, Any]]):
         text = _decode(path, encoding or "utf-8", "strict" if encoding else "surrogateescape")
         # Spreadsheets put a byte-order mark before the first column's name.
         lines = io.StringIO(text.removeprefix("\ufeff"), newline="").readlines()
-        rows = _csv_rows(lines, _delimiter_of(lines[0] if lines else "", path))
+        said = _SAID_DELIMITER.fullmatch(lines[0].strip("\r\n")) if lines else None
+        if said:  # Excel's own way to say what divides cells; the line stays, blank, so that lines keep their numbers
+            lines[0] = "\n"
+        rows = _csv_rows(lines, said[1] if said else _delimiter_of(lines[0] if lines else "", path))
         header = next(rows, (1, ()))[1]
         if isinstance(header, str):
             raise ValueError(f"{path}: its header cannot be read: {header}.")

@@ -11,10 +11,11 @@ that are understood without that):
   `image_id`, `ref_id`, `sent_id`, and `mask` (COCO run lengths or polygons, JSON only).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
+
+from hivg_hf.utils.strict_mapping import parse_json
 
 from ..division import choose_rows, embedded_name, picture_key
 from ..schema import FEATURES, checked_run_lengths, shown
@@ -382,7 +383,7 @@ def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]
         return [] if all(map(is_blank_number, box)) else [box]
     several = record.get(names["boxes"])
     if isinstance(several, str) and several.strip():
-        several = json.loads(several)
+        several = parse_json(several)
     if several is not None and not isinstance(several, (str, float)) and len(several):
         return list(several)
     whole: Any = record.get(names["box"])
@@ -393,7 +394,7 @@ def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]
 
 def _mask(mask: Any, height: int | None, width: int | None) -> dict[str, Any] | None:
     """A mask from run lengths or polygons; polygons need the image's size."""
-    mask = json.loads(mask) if isinstance(mask, str) and mask.strip() else mask
+    mask = parse_json(mask) if isinstance(mask, str) and mask.strip() else mask
     if not mask:
         return None
     if isinstance(mask, Mapping):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..schema import shown
-from .common import Annotations, need_file, need_folder
+from .common import Annotations, need_file, need_folder, plain_number
 from .phrases import Entry, Phrase, PhraseFile, Several, each
 
 WORDS = ("description", "expression", "caption", "phrase", "referring_expression", "text")
@@ -184,7 +184,7 @@ def _object(entry: Any, one_based: bool, **shared: Any) -> Phrase:
         raise ValueError("an object of it has no bndbox")
     box: list[Any] = [corners.findtext(key) for key in CORNERS]
     if one_based:
-        box = [float(edge) - (position < 2) for position, edge in enumerate(box)]
+        box = [float(plain_number(edge)) - (position < 2) for position, edge in enumerate(box)]
     category = entry.findtext("name")
     words = next((text for key in WORDS if (text := entry.findtext(key)) is not None), category)
     return Phrase(expression=words, boxes=[box], category=category, **shared)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..schema import shown
 from ..splits import resolve_split
-from .common import Annotations, need_folder
+from .common import Annotations, need_folder, plain_number
 from .label_studio import IMAGE_SUFFIXES
 from .phrases import Entry, Phrase, PhraseFile, Several, each
 
@@ -177,7 +177,7 @@ def _object(line: str, names: Mapping[int, str], **shared: Any) -> Phrase:
     """The class and the box (cx, cy, w, h) of a line."""
     first, *rest = line.split()
     try:
-        number, values = int(float(first)), [float(value) for value in rest]
+        number, values = int(float(plain_number(first))), [float(plain_number(value)) for value in rest]
     except ValueError as error:
         raise ValueError(f"its line {shown(line)} is not a class and numbers") from error
     if number not in names:

@@ -130,6 +130,16 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path):
         CsvRows(tmp_path / "rows.csv")
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("said", ["sep={}", "SEP={}", '"sep={}"'])
+def test_a_first_line_that_says_what_divides_cells_is_obeyed(delimiter, said, tmp_path, read):
+    rows = HEAD.replace(",", delimiter) + delimiter.join(("a.png", "a, b; c", "1", "2", "30", "40")) + "\n"
+    if delimiter in ",;":
+        rows = rows.replace("a, b; c", '"a, b; c"')
+    assert read(said.format(delimiter) + "\r\n" + rows) == ["a, b; c"]
+    assert CsvRows(tmp_path / "rows.csv").lines == [3]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -147,7 +157,10 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path):
         (json.dumps(_row(height=-48)), "its height is -48, expected"),
         (json.dumps(_row(width=10**400)), "its width is 1000.*, expected"),
         ('{"image": "a.png", "width": 1' + "0" * 5000 + "}", "line is not JSON"),
-        ("[" * 100_000, "line is nested too deeply"),
+        ("[" * 100_000, r"line is not JSON \(it is nested too deeply\)"),
+        ('{"image": "a.png", "image": "b.png"}', r"line is not JSON \(the key 'image' stands twice in one object\)"),
+        (json.dumps(_row(box="1_0 2 30 40")), "box '1_0 2 30 40' is not four numbers"),
+        (json.dumps(_row(width="6_4")), "its width is '6_4', expected a whole number"),
         ('{"image": "a.png", "expression": "caf\xe9"}'.encode("latin-1"), "line is not UTF-8 text"),
         (json.dumps(_row(box=[True, 2, 30, 40])), r"box \[True, 2, 30, 40\] is not four numbers"),
         (json.dumps(_row(box=[10**400, 2, 30, 40])), "is not four numbers"),
