@@ -37,6 +37,13 @@ def convert(
     lora: Annotated[
         LoraChoice, typer.Option(help="Add the low-rank terms to the weights, or keep the towers' as a PEFT adapter.")
     ] = LoraChoice.MERGE,
+    bridge_lora: Annotated[
+        bool,
+        typer.Option(
+            "--bridge-lora",
+            help="With --lora adapter, also keep the low-rank terms inside the bridges, for training them on.",
+        ),
+    ] = False,
     alpha: Annotated[float, typer.Option(help="The low-rank terms are scaled by alpha / rank.")] = 16.0,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the CLIP tokenizer to save with the model.")
@@ -57,7 +64,10 @@ def convert(
         raise ValueError(f"{out} exists; choose another folder, or remove it first.")
     if preset is not None and args is not None:
         raise ValueError("Give either --preset or --args: both say which variant it is.")
+    if bridge_lora and lora != LoraChoice.ADAPTER:
+        raise ValueError("--bridge-lora keeps terms that --lora merge adds to the weights: add --lora adapter.")
     clip = None if clip_config is None else read_clip_config(clip_config)
+    fields = {"bridge_lora": True} if bridge_lora else {}
     file = read_official_file(path)
     if preset is None and args is None and file.kind == CLIP_ALONE:
         if lora == LoraChoice.ADAPTER:
@@ -67,21 +77,23 @@ def convert(
     else:
         conversion = convert_official_checkpoint(
             file,
-            _preset(preset, clip),
+            _preset(preset, clip, **fields),
             args=None if args is None else _json(args, "--args"),
             clip_config=clip if preset is None else None,
             lora=lora.value,
             lora_alpha=alpha,
+            **({} if preset else fields),
         )
         report = conversion.report
         _write_model(conversion.model, out, tokenizer)
     _print_report(report, out, names)
 
 
-def _preset(name: str | None, clip: Any) -> Any:
+def _preset(name: str | None, clip: Any, **fields: Any) -> Any:
     from hivg_hf.modeling import HiVGConfig
 
-    return None if name is None else HiVGConfig.preset(name, **({} if clip is None else {"clip_config": clip}))
+    fields |= {} if clip is None else {"clip_config": clip}
+    return None if name is None else HiVGConfig.preset(name, **fields)
 
 
 def read_clip_config(source: str) -> Any:

@@ -66,6 +66,23 @@ def test_lora_as_an_adapter(files: Path, case: OfficialCase) -> None:
     assert (recorded["r"], recorded["lora_alpha"]) == (32, 16)
 
 
+@torch.no_grad()
+def test_terms_of_the_bridges_go_on_beside_the_adapter(files: Path, case: OfficialCase) -> None:
+    refused = convert(files, "--bridge-lora")
+    assert refused.exit_code == 2
+    assert "--bridge-lora keeps terms that --lora merge adds to the weights: add --lora adapter." in refused.output
+    result = convert(files, "--lora", "adapter", "--bridge-lora")
+    assert result.exit_code == 0, result.output
+    assert "bridges' low-rank terms are merged" not in result.output
+    base = HiVGForVisualGrounding.from_pretrained(files / "out" / "base")
+    assert base.config.bridge_lora
+    official = "clip.base_model.model.base_model.model.vision_model.encoder.layers.3.cross_attn.v_proj.lora_A.default"
+    pair = base.clip.vision_model.encoder.layers[3].bridge.attention.v_proj
+    assert torch.equal(pair.down, case.state[f"{official}.weight"])
+    model = load_stages(files / "out").eval()
+    assert_outputs_match(run_ours(model.get_base_model(), case), case.run(mixes_batch=False))
+
+
 def test_a_preset_of_a_clip_of_your_own(files: Path) -> None:
     options = ["--preset", "base-unc", "--clip-config", str(files / "clip.json")]
     result = CliRunner().invoke(app, ["convert", str(files / "official.safetensors"), str(files / "out"), *options])

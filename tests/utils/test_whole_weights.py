@@ -20,6 +20,7 @@ from hivg_hf.cli import app
 from hivg_hf.evaluation.sources import open_model
 from hivg_hf.hilora import HiLoraConfig, load_stages, publish_stages, start_stage
 from hivg_hf.hilora.options import check_patterns
+from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.hub import load_with_stages
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.training.model_start import load_growing
@@ -349,8 +350,8 @@ def test_a_tokenizer_of_another_model_is_refused(copied, tiny_processor):
         ),
     ],
 )
-def test_a_smaller_tokenizer_or_one_with_other_special_tokens_is_refused(change, message, tiny_checkpoint):
-    pipe = load_pipeline(tiny_checkpoint)
+def test_a_smaller_tokenizer_or_one_with_other_special_tokens_is_refused(change, message):
+    pipe = load_pipeline(TINY_CHECKPOINT)
     tokenizer = copy.deepcopy(pipe.tokenizer)
     change(tokenizer)
     with pytest.raises(ValueError, match=message):
