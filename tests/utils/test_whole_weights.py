@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, pipeline
 from typer.testing import CliRunner
 
-from hivg_hf import HiVGForVisualGrounding
+from hivg_hf import TINY_CHECKPOINT, HiVGForVisualGrounding
 from hivg_hf.cli import app
 from hivg_hf.evaluation.sources import open_model
 from hivg_hf.hilora import HiLoraConfig, load_stages, publish_stages, start_stage
 from hivg_hf.hilora.options import check_patterns
-from hivg_hf import TINY_CHECKPOINT
 from hivg_hf.hub import load_with_stages
 from hivg_hf.inference import answer_as_json, load_pipeline
 from hivg_hf.training.model_start import load_growing
