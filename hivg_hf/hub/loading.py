@@ -103,6 +103,7 @@ def load_with_stages(
     stage_folders = [*adapters, *(download_checked(stage, token, cache_dir) for stage in stages)]
     image_size = model_options.pop("image_size", None)
     with damaged_files(base):
+        _refuse_subclass(base, folder)
         model = load_whole(HiVGForVisualGrounding, folder, **model_options)
         if stage_folders:
             model = _fold_in(model, stage_folders)
@@ -113,6 +114,16 @@ def load_with_stages(
             processor = HiVGProcessor.for_config(model.config, processor.tokenizer)
         check_belongs(processor, model.config, base)
         return model, processor
+
+
+def _refuse_subclass(name: str, folder: Path) -> None:
+    """Refuse a model of a class of somebody else's: what that class adds would be left out in silence."""
+    classes = read_json(folder / "config.json").get("architectures") or [HiVGForVisualGrounding.__name__]
+    if classes != [HiVGForVisualGrounding.__name__]:
+        raise ValueError(
+            f"The model {name} was saved by the class {', '.join(map(str, classes))[:100]}, of which hivg_hf would "
+            "leave out what it adds: open it with that class's from_pretrained."
+        )
 
 
 def _follow_bases(name: str, token: str | None, cache_dir: str | Path | None) -> tuple[Path, list[Path]]:

@@ -22,6 +22,7 @@ from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.whole_weights import load_whole
 
 from .recipe import ModelRecipe, Recipe
+from .recipe_checks import find_model_class
 from .run_folder import PhaseFolder
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -46,7 +47,7 @@ def load_after(
     continued = continued_adapter(recipe.model)  # then every phase trains on it, and results hold it
     if plain and not continued:
         source = plain[-1].whole_result
-        model: Any = load_growing(source, changes or {})
+        model: Any = load_growing(source, changes or {}, find_model_class(recipe.model.model_class))
         processor = HiVGProcessor.from_pretrained(source)
     else:
         model = build_model(recipe.model, **(changes or {}))
@@ -105,15 +106,16 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
         recipe: Where it comes from.
         changes: Config fields that the first phase changes.
     """
-    fields = {**recipe.config, **changes}
+    fields, kind = {**recipe.config, **changes}, find_model_class(recipe.model_class)
     if recipe.checkpoint:
-        model = load_growing(resolve_model(plain_checkpoint(recipe.checkpoint)), fields)
+        model = load_growing(resolve_model(plain_checkpoint(recipe.checkpoint)), fields, kind)
+        _check_places(model)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
-        model = _around_clip(_place(recipe.clip), {**shape, **fields})
+        model = _around_clip(_place(recipe.clip), {**shape, **fields}, kind)
     else:
         config = HiVGConfig.preset(recipe.preset or "", **fields)
         tokenizer = load_tokenizer(recipe)
@@ -123,8 +125,19 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
             tokenizer.bos_token_id,
             tokenizer.eos_token_id,
         )
-        model = HiVGForVisualGrounding(config)
+        model = kind(config)
+    _check_places(model)
     return model
+
+
+def _check_places(model: HiVGForVisualGrounding) -> None:
+    """Refuse parameters of a subclass that no phase would train and no adapter's folder hold."""
+    lost = [name for name, _ in model.named_parameters() if not name.startswith(("clip.", "grounding_head."))]
+    if lost:
+        raise ValueError(
+            f"{type(model).__name__} has parameters outside CLIP, its bridges and `grounding_head` ({lost[0]}, "
+            f"{len(lost)} in all), which phases do not train: put them into `grounding_head`."
+        )
 
 
 def continued_adapter(recipe: ModelRecipe) -> Path | None:
@@ -139,27 +152,38 @@ def plain_checkpoint(checkpoint: str) -> str:
     return str(base) if base.is_dir() else checkpoint
 
 
-def load_growing(source: str | Path, changes: Mapping[str, Any]) -> HiVGForVisualGrounding:
+def load_growing(
+    source: str | Path, changes: Mapping[str, Any], kind: type[HiVGForVisualGrounding] = HiVGForVisualGrounding
+) -> HiVGForVisualGrounding:
     """A model in float32 whose weights are whole; with changed config fields, bridge and head may have new ones.
 
     Args:
         source: Folder or Hub id.
         changes: Config fields that differ from the stored ones.
+        kind: The class, whose own new parts a checkpoint of the plain class does not have.
     """
+    grows = bool(changes) or kind is not HiVGForVisualGrounding
     return load_whole(
-        HiVGForVisualGrounding,
+        kind,
         source,
-        may_be_new=lambda name: bool(changes) and is_new_parameter(name),
+        may_be_new=lambda name: grows and is_new_parameter(name),
         dtype=torch.float32,
         **changes,
     )
 
 
-def _around_clip(clip: str, fields: Mapping[str, Any]) -> HiVGForVisualGrounding:
+def _around_clip(
+    clip: str, fields: Mapping[str, Any], kind: type[HiVGForVisualGrounding]
+) -> HiVGForVisualGrounding:
     """A new model around a CLIP folder or Hub id, or around an official CLIP file, from which the authors start."""
     if clip.endswith(OFFICIAL_SUFFIXES):
+        if kind is not HiVGForVisualGrounding:
+            raise ValueError(
+                f"model.model_class needs a CLIP folder or Hub id, not the official file {clip}: make a folder of it "
+                "with hivg convert."
+            )
         return load_official_clip(clip, **fields)
-    return HiVGForVisualGrounding.from_clip(clip, **{**fields, "dtype": torch.float32})
+    return kind.from_clip(clip, **{**fields, "dtype": torch.float32})
 
 
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:

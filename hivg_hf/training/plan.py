@@ -24,6 +24,7 @@ from .model_start import load_tokenizer, plain_checkpoint
 from .phase_kinds import PeftPhase
 from .phases import GroundingPhase, Phase
 from .recipe import ModelRecipe, Recipe
+from .recipe_checks import find_model_class
 from .rows import RowCache
 from .run_folder import disk_needed
 
@@ -110,7 +111,7 @@ def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     if recipe.preset and not recipe.clip:
         config.clip_config.text_config.vocab_size = len(load_tokenizer(recipe))
     with torch.device("meta"):
-        return HiVGForVisualGrounding(config)
+        return find_model_class(recipe.model_class)(config)
 
 
 def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache, processes: int) -> PhasePlan:

@@ -36,7 +36,7 @@ from hivg_hf.utils.strict_mapping import build_strictly, expand_variables, refus
 
 from .phase_kinds import LoraPhase, all_keys, build_phase, keys_of, phase_kind
 from .phases import GroundingPhase, Phase
-from .recipe_checks import check_augmentation, check_config_fields, check_preset, check_rows
+from .recipe_checks import check_augmentation, check_config_fields, check_preset, check_rows, find_model_class
 
 MAX_WORKERS = 1024
 
@@ -52,6 +52,8 @@ class ModelRecipe:
         tokenizer: Folder or Hub id of the tokenizer, or `refshapes` for the one made for RefShapes; needed for a
             model from `preset` alone, otherwise the checkpoint's or CLIP's own is taken.
         config: `HiVGConfig` fields that differ from the preset.
+        model_class: A subclass of `HiVGForVisualGrounding` in place of it: a name that an installed package offers as
+            an entry point of the group `hivg_hf.models`, or `package.module:Class` where code is allowed.
     """
 
     checkpoint: str | None = None
@@ -59,8 +61,11 @@ class ModelRecipe:
     preset: str | None = None
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    model_class: str | None = None
 
     def __post_init__(self) -> None:
+        if self.model_class is not None:
+            find_model_class(self.model_class)
         if self.checkpoint and (self.clip or self.preset):
             raise ValueError("model.checkpoint already fixes the model: leave out model.clip and model.preset.")
         if not (self.checkpoint or self.clip or self.preset):

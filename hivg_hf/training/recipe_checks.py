@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code
+from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
 from hivg_hf.utils.strict_mapping import check_plain_values, nearest, refuse_unknown
 
 LOSS_PLUGINS = "hivg_hf.losses"  # the entry points by which other packages add losses and terms
+MODEL_PLUGINS = "hivg_hf.models"
 _ROW_KEYS = ("source", "split")
 
 
@@ -77,6 +78,29 @@ def register_named_loss(name: str) -> bool:
         if term is not None:
             register_loss(name, term)
     return name in EXTRA_LOSSES
+
+
+def find_model_class(name: str | None) -> type[Any]:
+    """The class of a recipe's model: `HiVGForVisualGrounding`, or a subclass by its name (see `ModelRecipe`).
+
+    Raises:
+        ValueError: Nobody offers it, it is code and nobody allowed code, or it is no such class.
+        ImportError: It cannot be imported.
+    """
+    from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
+
+    if name is None:
+        return HiVGForVisualGrounding
+    found = load_code(name, "the model class") if is_code_name(name) else find_plugin(MODEL_PLUGINS, name)
+    if found is None:
+        known = ", ".join(plugin_names(MODEL_PLUGINS)) or "none"
+        raise ValueError(
+            f"model.model_class must be package.module:Class or what a package offers. Got {name!r}; installed: "
+            f"{known}."
+        )
+    if not (isinstance(found, type) and issubclass(found, HiVGForVisualGrounding)):
+        raise ValueError(f"model.model_class must be a subclass of HiVGForVisualGrounding. Got {name!r}: {found!r}.")
+    return found
 
 
 def check_loss_weights(where: str, weights: Any, kind: str = "heads", others_too: bool = False) -> None:

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hivg_hf import load_grounding_dataset
+from hivg_hf.hub import load_with_stages
 from hivg_hf.metrics import get_protocol
 from hivg_hf.training import StagedTraining, parse_recipe
+from hivg_hf.training.model_start import build_model
 from hivg_hf.utils.plugins import allowing_code, find_plugin
+from hivg_hf.utils.whole_weights import load_whole
 
 MODULE = """
 from dataclasses import dataclass
@@ -20,6 +24,7 @@ from pathlib import Path
 
 from hivg_hf.data.readers.common import Annotations, Draft
 from hivg_hf.metrics.protocols import MetricProtocol, get_protocol
+from hivg_hf.modeling.modeling_hivg import HeadLinear, HiVGForVisualGrounding
 from hivg_hf.training import HeadsPhase
 
 Path(__file__).with_name("imported").touch()
@@ -57,6 +62,18 @@ def hello(name: str, times: int = 1) -> None:
 
 
 strict = get_protocol("ref-l4")
+
+
+class LongerHead(HiVGForVisualGrounding):
+    def __init__(self, config):
+        super().__init__(config)
+        self.grounding_head.box_head.layers.append(HeadLinear(4, 4))
+
+
+class Beside(HiVGForVisualGrounding):
+    def __init__(self, config):
+        super().__init__(config)
+        self.extra = HeadLinear(4, 4)
 """
 ENTRY_POINTS = """
 [hivg_hf.readers]
@@ -68,6 +85,8 @@ distance = outside_boxes:distance
 spread = outside_boxes:spread
 [hivg_hf.metrics]
 mine = outside_boxes:strict
+[hivg_hf.models]
+longer = outside_boxes:LongerHead
 [hivg_hf.verbs]
 hello = outside_boxes:hello
 """
@@ -165,6 +184,57 @@ def test_a_dry_run_imports_code_only_with_the_option(module, lines, tmp_path):
     allowed = subprocess.run([*words, "--allow-code"], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert allowed.returncode == 0, allowed.stderr
     assert "rows                   4" in allowed.stdout
+
+
+def test_a_model_class_of_another_package_trains_and_opens_as_itself_alone(package, lines, tmp_path):
+    content = recipe({"source": "lines", **lines})
+    content["model"]["model_class"] = "longer"
+    content["phases"].append({**content["phases"][0], "name": "b"})  # which starts from the folder of the first
+    StagedTraining(parse_recipe(content), tmp_path / "run").run()
+    import outside_boxes
+
+    folder = str(tmp_path / "run" / "model")
+    saved, opened = load_file(f"{folder}/model.safetensors"), load_whole(outside_boxes.LongerHead, folder)
+    assert torch.equal(
+        opened.grounding_head.box_head.layers[3].weight, saved["grounding_head.box_head.layers.3.weight"]
+    )
+    with pytest.raises(ValueError, match=r"was saved by the class LongerHead, of which hivg_hf would leave out"):
+        load_with_stages(folder)
+    content["model"] = {"checkpoint": folder, "model_class": "longer"}
+    assert build_model(parse_recipe(content).model).grounding_head.box_head.layers[3].weight.shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "message"),
+    [
+        (
+            "outside_boxes:LongerHead",
+            False,
+            r"'outside_boxes:LongerHead' as the model class would import .*--allow-code",
+        ),
+        ("outside_boxes:hello", True, r"must be a subclass of HiVGForVisualGrounding. Got 'outside_boxes:hello'"),
+        (
+            "LongerHaed",
+            True,
+            r"must be package.module:Class or what a package offers. Got 'LongerHaed'; installed: none",
+        ),
+    ],
+)
+def test_a_model_class_needs_permission_and_must_be_one(name, allowed, message, module, lines):
+    content = recipe({"source": "refshapes", "split": "train"})
+    content["model"]["model_class"] = name
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(content, allow_code=allowed)
+    assert (module / "imported").exists() == (allowed and ":" in name)
+
+
+def test_parameters_that_no_phase_would_train_are_refused(module):
+    content = recipe({"source": "refshapes", "split": "train"})
+    content["model"]["model_class"] = "outside_boxes:Beside"
+    with allowing_code():
+        parsed = parse_recipe(content)
+        with pytest.raises(ValueError, match=r"Beside has parameters outside .*\(extra.weight, 2 in all\)"):
+            build_model(parsed.model)
 
 
 def test_a_phase_kind_and_a_loss_of_another_package_train(package, lines, tmp_path):
