@@ -1004,7 +1004,22 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
     Args:
         config ([`HiVGConfig`]): the model's shape.
-    """
+
+    Example:
+
+    ```python
+    >>> import hivg_hf
+    >>> from transformers import AutoModel, AutoProcessor
+    >>> model = AutoModel.from_pretrained(hivg_hf.TINY_CHECKPOINT)
+    >>> processor = AutoProcessor.from_pretrained(hivg_hf.TINY_CHECKPOINT)
+    >>> row = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=1)[0]
+    >>> outputs = model(**processor(images=row["image"], text=row["expression"]))
+    >>> outputs.pred_boxes.shape, outputs.scores.shape
+    (torch.Size([1, 4]), torch.Size([1]))
+    >>> found = processor.post_process_grounding(outputs, target_sizes=[row["image"].size[::-1]])
+    >>> found[0]["box"].shape
+    torch.Size([4])
+    ```"""
 
     # Without this, Trainer would pass the number of label elements and expect a summed loss.
     accepts_loss_kwargs = False

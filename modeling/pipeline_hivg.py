@@ -49,9 +49,12 @@ class VisualGroundingPipeline(Pipeline):
     """Find what expressions name.
 
     ```python
-    >>> pipe = pipeline("visual-grounding", model)
-    >>> pipe("street.jpg", "the man in blue")
-    {'expression': 'the man in blue', 'box': {'xmin': 12.4, ...}, 'score': 0.93}
+    >>> import hivg_hf
+    >>> from transformers import pipeline
+    >>> pipe = pipeline("visual-grounding", hivg_hf.TINY_CHECKPOINT)
+    >>> row = hivg_hf.load_grounding_dataset("refshapes", "val", seed=1, size=1)[0]
+    >>> pipe(row["image"], row["expression"])
+    {'expression': '...', 'box': {'xmin': ..., 'ymin': ..., 'xmax': ..., 'ymax': ...}, 'score': ...}
     ```
 
     See `__call__` for lists and streams. Options, at construction or per call: `batch_size` (pairs of an image and an

@@ -96,7 +96,20 @@ class HiVGProcessor(ProcessorMixin):
     one, `image_index (N,)` says which image each expression belongs to. Options are those of CLIP's processor, flat or
     as `text_kwargs` and `images_kwargs`; by default rows are padded to the longest and cut to what the model reads,
     and tensors are torch's.
-    """
+
+    Example:
+
+    ```python
+    >>> import hivg_hf
+    >>> from PIL import Image
+    >>> processor = hivg_hf.HiVGProcessor.from_pretrained(hivg_hf.TINY_CHECKPOINT)
+    >>> image = Image.new("RGB", (640, 480))
+    >>> inputs = processor(images=image, text=["the red star", "the ring"], boxes=[(64, 48, 128, 96), None])
+    >>> inputs["pixel_values"].shape, inputs["image_index"]
+    (torch.Size([1, 3, 112, 112]), tensor([0, 0]))
+    >>> inputs["labels"].shape
+    torch.Size([2, 4])
+    ```"""
 
     valid_processor_kwargs = HiVGProcessorKwargs
     text_kwargs = {"padding": True, "truncation": True, "return_tensors": "pt"}

@@ -8,8 +8,12 @@ from transformers.trainer_callback import ProgressCallback
 
 import hivg_hf
 from hivg_hf.data import GroundingCollator
+from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 
-DOCUMENTED = [GroundingCollator, hivg_hf.HiVGConfig, hivg_hf.HiVGTrainer, hivg_hf.load_grounding_dataset]
+DOCUMENTED = [
+    *(GroundingCollator, hivg_hf.HiVGConfig, hivg_hf.HiVGForVisualGrounding, hivg_hf.HiVGProcessor),
+    *(VisualGroundingPipeline, hivg_hf.HiVGTrainer, hivg_hf.load_grounding_dataset),
+]
 
 
 @pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda one: one.__name__)
