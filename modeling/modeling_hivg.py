@@ -1303,6 +1303,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         need_masks = output_masks or "mask_logits" in needs
         need_masks = bool(need_masks or weights.get("mask_focal") or weights.get("mask_dice"))
         check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
+        if text_index is not None or image_index is not None:
+            self._refuse_adapter_names()
         labels = None if labels is None else checked_labels(labels, pixel_values, config.num_queries)
 
         # 1. Words.
@@ -1373,6 +1375,18 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             cross_attentions=vision.get("cross_attentions") if output_attentions else None,
             attentions=fused.attentions if output_attentions else None,
         )
+
+    def _refuse_adapter_names(self) -> None:
+        """PEFT's `adapter_names` name an adapter for each row that a layer sees, in its hooks; with an index, rows of
+        the towers are not samples, and a sample would get another one's adapter."""
+        if torch.compiler.is_compiling():
+            return
+        hooks = (hook for module in self.modules() for hook in module._forward_pre_hooks.values())
+        if any("adapter_names" in getattr(hook, "keywords", {}) for hook in hooks):
+            raise ValueError(
+                "`adapter_names` names an adapter for each sample, and with `text_index` or `image_index` samples "
+                "share rows of the towers: pass one image and one expression per sample, without an index."
+            )
 
     def _per_sample(
         self, recorded: tuple[torch.Tensor, ...], image_index: torch.Tensor | None

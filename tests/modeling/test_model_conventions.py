@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel
+from transformers.integrations.neftune import neftune_post_forward_hook
 from transformers.utils import logging
 
 from helpers.interpreter import Interpreter
@@ -123,6 +125,47 @@ def test_image_index_gives_what_repeated_images_give(tiny_model, inputs) -> None
     one = {"text_index": torch.tensor([0, 1, 1]), "input_ids": inputs["input_ids"]}
     both = tiny_model(**images, **one, attention_mask=inputs["attention_mask"], image_index=index)
     torch.testing.assert_close(both.pred_boxes, expected.pred_boxes)
+
+
+ADAPTED = {"target_modules": r"clip\.(vision|text)_model\..*self_attn\.(q|v)_proj", "init_lora_weights": False}
+
+
+def test_samples_of_a_batch_read_different_adapters(tiny_model, inputs) -> None:
+    model = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(r=2, **ADAPTED), adapter_name="one")
+    model.add_adapter("two", LoraConfig(r=2, **ADAPTED))
+    model.eval()
+    alone = {"__base__": boxes(tiny_model, inputs)}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name] = boxes(model, inputs)
+    for names in (["one", "two"], ["two", "__base__"]):
+        wanted = torch.stack([alone[name][row] for row, name in enumerate(names)])
+        torch.testing.assert_close(boxes(model, inputs, adapter_names=names), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("index", ["text_index", "image_index"])
+def test_different_adapters_and_shared_rows_are_refused(index, tiny_model, inputs) -> None:
+    """Where rows are as many as samples, only in another order, PEFT itself would answer with the wrong adapter."""
+    model = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(r=2, **ADAPTED), adapter_name="one").eval()
+    swapped = {index: torch.tensor([1, 0])}
+    assert boxes(model, inputs, **swapped).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"with `text_index` or `image_index` samples share rows of the towers"):
+        boxes(model, inputs, **swapped, adapter_names=["one", "__base__"])
+
+
+def test_noise_in_embeddings_is_for_training_alone(tiny_model, inputs) -> None:
+    """NEFTune, as `TrainingArguments(neftune_noise_alpha=...)` puts it on the input embedding."""
+    model, labels = copy.deepcopy(tiny_model), torch.full((2, 4), 0.5)
+    model.get_input_embeddings().neftune_noise_alpha = 5.0
+    handle = model.get_input_embeddings().register_forward_hook(neftune_post_forward_hook)
+    assert torch.equal(boxes(model.eval(), inputs), boxes(tiny_model, inputs))
+    for module in model.modules():
+        module.training = False  # dropout off, so that noise alone can change a loss
+    model.get_input_embeddings().training = True
+    assert not torch.equal(boxes(model, inputs), boxes(tiny_model, inputs))
+    assert torch.isfinite(model(**inputs, labels=labels).loss)
+    handle.remove()
+    assert torch.equal(boxes(model, inputs), boxes(tiny_model, inputs))
 
 
 def test_expressions_of_one_image_are_not_negatives_of_each_other(tiny_model, inputs) -> None:
