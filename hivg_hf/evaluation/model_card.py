@@ -55,6 +55,9 @@ class CardFacts:
         load_as: Python for what `from_pretrained` takes; the name in quotes by default.
         checkpoint: folder that the card is written into, relative to the repository.
         base_model: Hub id of the model it was made from.
+        datasets: Hub ids of what it was trained on.
+        widget: what the Hub's page offers to try, `{src, candidate_labels, example_title?}` each: the address of a
+            picture, and expressions divided by commas.
         language: of the expressions.
         tags: further tags.
         page: page of the documentation that shows its figures, relative to the repository.
@@ -69,12 +72,19 @@ class CardFacts:
     load_as: str = ""
     checkpoint: str | None = None
     base_model: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    widget: list[dict[str, str]] = field(default_factory=list)
     language: str = "en"
     tags: list[str] = field(default_factory=list)
     page: str | None = None
 
     def __post_init__(self) -> None:
         self.load_as = self.load_as or f'"{self.name}"'
+        for example in self.widget:
+            if not {"src", "candidate_labels"} <= set(example) <= {"src", "candidate_labels", "example_title"}:
+                raise ValueError(
+                    f"An example of `widget` needs src and candidate_labels, and may have example_title. Got {example}."
+                )
 
 
 def read_facts(path: str | Path) -> CardFacts:
@@ -261,6 +271,8 @@ def _card_data(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Mo
         pipeline_tag=_PIPELINE_TAG,
         tags=[*_TAGS, *facts.tags],
         base_model=facts.base_model,
+        datasets=facts.datasets or None,
+        **({"widget": facts.widget} if facts.widget else {}),
         metrics=["accuracy", "mean_iou"] if results else None,
         model_name=facts.name if results else None,
         eval_results=[entry for label, one in results.items() for entry in _eval_results(label, one)] or None,

@@ -172,9 +172,7 @@ def load_growing(
     )
 
 
-def _around_clip(
-    clip: str, fields: Mapping[str, Any], kind: type[HiVGForVisualGrounding]
-) -> HiVGForVisualGrounding:
+def _around_clip(clip: str, fields: Mapping[str, Any], kind: type[HiVGForVisualGrounding]) -> HiVGForVisualGrounding:
     """A new model around a CLIP folder or Hub id, or around an official CLIP file, from which the authors start."""
     if clip.endswith(OFFICIAL_SUFFIXES):
         if kind is not HiVGForVisualGrounding:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,15 @@ def test_scores_are_described_at_two_shares_of_empty_questions(results):
     ):
         assert part in sentence
     assert "Matthews correlation 0.50" in sentence
+
+
+def test_what_the_hub_reads_about_data_base_and_examples() -> None:
+    """Its page links the data and the base, and offers the examples to try."""
+    example = {"src": "https://example.org/street.jpg", "candidate_labels": "the man in blue, the left car"}
+    facts = replace(FACTS, datasets=["jxu124/refcoco"], base_model="me/hivg-base", widget=[example])
+    read = build_card(facts, {}).data.to_dict()
+    assert (read["datasets"], read["base_model"], read["widget"]) == (["jxu124/refcoco"], "me/hivg-base", [example])
+    assert read["pipeline_tag"] == "zero-shot-object-detection"
+    assert not {"datasets", "base_model", "widget"} & set(build_card(FACTS, {}).data.to_dict())
+    with pytest.raises(ValueError, match=r"needs src and candidate_labels, .* Got \{'src': 'x', 'text': 'y'\}"):
+        replace(FACTS, widget=[{"src": "x", "text": "y"}])
