@@ -83,7 +83,8 @@ class CardFacts:
         for example in self.widget:
             if not {"src", "candidate_labels"} <= set(example) <= {"src", "candidate_labels", "example_title"}:
                 raise ValueError(
-                    f"An example of `widget` needs src and candidate_labels, and may have example_title. Got {example}."
+                    "An example of `widget` needs src and candidate_labels, and may have example_title. Got "
+                    f"{example}."
                 )
 
 
