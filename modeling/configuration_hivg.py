@@ -283,6 +283,13 @@ class HiVGConfig(PreTrainedConfig):
         return config
 
     @classmethod
+    def _dict_from_json_file(cls, json_file):
+        try:
+            return super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise ValueError(f"The file {json_file} is nested too deeply; save or download it again.") from None
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "HiVGConfig":
         """A config from the content of a config.json, as `from_pretrained` reads it.
 

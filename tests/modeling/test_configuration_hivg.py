@@ -6,7 +6,7 @@ import logging
 import pytest
 from transformers import AutoConfig, CLIPConfig
 
-from hivg_hf import HiVGConfig
+from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 from hivg_hf.modeling import configuration_hivg
 
 
@@ -171,3 +171,11 @@ def test_preset_fields_can_be_overridden():
 def test_the_text_config_is_clips_own():
     config = HiVGConfig()
     assert config.get_text_config() is config.clip_config.text_config
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_file_that_never_ends_is_refused_in_a_sentence(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    for opener in (HiVGConfig.from_pretrained, HiVGForVisualGrounding.from_pretrained):
+        with pytest.raises(ValueError, match=r"config\.json is nested too deeply; save or download it again"):
+            opener(tmp_path)
