@@ -265,6 +265,7 @@ def _check_one_model(name: str, results: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def _card_data(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> ModelCardData:
+    widget: dict[str, Any] = {"widget": facts.widget} if facts.widget else {}
     return ModelCardData(
         license=facts.license,
         language=facts.language,
@@ -273,7 +274,7 @@ def _card_data(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Mo
         tags=[*_TAGS, *facts.tags],
         base_model=facts.base_model,
         datasets=facts.datasets or None,
-        **({"widget": facts.widget} if facts.widget else {}),
+        **widget,
         metrics=["accuracy", "mean_iou"] if results else None,
         model_name=facts.name if results else None,
         eval_results=[entry for label, one in results.items() for entry in _eval_results(label, one)] or None,
