@@ -1,6 +1,7 @@
 """What should a score read beside [REG]? Score heads alone, trained on frozen features of a checkpoint.
 
-    python -m benchmarks.score_inputs CACHE --out benchmarks/results/score-inputs/hivg-tiny-refshapes.json
+    python -m benchmarks.score_inputs CACHE --out benchmarks/results/score-inputs/hivg-tiny-refshapes.json \
+        --document docs/scores.md
 
 Every head is trained for the same steps on the same rows of RefShapes' `train` split, of which a part names nothing,
 with seeds of its own for start and order. The threshold is chosen on `val+none` rows of one seed, where the smaller of
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.data import GroundingCollator, load_grounding_dataset
+from hivg_hf.evaluation.card_tables import markdown_table
 from hivg_hf.inference.calibration import ScoredRows, fit_score
 from hivg_hf.metrics import balanced_threshold, batch_box_iou, score_auc, score_report
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
@@ -58,6 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rows", type=int, default=12_000, help="rows that train")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables are written anew")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = HiVGForVisualGrounding.from_pretrained(options.model, score_inputs=ALL).eval()
@@ -84,6 +87,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.out, result)
+    if options.document:
+        text = with_tables(options.document.read_text(encoding="utf-8"), result)
+        options.document.write_text(text, encoding="utf-8")
     return result
 
 
@@ -178,6 +184,46 @@ def scored(logits: Any, features: Features) -> ScoredRows:
 
 def accuracy(features: Features) -> float:
     return float(features["right"][~features["nothing"]].float().mean())
+
+
+def with_tables(text: str, result: dict[str, Any]) -> str:
+    """A document with its tables of inputs and of base rates as the results say, each between its two comments."""
+    for name, table in (("inputs", inputs_table(result["figures"])), ("base rates", rates_table(result["figures"]))):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        head, marked, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not (marked and closed):
+            raise ValueError(f"The document needs the lines {begin} and {end}, in this order.")
+        text = f"{head}{begin}\n{table}\n{end}{tail}"
+    return text
+
+
+def inputs_table(figures: dict[str, list[dict[str, float]]]) -> str:
+    header = ["reads", "AUROC, right", "AUROC, something", "N-acc", "T-acc"]
+    lines = []
+    for read, runs in figures.items():
+        cells = []
+        for name in ("auroc", "auroc_something", "n_acc", "t_acc"):
+            values = [100 * run[name] for run in runs]
+            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}")
+        lines.append([read, *cells])
+    return markdown_table(header, lines)
+
+
+def rates_table(figures: dict[str, list[dict[str, float]]]) -> str:
+    """ECE of the checkpoint as it is."""
+    (run,) = figures["as it is"]
+    lines = [
+        [
+            f"{rate:.0%}",
+            f"{run[f'ece_before_{rate}']:.3f}",
+            f"{run[f'ece_after_{rate}']:.3f}",
+            f"{run[f'aurc_{rate}']:.3f}",
+        ]
+        for rate in BASE_RATES
+    ]
+    return markdown_table(["name nothing", "ECE as it is", "ECE after `--base-rate`", "AURC"], lines)
 
 
 def print_table(found: dict[str, list[dict[str, float]]]) -> None:

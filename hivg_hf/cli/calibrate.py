@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, run_verb, say
-from ._data_options import COLUMN_HELP, OPTION_HELP, reader_options
+from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
 
 
 def calibrate(
@@ -30,10 +30,10 @@ def calibrate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
     size: Annotated[int | None, typer.Option(help="Rows of generated data, for each split.")] = None,
-    images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")] = None,
-    box_format: Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    images: Images = None,
+    box_format: BoxFormat = None,
+    column: Column = None,
+    option: ReaderOption = None,
     batch_size: Annotated[int, typer.Option(help="Rows of one pass.", min=1)] = 16,
 ) -> None:
     """Fit temperature (or scale), bias and threshold on held-out rows, and write them into the model's config."""
