@@ -37,7 +37,7 @@ def test_what_people_add_is_in_the_table():
 
 def test_every_way_in_from_another_package_is_named_in_the_table_and_in_the_docs():
     groups = groups_in_code()
-    assert {"hivg_hf.readers", "hivg_hf.losses", "hivg_hf.metrics", "hivg_hf.phases", "hivg_hf.verbs"} == groups
+    assert groups >= {"hivg_hf.readers", "hivg_hf.losses", "hivg_hf.metrics", "hivg_hf.phases", "hivg_hf.verbs"}
     named = set(re.findall(r"`(hivg_hf\.(?!training)\w+)`", " ".join(outside for _, outside in ROWS.values())))
     assert named == groups
     recipes = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
