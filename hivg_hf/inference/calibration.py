@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
+from hivg_hf.data import NegativeRows
 from hivg_hf.metrics import (
     balanced_threshold,
     base_rate_weights,
@@ -88,7 +89,8 @@ def calibrate_score(
     Args:
         model: with a trained head or a similarity score.
         processor: the processor saved with it.
-        dataset: rows of the schema; 50 at the least, a few hundred with and without a target are better.
+        dataset: rows of the schema (of `NegativeRows`, the first epoch's); 50 at the least, a few hundred with and
+            without a target are better.
         precision: wanted share of right boxes among those that are given, 0 to 1.
         base_rate: expected share of expressions that name nothing. Rows are weighted so that they stand for it; this
             needs rows of both kinds. Default: as in the rows.
@@ -101,6 +103,8 @@ def calibrate_score(
         ValueError: there are too few rows, all boxes are right or all wrong, the rows have no score that a head could
             give, cannot stand for the base rate, or no threshold has the precision.
     """
+    if isinstance(dataset, NegativeRows):
+        dataset = dataset.table()
     if len(dataset) < FEWEST_ROWS:
         raise ValueError(f"Calibration needs at least {FEWEST_ROWS} rows, got {len(dataset)}.")
     if precision is not None and not 0 < precision <= 1:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,18 @@ def test_a_converted_official_model_and_a_table_of_200_rows(official: Path, tabl
     answer = pipe(str(table.parent / "0.png"), "red star")
     assert answer["found"] == (answer["score"] >= 0.5)
     assert pipe(str(table.parent / "0.png"), "red star", threshold=0.0)["found"] is True
+
+
+def test_a_table_whose_rows_all_have_a_target_gets_rows_that_name_nothing(
+    official: Path, table: Path, tmp_path: Path
+) -> None:
+    asked = ("--option", "negatives={share: 0.5, seed: 1}", "--base-rate", "0.3")
+    result = calibrate(official, table, *asked, "--out", str(tmp_path / "calibrated"))
+    assert result.exit_code == 0, result.output
+    found = re.search(r"200 rows, of which (\d+) name nothing", result.output)
+    assert found is not None
+    assert 20 <= int(found[1]) <= 100
+    assert "for which this holds: 0.3" in result.output
 
 
 def test_without_out_the_models_own_config_changes_and_nothing_else(

@@ -13,12 +13,16 @@ from hivg_hf.cli import app
 @pytest.fixture
 def table(tmp_path):
     """Eight pictures, each of something else."""
+    return write_table(tmp_path, ("red car", "blue dog", "green cup", "black bus") * 2)
+
+
+def write_table(folder, things):
     lines = ["image,expression,x1,y1,x2,y2"]
-    for number, thing in enumerate(("red car", "blue dog", "green cup", "black bus") * 2):
-        Image.new("RGB", (16, 12)).save(tmp_path / f"{number}.png")
+    for number, thing in enumerate(things):
+        Image.new("RGB", (16, 12)).save(folder / f"{number}.png")
         lines.append(f"{number}.png,the {thing},1,2,9,8")
-    (tmp_path / "my.csv").write_text("\n".join(lines))
-    return tmp_path / "my.csv"
+    (folder / "my.csv").write_text("\n".join(lines))
+    return folder / "my.csv"
 
 
 def run(*words):

@@ -70,14 +70,9 @@ def hash_of_samples(split, seed, **options):
         for item in scene.objects:
             digest.update(repr([item.shape, item.color, item.size, item.filling, item.rgb, item.interior]).encode())
             digest.update(repr([round(float(edge), 6) for edge in item.box_xyxy]).encode())
-        digest.update(
-            repr(
-                [
-                    (one.text, one.kind, one.target if len(one.targets) < 2 else one.targets)
-                    for one in sample.expressions
-                ]
-            ).encode()
-        )
+        named = [one.targets if len(one.targets) > 1 else one.target for one in sample.expressions]
+        said = [(one.text, one.kind) for one in sample.expressions]
+        digest.update(repr([(*words, what) for words, what in zip(said, named, strict=True)]).encode())
     return digest.hexdigest()[:16]
 
 
