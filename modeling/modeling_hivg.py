@@ -153,6 +153,26 @@ class HiVGOutput(ModelOutput):
 
 
 @dataclass
+class Wanted:
+    """What a call computes beside boxes, because it was asked for or because a loss term reads it.
+
+    Args:
+        tokens, masks, scores: token logits, mask logits, score logits.
+        evidence: what the score head reads of `config.score_inputs`.
+    """
+
+    tokens: bool
+    masks: bool
+    scores: bool
+    evidence: set[str]
+
+    @property
+    def patches(self) -> bool:
+        """Whether patches and expression are read after fusion."""
+        return self.tokens or self.masks or bool(self.evidence & set(OF_PATCHES))
+
+
+@dataclass
 class BatchLayout:
     """Which words and patches of a batch are there, and which the heads read.
 
@@ -1292,16 +1312,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        weights = config.loss_weights if labels is not None else {}
         asked_scores = labels is None if output_scores is None else output_scores
-        need_scores = bool(asked_scores or weights.get("score") or config.num_queries > 1)
-        read = set(config.score_inputs) if need_scores and config.score == "head" else set()
-        needs = {need for name, term in EXTRA_LOSSES.items() if weights.get(name) for need in term.needs}
-        need_tokens = output_token_logits or "token_logits" in needs or bool(read & set(OF_SIMILARITY))
-        need_tokens = need_tokens or (need_scores and config.score == "similarity")
-        need_tokens = bool(need_tokens or weights.get("token_focal") or weights.get("token_dice"))
-        need_masks = output_masks or "mask_logits" in needs
-        need_masks = bool(need_masks or weights.get("mask_focal") or weights.get("mask_dice"))
+        wanted = self._wanted(labels is not None, output_token_logits, output_masks, asked_scores)
         check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
         if text_index is not None or image_index is not None:
             self._refuse_adapter_names()
@@ -1341,15 +1353,13 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         # 3. Both together. Padding that every row shares is cut: masked keys change nothing.
         length = input_ids.shape[1]
         fusion_mask = mask if config.bridge_mask_padding else (ids != config.text_pad_id).to(mask.dtype)
-        reads_patches = need_tokens or need_masks or bool(read & set(OF_PATCHES))
-        layout = BatchLayout(fusion_mask[:, :length], end_index, patch_index, patch_mask, reads_patches)
+        layout = BatchLayout(fusion_mask[:, :length], end_index, patch_index, patch_mask, wanted.patches)
         recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         fused = self.grounding_head.fuse(levels, words[:, :length], layout, **recorded)
 
         # 4. Answers.
         outputs = self._contrastive_logits(vision.pooler_output, words, end_index)
-        cosine = (outputs["text_embeds"] * outputs["image_embeds"]).sum(-1) if "contrastive" in read else None  # (B,)
-        outputs.update(self._read_heads(fused.last_hidden_state, layout, need_tokens, need_masks, need_scores, cosine))
+        outputs.update(self._read_heads(fused.last_hidden_state, layout, wanted, outputs))
         loss, loss_dict = None, None
         if labels is not None:
             expressions = hash_expressions(ids, mask)
@@ -1387,6 +1397,18 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 "`adapter_names` names an adapter for each sample, and with `text_index` or `image_index` samples "
                 "share rows of the towers: pass one image and one expression per sample, without an index."
             )
+
+    def _wanted(self, trains: bool, tokens: bool, masks: bool, scores: bool) -> Wanted:
+        """What is computed, from what was asked for; while the model trains, with what the loss terms read."""
+        config = self.config
+        weights = {name: weight for name, weight in config.loss_weights.items() if weight and trains}
+        needs = {need for name, term in EXTRA_LOSSES.items() if name in weights for need in term.needs}
+        scores = bool(scores or "score" in weights or config.num_queries > 1)  # the best of several scores highest
+        evidence = set(config.score_inputs) if scores and config.score == "head" else set()
+        tokens = tokens or not weights.keys().isdisjoint(("token_focal", "token_dice")) or "token_logits" in needs
+        tokens = tokens or bool(evidence & set(OF_SIMILARITY)) or (scores and config.score == "similarity")
+        masks = masks or not weights.keys().isdisjoint(("mask_focal", "mask_dice")) or "mask_logits" in needs
+        return Wanted(bool(tokens), bool(masks), scores, evidence)
 
     def _per_sample(
         self, recorded: tuple[torch.Tensor, ...], image_index: torch.Tensor | None
@@ -1461,28 +1483,27 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         return 1 - padding.round().flatten(1).long()
 
     def _read_heads(
-        self,
-        fused: torch.Tensor,
-        layout: BatchLayout,
-        need_tokens: bool,
-        need_masks: bool,
-        need_scores: bool,
-        cosine: torch.Tensor | None,
+        self, fused: torch.Tensor, layout: BatchLayout, wanted: Wanted, embeds: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor | None]:
-        """(B, Q, H) fused tokens -> boxes and score logits of each query and of the best, and what was asked for of
-        token and mask logits."""
+        """(B, Q, H) fused tokens, and CLIP's `text_embeds` and `image_embeds` -> boxes and score logits of each query
+        and of the best, and what is wanted of token and mask logits."""
         head, grid = self.grounding_head, self.config.grid_size
         reg, patches, end = head.split(fused, layout)
         outputs = {"query_boxes": head.boxes(reg), "token_logits": None, "query_mask_logits": None}  # (B, K, 4)
         similarity = None
-        if need_tokens:
+        if wanted.tokens:
             similarity = head.token_similarity(patches, F.normalize(end, dim=-1))  # (B, P)
             outputs["token_logits"] = self._on_grid(similarity[:, :, None], layout)[:, :, 0]
         outputs["score_logits"] = None
-        if self.config.score == "head" and (need_scores or self.config.score_inputs == ["reg"]):  # that costs nothing
+        if self.config.score == "head" and (
+            wanted.scores or self.config.score_inputs == ["reg"]
+        ):  # that costs nothing
+            cosine = None
+            if "contrastive" in wanted.evidence:
+                cosine = (embeds["text_embeds"] * embeds["image_embeds"]).sum(-1)  # (B,)
             seen = outputs["query_boxes"], patches, end, similarity, cosine, layout.patch_index, layout.patch_mask
             outputs["score_logits"] = head.score_head(reg, *seen)  # (B, K)
-        if need_masks:
+        if wanted.masks:
             asked = end[:, None]  # (B, 1, H)
             if self.config.num_queries > 1:
                 asked = asked + head.query_mask_proj(reg)  # (B, K, H)

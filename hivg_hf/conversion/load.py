@@ -227,6 +227,11 @@ def _convert(
     file: OfficialFile, config: "HiVGConfig", alpha: float, as_adapter: bool = False, with_args: bool = True
 ) -> Conversion:
     """Build the model of a config from a file that was read."""
+    if config.num_queries > 1 and file.kind == WHOLE_MODEL:
+        raise ValueError(
+            f"{file.path} holds a model with one [REG] token, and num_queries={config.num_queries} was asked for: "
+            "convert it as it is; a model with a score head then gets more by `model.add_queries`."
+        )
     check_fit(file, config, has_heads=file.kind == WHOLE_MODEL, with_args=with_args)
     report = ConversionReport(file.path, file.kind, unread=file.unread)
     in_bridges = {name for name in file.lora if ".cross_" in name}

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from hivg_hf.evaluation.model_card import CardFacts, write_card
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.utils.imports import is_package_available
 from hivg_hf.utils.inert import markdown_code
 
@@ -43,16 +44,17 @@ def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowC
 def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], results: Mapping[str, Any]) -> Path:
     """Write the model card of a run beside its final model."""
     base = recipe.model.checkpoint or recipe.model.clip
+    several = HiVGConfig.from_pretrained(target).num_queries > 1
     facts = CardFacts(
         name=recipe.name,
         summary=(
             f"A HiVG model for visual grounding, trained by the recipe {markdown_code(recipe.name)} on the split "
             f"{markdown_code(recipe.data.train['split'])} of {markdown_code(Path(recipe.data.train['source']).name)}: "
-            "an image and an expression in, one box out."
+            f"an image and an expression in, {'a box for each thing it names' if several else 'one box'} out."
         ),
         training=_training_table(recipe, phases),
         limits=[
-            "One box for one expression; not made to find every instance of a phrase.",
+            *([] if several else ["One box for one expression; not made to find every instance of a phrase."]),
             "Measured only on the rows named above; other pictures and other ways of speaking may do worse.",
         ],
         base_model=base if base and not Path(base).exists() else None,

@@ -231,6 +231,17 @@ def test_a_misspelt_field_is_refused_with_the_nearest_known_one(case: OfficialCa
         load_official_checkpoint(path, clip_config=case.clip_config, **{name: True})
 
 
+def test_more_queries_than_a_file_holds_are_refused_with_what_to_do(case: OfficialCase, tmp_path: Path) -> None:
+    path = save_pth(case, tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=r"one \[REG\] token, and num_queries=4 was asked for: .* `model.add_queries`"
+    ):
+        load_official_checkpoint(path, clip_config=case.clip_config, num_queries=4, score="head")
+    model = load_official_checkpoint(path, clip_config=case.clip_config, score="head")
+    model.add_queries(4)
+    assert model.config.num_queries == 4
+
+
 def test_wrong_presets_are_named(case: OfficialCase, tmp_path: Path) -> None:
     path = save_state(case.state, tmp_path / "a.safetensors")
 

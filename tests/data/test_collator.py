@@ -57,6 +57,58 @@ def test_a_row_without_target_has_nan_labels_and_an_empty_mask(tmp_path, make_im
     assert batch["mask_labels"].sum(dim=(1, 2))[1] == 0
 
 
+@pytest.mark.parametrize("rounding", ["exact", "official"])
+def test_rows_of_none_one_and_many_give_all_their_boxes(tmp_path, make_image, make_row, processor, rounding):
+    path = make_image(tmp_path / "a.png")
+    boxes = [[10.0, 12.0, 30.0, 40.0], [40.0, 4.0, 60.0, 20.0]]
+    rows = [
+        make_row(image=path, box=None, boxes=boxes, no_target=False),
+        make_row(image=path, box=boxes[0]),
+        make_row(image=path, box=None),
+    ]
+    batch = GroundingCollator(processor, several_targets=True, target_rounding=rounding)(rows)
+    wanted = processor(images=[path] * 3, text=["a"] * 3, boxes=[boxes, boxes[0], None])
+    assert batch["labels"].shape == wanted["labels"].shape == (3, 2, 4)
+    torch.testing.assert_close(batch["labels"], wanted["labels"], atol=1e-6, rtol=0, equal_nan=True)
+    assert (~batch["labels"].isnan().any(-1)).sum(1).tolist() == [2, 1, 0]
+    areas = batch["mask_labels"].sum((1, 2))
+    assert areas[0] > areas[1] > areas[2] == 0
+    plain = GroundingCollator(processor, several_targets=True)(
+        [{"image": path, "expression": "a", "boxes": row["boxes"]} for row in rows[::2]]
+    )
+    torch.testing.assert_close(plain["labels"], wanted["labels"][::2], atol=1e-6, rtol=0, equal_nan=True)
+    with pytest.raises(ValueError, match=r"has 2 targets, where training needs one box.*several_targets=True"):
+        GroundingCollator(processor)(rows)
+    rows[0]["boxes"] = [boxes[0], [50.0, 4.0, 90.0, 20.0]]
+    with pytest.raises(ValueError, match=r"box \[50.0, 4.0, 90.0, 20.0\] lies outside its image"):
+        GroundingCollator(processor, several_targets=True)(rows)
+
+
+def test_a_union_that_was_chosen_stays_one_box(tmp_path, make_image, make_row, processor):
+    row = make_row(image=make_image(tmp_path / "a.png"), box=[0.0, 0.0, 60.0, 40.0])
+    row["boxes"] = [[0.0, 0.0, 20.0, 40.0], [40.0, 0.0, 60.0, 40.0]]
+    assert GroundingCollator(processor, several_targets=True)([row])["labels"].shape == (1, 1, 4)
+
+
+def test_augmented_labels_of_several_objects_point_at_each(tmp_path, make_row, processor):
+    pixels = np.zeros((96, 128, 3), dtype=np.uint8)
+    pixels[..., 2] = 255
+    boxes = [[8.0, 8.0, 40.0, 40.0], [80.0, 48.0, 120.0, 88.0]]
+    for x1, y1, x2, y2 in np.array(boxes, dtype=int):
+        pixels[y1:y2, x1:x2] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    row = make_row(image=str(tmp_path / "a.png"), width=128, height=96, box=None, boxes=boxes, no_target=False)
+    augmentation = GroundingAugmentation.for_processor(processor, jitter=0, crop_probability=1.0, scale_count=3)
+    collate = GroundingCollator(processor, augmentation=augmentation, several_targets=True)
+    batches = [collate([{**row, "expression": "both", "epoch": epoch}]) for epoch in range(10)]
+    for batch in batches:
+        red = (batch["pixel_values"][0, 0] > batch["pixel_values"][0, 2]) & (batch["pixel_mask"][0] == 1)
+        for cx, cy, w, h in (batch["labels"][0] * 64).tolist():
+            assert red[int(cy), int(cx)]
+            assert min(w, h) > 0
+    assert len({round(float(batch["labels"].nansum()), 4) for batch in batches}) > 5
+
+
 def test_masks_can_be_left_out(tmp_path, make_image, make_row, processor):
     assert "mask_labels" not in GroundingCollator(processor, masks=False)(
         [make_row(image=make_image(tmp_path / "a.png"))]

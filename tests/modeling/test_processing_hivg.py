@@ -154,6 +154,27 @@ def test_one_image_takes_its_box_and_mask_without_a_list(processor: HiVGProcesso
     assert torch.equal(single["mask_labels"], listed["mask_labels"])
 
 
+def test_an_expression_may_have_several_boxes_or_an_empty_list(processor: HiVGProcessor) -> None:
+    both = [[0, 0, 10, 30], [20, 5, 40, 30]]
+    forms = [[both, None, [[0, 0, 10, 30]]], [np.array(both), [], torch.tensor([0, 0, 10, 30])]]
+    batches = [processor(images=[picture()] * 3, text=["all", "none", "one"], boxes=boxes) for boxes in forms]
+    for batch in batches:
+        assert batch["labels"].shape == (3, 2, 4)
+        assert (~batch["labels"].isnan().any(-1)).sum(1).tolist() == [2, 0, 1]
+        torch.testing.assert_close(batch["labels"], batches[0]["labels"], equal_nan=True)
+    alone = processor(images=[picture()] * 2, text=["a", "b"], boxes=both)["labels"]
+    torch.testing.assert_close(batches[0]["labels"][0], alone)
+    several_of_one_image = processor(images=picture(), text=["all", "one"], boxes=[[both, both[0]]])["labels"]
+    torch.testing.assert_close(several_of_one_image[0], alone)
+    masks = processor(
+        images=[picture()] * 2, text=["all", "a"], boxes=[both, both[0]], masks=[None, np.ones((30, 40))]
+    )
+    wanted = processor(images=[picture()] * 2, text=["a", "b"], boxes=both, masks=[None, np.ones((30, 40))])
+    assert masks["mask_labels"][0].sum() > wanted["mask_labels"][0].sum() > 0
+    with pytest.raises(ValueError, match=r"Box 0 \[50.0, 0.0, 60.0, 10.0\] lies outside its image of 40 x 30"):
+        processor(images=picture(), text="a", boxes=[[both[0], [50, 0, 60, 10]]])
+
+
 def test_outputs_go_back_to_the_original_pixels(processor: HiVGProcessor) -> None:
     sizes = [(30, 40), (200, 100)]
     boxes = torch.tensor([[10.0, 3.0, 30.0, 27.0], [-20.0, 10.0, 40.0, 90.0]])
