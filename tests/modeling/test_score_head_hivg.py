@@ -130,6 +130,19 @@ def test_every_query_is_judged_by_its_own_box(tiny_model):
     assert not torch.allclose(both[:, 0], both[:, 1])
 
 
+def test_a_model_of_several_queries_trains_and_answers_with_more_inputs(tiny_model, batch, labels):
+    config = copy.deepcopy(tiny_model.config)
+    config.score_inputs, config.num_queries = ALL, 3
+    model = wake(HiVGForVisualGrounding(config).eval())
+    found = model(**batch)
+    assert found.query_scores.shape == (3, 3)
+    torch.testing.assert_close(found.scores, found.query_scores.amax(1))
+    assert model(**batch, output_scores=False).pred_boxes.allclose(found.pred_boxes)  # the best is still chosen
+    loss = model(**batch, labels=torch.stack([labels, labels.flip(0)], dim=1)).loss
+    loss.backward()
+    assert model.grounding_head.score_head.evidence.fc1.weight.grad.abs().sum() > 0
+
+
 def test_numbers_of_a_scene_by_hand():
     """A box over the left half of a 2 x 2 grid, of which the upper patch is surely part, and no other."""
     evidence = ScoreEvidence(["reg", "box_patches", "box_similarity", "sharpness"], width=4, grid=2)
