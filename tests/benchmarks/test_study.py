@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.study import load_study, run_study, schedule, write_report
-from benchmarks.study.plan import Cell, Study, Sweep
+from benchmarks.study.plan import Cell, Study
 from benchmarks.study.run import ControlledTraining, best_rate, make_base
 from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.training import user_data
@@ -191,18 +191,24 @@ def test_the_repository_s_document_is_what_its_results_give(tmp_path):
     assert document.read_text() == (REPOSITORY / "docs" / "refshapes-study.md").read_text()
 
 
-def test_a_question_without_results_is_not_run_and_says_what_lacks(study_file, finished, tmp_path):
-    """A document of two studies, the second of which has no results yet."""
-    _, results, _, _ = finished
-    study = load_study(study_file)
-    shutil.copytree(results, tmp_path / "results" / "little")
-    (tmp_path / "results" / "little" / "bridge-stages-1.json").unlink()
-    other = dataclasses.replace(study, name="other", title="more of it", sweep=Sweep(0, 1))
-    text = write_report([study, other], tmp_path / "results", tmp_path / "both.md").read_text()
-    assert text.startswith("# little\n\n## Part 1: little")
-    assert "## Part 2: more of it" in text
-    assert "None of its 10 cells was run yet" in text
-    assert text.count("| Stages? | not run |  | no results of: two stages, bridge") == 2
+def test_a_question_without_results_is_not_run_and_says_what_lacks(tmp_path):
+    """A document of two studies: of the first only the heads were run, of the second nothing."""
+    folder = REPOSITORY / "benchmarks"
+    studies = [load_study(folder / "study" / f"refshapes-{part}.yaml") for part in ("study", "fair")]
+    (tmp_path / "results" / "refshapes-study").mkdir(parents=True)
+    for path in (folder / "results" / "refshapes-study").glob("*-heads-long-*.json"):
+        shutil.copy(path, tmp_path / "results" / "refshapes-study")
+    text = write_report(studies, tmp_path / "results", tmp_path / "both.md").read_text()
+    first, second = text.split("## Part 2: ")
+    assert first.startswith(f"# {studies[0].document}\n\n## Part 1: {studies[0].title}")
+    assert "| A bridge at all (heads) | +9.8 |" in first
+    assert (
+        "| Stages against all layers at once | not run |  | no results of: HiLoRA, additive, bridge; LoRA on" in first
+    )
+    assert "9 of 72 cells were run" in first
+    assert "None of its 39 cells was run yet" in second
+    assert second.count("| not run |  | no results of: ") == len(studies[1].comparisons)
+    assert "| full fine-tuning | 5e-05: not run, 0.00015: not run, 0.0005: not run |" in second
 
 
 def test_the_rate_that_a_method_goes_on_with_stands_in_the_document(swept, tmp_path):
