@@ -4,7 +4,7 @@ Run by `test_kills.py` in a process of its own, which imports everything once: e
 random moment by SIGKILL, SIGTERM or SIGINT, started again with the same words, and at last left alone. Prints a JSON
 object of counts and of what differs.
 
-    python kill_runs.py FOLDER KILLS SEED
+    python kill_runs.py FOLDER KILLS SEED [VERB]...
 """
 
 import hashlib
@@ -145,20 +145,20 @@ def kill_again_and_again(verb, kills, rng, expected, seconds):
     return counts, differing
 
 
-def run(folder, kills, seed):
+def run(folder, kills, seed, verbs):
     torch.set_num_threads(1)
     os.chdir(folder)
     make_inputs(Path("."))
     counts, differing, times = {}, [], {}
-    for place, verb in enumerate(VERBS):
+    for place, verb in enumerate(verbs):
         times[verb], status = in_peace(words(verb, f"peace-{verb}"))
         assert status == 0, f"{verb} ended with {status}"
         expected = content(verb, Path(f"peace-{verb}"))
-        share = kills // len(VERBS) + (place < kills % len(VERBS))
+        share = kills // len(verbs) + (place < kills % len(verbs))
         counts[verb], found = kill_again_and_again(verb, share, random.Random(f"{seed}-{verb}"), expected, times[verb])
         differing += found
     sys.stdout.write(json.dumps({"counts": counts, "differing": differing, "seconds": times}) + "\n")
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] or list(VERBS))
