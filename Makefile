@@ -33,8 +33,9 @@ test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
 
 test-security: .venv/.ready-dev  ## the fuzzers, about ten minutes; SEED=N repeats or changes what they try
-	$(TEST_ENV) HIVG_FUZZ_SEED=$(SEED) HIVG_FUZZ_ROWS=5000 HIVG_FUZZ_CASES=3000 HIVG_FUZZ_FOLDERS=400 \
-		HIVG_FUZZ_RECIPES=5000 $(PYTHON) -m pytest -q -n $(WORKERS) --timeout 1800 tests/data/test_row_fuzz.py \
+	$(TEST_ENV) HIVG_FUZZ_SEED=$(SEED) HIVG_FUZZ_ROWS=1500 HIVG_FUZZ_CASES=3000 HIVG_FUZZ_FOLDERS=150 \
+		HIVG_FUZZ_RECIPES=4000 $(PYTHON) -m pytest -q -n $(WORKERS) --timeout 1800 tests/data/test_row_fuzz.py \
+		tests/data/readers/test_format_fuzz.py \
 		tests/utils/test_safe_pickle.py tests/hub/test_folder_fuzz.py tests/training/test_recipe_fuzz.py \
 		tests/modeling/test_image_loading_hivg.py tests/inference/test_web_page.py tests/inference/test_web_guard.py
 

@@ -28,6 +28,7 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         ValueError: With the first that is so.
     """
+    _check_length(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
     if not path.is_file():
         return  # whoever opens the tokenizer says so
@@ -39,6 +40,16 @@ def check_tokenizer(folder: Path) -> None:
                 "in repetitions, or it is too long; save the tokenizer that the model was trained with."
             )
     _check_growth(path, list(_steps(content.get("normalizer"))))
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a length that the tokenizer could not cut to; CLIP's is 77."""
+    length = read_json(path).get("model_max_length", 1) if path.is_file() else 1
+    if type(length) is not int or not 1 <= length < 2**31:
+        raise ValueError(
+            f"model_max_length in {path} must be a whole number of tokens from 1 to 2^31 - 1. Got {str(length)[:80]}; "
+            "save the tokenizer that the model was trained with."
+        )
 
 
 def _patterns(tree: Any) -> Iterator[str]:

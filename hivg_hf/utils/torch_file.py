@@ -65,8 +65,8 @@ def _read_archive(path: Path) -> Any:
         def read(name: str) -> bytes:
             nonlocal unread
             entry = archive.getinfo(name)
-            if not 0 <= entry.header_offset < length:
-                raise ValueError(f"its entry {name[:80]} begins outside the file")
+            if not 0 <= entry.header_offset < length or entry.compress_size > length:
+                raise ValueError(f"its entry {name[:80]} reaches outside the file")  # zipfile would make room for it
             unread -= entry.file_size  # entries that overlap could add up to far more than the file
             if entry.compress_type != zipfile.ZIP_STORED or unread < 0:
                 raise RefusedPickleError(f"its entry {name[:80]} unpacks to more than it takes in the file")

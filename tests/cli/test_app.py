@@ -78,6 +78,23 @@ def test_refusal_of_a_config_is_its_own_sentence(add_verb: Callable[[Callable[..
     assert result.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [("train", "hivg: stopped; the same command resumes.\n"), ("evaluate", "hivg: stopped.\n")],
+)
+def test_ctrl_c_says_whether_the_same_command_resumes(
+    verb: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"hivg_hf.cli.{verb}"), verb, interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main([verb])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == sentence
+
+
 def test_traceback_is_shown_when_asked(
     add_verb: Callable[[Callable[..., None]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from hivg_hf.inference.files import (
     split_images_and_expressions,
 )
 from hivg_hf.inference.results_file import ResultsFile
+from hivg_hf.utils.held_folder import folder_lock
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -309,6 +311,32 @@ def test_results_of_another_model_are_not_taken_for_done(tmp_path: Path) -> None
     assert ResultsFile(tmp_path / "results.jsonl", "one").is_done(question, needs_picture=False)
     assert not ResultsFile(tmp_path / "results.jsonl", "one").is_done(question, needs_picture=True)
     assert not ResultsFile(tmp_path / "results.jsonl", "two").is_done(question, needs_picture=False)
+
+
+def test_results_of_other_weights_of_that_name_are_not_taken_for_done(tmp_path: Path) -> None:
+    question = next(read_questions(['{"image": "a.png", "text": "x"}'], []))
+    first = ResultsFile(tmp_path / "results.jsonl", "one", "0123")
+    first.add({"image": "a.png", "results": [{"expression": "x"}], "picture": None})
+    first.close()
+    assert ResultsFile(tmp_path / "results.jsonl", "one", "0123").is_done(question, needs_picture=False)
+    assert not ResultsFile(tmp_path / "results.jsonl", "one", "4567").is_done(question, needs_picture=False)
+
+
+def test_a_folder_of_answers_is_held_swept_and_noticed_when_it_goes(run: Run, photos: Path, tmp_path: Path) -> None:
+    leftover = tmp_path / "done" / ".a.png.12345678.partial"
+    leftover.mkdir(parents=True)
+    with folder_lock(tmp_path / "done", "writing to"):
+        status, _, err = run("photos", "the star", "--out", "done")
+    assert status == 2
+    assert re.match(r"hivg: Another process \(id \d+\) is writing to .*done: wait for it or choose another", err)
+    assert leftover.is_dir()  # not ours to take
+    assert run("photos", "the star", "--out", "done")[0] == 0
+    assert not leftover.exists()
+    held = ResultsFile.hold(tmp_path / "done" / "results.jsonl", "one")
+    shutil.rmtree(tmp_path / "done")
+    with pytest.raises(FileNotFoundError, match=r"done was deleted or replaced while this process was writing to it"):
+        held.add({"image": "a.png"})
+    held.close()
 
 
 def test_layers_are_drawn_with_torch_alone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

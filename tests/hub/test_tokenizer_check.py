@@ -80,3 +80,10 @@ def test_a_panic_of_the_tokenizers_library_is_a_sentence(tiny_processor: Any) ->
     backend.normalizer = normalizers.Replace(Regex(r"(a+)+b"), " ")
     with pytest.raises(ValueError, match=r"The tokenizer gave up on the expression 'aaaa"):
         processor(text="a" * 400)
+
+
+@pytest.mark.parametrize("length", [[1], 7.5, 10**12, 0, -1, True, "77", None])
+def test_lengths_that_nothing_can_be_cut_to_are_refused(length: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
+    with pytest.raises(ValueError, match=r"model_max_length in .* must be a whole number of tokens from 1 to"):
+        check_tokenizer(tmp_path)

@@ -5,9 +5,12 @@ from collections import namedtuple
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 from hivg_hf.training import parse_recipe
-from hivg_hf.training.run_folder import check_disk, claim_folder
+from hivg_hf.training.run_folder import FolderWatch, check_disk, claim_folder
+from hivg_hf.utils.held_folder import folder_lock
 
 RECIPE = {
     "name": "r",
@@ -53,3 +56,14 @@ def test_a_start_model_that_was_replaced_is_refused(tmp_path, tiny_checkpoint):
     (model / "model.safetensors").write_bytes(b"others")
     with pytest.raises(ValueError, match=r"The model .*start is not the one that the run in .*run began with"):
         claim_folder(tmp_path / "run", parse_recipe(recipe))
+
+
+def test_a_training_whose_folder_was_taken_away_ends_at_its_next_step(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    with folder_lock(tmp_path / "run", "training in") as check:
+        handler = CallbackHandler([FolderWatch(check)], model, None, None, None)
+        arguments = TrainingArguments(str(tmp_path / "run"), report_to=[])
+        handler.on_step_end(arguments, TrainerState(), TrainerControl())
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(FileNotFoundError, match=r"run was deleted or replaced while this process was training in"):
+            handler.on_step_end(arguments, TrainerState(), TrainerControl())

@@ -252,6 +252,17 @@ def test_a_compressed_archive_is_refused_before_it_unpacks(tmp_path):
         load_torch_file(file)
 
 
+def test_an_entry_that_claims_gigabytes_is_refused_before_they_are_made(tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    torch.save({"w": torch.zeros(2)}, file)
+    content = bytearray(file.read_bytes())
+    at = content.index(b"PK\x01\x02")  # the first entry of the directory
+    content[at + 20 : at + 24] = (0xFF000000).to_bytes(4, "little")  # its size in the file
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"its entry .*/data.pkl reaches outside the file"):
+        load_torch_file(file)
+
+
 @pytest.mark.parametrize(
     ("sizes", "strides", "offset"),
     [
