@@ -1,8 +1,14 @@
 """Rows pushed to the Hub by `datasets` are a source: for reading, for streaming and for training."""
 
+import io
+import json
+import tarfile
+
 import pytest
+from datasets import Image
 
 from helpers.interpreter import CodeFailedError
+from hivg_hf.data.refshapes import refshapes_dataset
 
 PUSH = """
 from hivg_hf import load_grounding_dataset
@@ -43,3 +49,38 @@ def test_a_split_or_a_dataset_that_is_not_there_is_named(hub, home):
         home.run(READ, split="test", options={})
     with pytest.raises(CodeFailedError, match=r"no file or folder alice/gone, and as a dataset on the Hub it cannot"):
         home.run(READ.replace("references", "gone"), split="val", options={})
+
+
+STREAM = """
+from hivg_hf import load_grounding_dataset
+stream = load_grounding_dataset(source, split, streaming=True, **options)
+result = [type(stream).__name__, sorted([row["expression"], [round(edge) for edge in row["box"]]] for row in stream)]
+"""
+
+
+def test_parquet_and_tars_of_the_hub_are_streams_of_shards(hub, home, tmp_path):
+    rows = refshapes_dataset("train", seed=3, size=6, masks=False, stored_side=64)
+    rows = rows.cast_column("image", Image(decode=False))
+    files, packed = {}, io.BytesIO()
+    for number in range(2):
+        rows.select(range(3 * number, 3 * number + 3)).to_parquet(tmp_path / "part.parquet")
+        files[f"data/train-{number:05d}-of-00002.parquet"] = (tmp_path / "part.parquet").read_bytes()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for number, row in enumerate(rows):
+            columns = json.dumps({"caption": row["expression"], "bbox": row["box"]}).encode()
+            for name, data in {"png": row["image"]["bytes"], "json": columns}.items():
+                member = tarfile.TarInfo(f"{number}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    hub.create("alice/shards").commit("rows", files)
+    hub.create("alice/tars").commit("rows", {"rows.tar": packed.getvalue()})
+    expected = ["ShardStream", sorted([row["expression"], [round(edge) for edge in row["box"]]] for row in rows)]
+    xyxy = {"box_format": "xyxy"}
+    assert home.run(STREAM, source="alice/shards", split="train", options={}) == expected
+    pattern = "hf://datasets/alice/shards/data/*.parquet"
+    assert home.run(STREAM, source=pattern, split="train", options={}) == expected
+    assert home.run(STREAM, source="alice/tars", split="train", options=xyxy) == expected
+    with pytest.raises(CodeFailedError, match=r"alice/shards' has the splits train: choose one"):
+        home.run(STREAM, source="alice/shards", split="val", options={})
+    with pytest.raises(CodeFailedError, match=r"alice/gone"):
+        home.run(STREAM, source="alice/gone", split="train", options={})
