@@ -1401,13 +1401,13 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
     def _wanted(self, trains: bool, tokens: bool, masks: bool, scores: bool) -> Wanted:
         """What is computed, from what was asked for; while the model trains, with what the loss terms read."""
         config = self.config
-        weights = {name: weight for name, weight in config.loss_weights.items() if weight and trains}
-        needs = {need for name, term in EXTRA_LOSSES.items() if name in weights for need in term.needs}
-        scores = bool(scores or "score" in weights or config.num_queries > 1)  # the best of several scores highest
+        weights = config.loss_weights if trains else {}
+        needs = {need for name, term in EXTRA_LOSSES.items() if weights.get(name) for need in term.needs}
+        scores = bool(scores or weights.get("score") or config.num_queries > 1)  # the best of several scores highest
         evidence = set(config.score_inputs) if scores and config.score == "head" else set()
-        tokens = tokens or not weights.keys().isdisjoint(("token_focal", "token_dice")) or "token_logits" in needs
+        tokens = tokens or weights.get("token_focal") or weights.get("token_dice") or "token_logits" in needs
         tokens = tokens or bool(evidence & set(OF_SIMILARITY)) or (scores and config.score == "similarity")
-        masks = masks or not weights.keys().isdisjoint(("mask_focal", "mask_dice")) or "mask_logits" in needs
+        masks = masks or weights.get("mask_focal") or weights.get("mask_dice") or "mask_logits" in needs
         return Wanted(bool(tokens), bool(masks), scores, evidence)
 
     def _per_sample(

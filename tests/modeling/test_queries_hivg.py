@@ -183,6 +183,19 @@ def test_every_parameter_learns_from_rows_of_none_one_and_many(several, inputs, 
     torch.testing.assert_close(outputs.loss, sum(weights[name] * term for name, term in outputs.loss_dict.items()))
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(several, inputs, reentrant):
+    gradients = []
+    for checkpoints in (False, True):
+        model = copy.deepcopy(several).train()
+        if checkpoints:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(**inputs, labels=LABELS).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_that_names_nothing_trains_the_score_alone(several, inputs):
     model = copy.deepcopy(several).train()
     outputs = model(**inputs, labels=torch.full((3, 4), float("nan")))
