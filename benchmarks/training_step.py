@@ -3,7 +3,8 @@
 python -m benchmarks.training_step base --batch 2    # writes benchmarks/results/training-step/base.json
 
 One process, one thread, CPU time of the process, the precisions in turn, the median of the rounds after the first.
-`kept_mib` is what autograd keeps of a step for its backward pass. `text` and `shared_vision` are the forward passes of
+`kept_mib` is what autograd keeps of a step for its backward pass, in bf16 the weights' copies in bf16 among it: with a
+sample or two they outweigh what the activations save. `text` and `shared_vision` are the forward passes of
 the text tower and of the vision layers before the first bridge, which give the same in every epoch while only bridges
 and heads train: a cache of them could save that share of a step and no more.
 """
