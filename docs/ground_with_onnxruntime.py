@@ -30,7 +30,7 @@ def open_picture(path):
 
 
 def letterbox(image, settings):
-    """Resize to a long side of `size`, normalise, pad with zeros; also returns where the image lies in the square."""
+    """Resize to a long side of `size`, normalize, pad with zeros; also returns where the image lies in the square."""
     size, patch = settings["size"], settings["patch_size"]
     ratio = size / max(image.size)
     width, height = (max(1, round(side * ratio)) for side in image.size)

@@ -133,7 +133,7 @@ class HiVGConfig(PreTrainedConfig):
         pad_align (`str`): `"patch"`, the letterbox offset is rounded down to whole patches; or `"pixel"`, official.
         image_normalization (`str`): `"clip"`, CLIP's own mean and deviation; or `"imagenet"`, official.
         score (`str`): `"head"`, a trained confidence; or `"similarity"`, from the token similarity inside and outside
-            the box, for weights that hold no score head.
+            the box, for weights that have no score head.
         score_inputs (`list[str]`, *optional*): what the score head reads, `"reg"` (alone by default) and of
             `"expression"`, `"box_patches"`, `"box_similarity"`, `"sharpness"`, `"contrastive"`, see `ScoreEvidence`.
             What is read beside `"reg"` is read without gradient; a checkpoint that is opened with more begins with the

@@ -58,7 +58,7 @@ def load_grounding_image(
         max_pixels: Largest picture to decode; PIL images and arrays, which are in memory already, may be larger.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file is missing.
         ConnectionError: If a URL could not be fetched.
         TypeError: If the source is none of the supported kinds.
         ValueError: If the file is empty, truncated, too large or not an image, or an array is ambiguous, out of range

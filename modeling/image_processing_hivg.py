@@ -1,4 +1,4 @@
-"""Letterbox: any image -> one normalised square, and boxes and masks there and back.
+"""Letterbox: any image -> one normalized square, and boxes and masks there and back.
 
     original (h, w)  --resize, long side = S-->  (new_h, new_w)  --zero padding-->  square (S, S)
 
@@ -7,7 +7,7 @@ back needs nothing but the original size. Boxes are `xyxy` pixels of the origina
 of the square inside; they change only here.
 
 # Official: datasets/transforms.py `resize_according_to_long_side` and `NormalizeAndPad`: PIL bilinear on the 8-bit
-image, division by 255, normalisation, then zero padding. The resized image has rounded sides there too, but boxes are
+image, division by 255, normalization, then zero padding. The resized image has rounded sides there too, but boxes are
 scaled by the unrounded ratio; here both directions use the rounded sides, which is up to half a pixel more exact.
 """
 
@@ -285,7 +285,7 @@ class HiVGImageProcessor(PilBackend):
         return boxes, scores.detach().cpu().float()
 
     def mask_to_square(self, mask: Any) -> torch.Tensor:
-        """Mask of the original image (h, w) -> bool (S, S), nearest neighbour, False in the padding."""
+        """Mask of the original image (h, w) -> bool (S, S), nearest neighbor, False in the padding."""
         picture = PIL.Image.fromarray(np.asarray(mask, dtype=bool).astype(np.uint8))
         box = self.geometry(picture.height, picture.width)
         resized = picture.resize((box.new_width, box.new_height), PILImageResampling.NEAREST)

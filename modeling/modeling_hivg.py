@@ -12,7 +12,7 @@ Paper: "HiVG: Hierarchical Multimodal Fine-grained Modulation for Visual Groundi
                      | vision states (4 layers) ----+--------------+                         token and mask logits
 
 What differs from the official code by default, each with a config field that restores it: text padding is masked in
-the bridge, each text state is normalised before they are mixed, a sample never sees its neighbours' words, and
+the bridge, each text state is normalized before they are mixed, a sample never sees its neighbors' words, and
 patches wholly in the letterbox padding are not computed. Identities that give the same numbers for less work: the
 mask head is folded (see `MaskHead`), the last fusion layer is run for the tokens that are read, and nothing is
 computed that was not asked for.
@@ -646,7 +646,7 @@ class HiVGCLIPModel(CLIPModel):
         self.text_model.set_input_embeddings(value)
 
     def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
-        """CLIP's logits of E expressions and B images: normalised (E, H) and (B, H) -> (E, B).
+        """CLIP's logits of E expressions and B images: normalized (E, H) and (B, H) -> (E, B).
 
         Towers and projections are called one by one; this call is what reads `logit_scale`.
         """
@@ -921,12 +921,12 @@ class HiVGGroundingHead(nn.Module):
         return self.box_head(reg).sigmoid()
 
     def token_similarity(self, patches: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
-        """(B, P, H) and the normalised (B, H) -> (B, P). Not a cosine: the patch side is not normalised.
+        """(B, P, H) and the normalized (B, H) -> (B, P). Not a cosine: the patch side is not normalized.
         Official: models/HiVG.py:970-989"""
         return torch.einsum("bph,bh->bp", self.token_mlp(self.token_norm(patches)), expression)
 
     def mask_similarity(self, patches: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
-        """Mask logits of every patch: (B, P, H) and the normalised (B, H) -> (B, P, 8, 8); with an expression for each
+        """Mask logits of every patch: (B, P, H) and the normalized (B, H) -> (B, P, 8, 8); with an expression for each
         query, (B, K, H) -> (B, P, K, 8, 8).
 
         The official head runs three bias-free transposed convolutions (kernel 2, stride 2) with nothing between, and
@@ -973,7 +973,7 @@ def padding_last(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Ten
 def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: int) -> torch.Tensor:
     """Values of computed patches back on the full grid: (B, P, C) -> (B, N, C), `PADDING_LOGIT` elsewhere."""
     batch, _, channels = values.shape
-    full = values.new_full((batch, patches + 1, channels), PADDING_LOGIT)  # the last place takes what is no patch
+    full = values.new_full((batch, patches + 1, channels), PADDING_LOGIT)  # the last place takes what is not a patch
     place = torch.where(patch_index < 0, patches, patch_index)[:, :, None].expand(-1, -1, channels)
     return full.scatter(1, place, values)[:, :patches]
 
@@ -1185,7 +1185,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 `dtype`, `attn_implementation`, which go to `from_pretrained`.
 
         Raises:
-            ValueError: where the checkpoint is no CLIP, or lacks CLIP weights.
+            ValueError: where the checkpoint is not a CLIP, or lacks CLIP weights.
         """
         loading = ("revision", "token", "cache_dir", "local_files_only", "dtype", "attn_implementation")
         kwargs = {name: config_overrides.pop(name) for name in loading if name in config_overrides}
@@ -1275,7 +1275,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(expressions, T)`):
                 1 = token, 0 = padding, on either side: rows are rolled so that their first token comes first. Without
                 it, padding is recognized, with one warning.
-            pixel_values (`torch.FloatTensor` of shape `(images, 3, S, S)`): normalised letterboxed images.
+            pixel_values (`torch.FloatTensor` of shape `(images, 3, S, S)`): normalized letterboxed images.
             pixel_mask (`torch.Tensor` of shape `(images, S, S)`): 1 = image, 0 = padding. Default: all image.
             labels (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
                 Target boxes as (cx, cy, w, h) in 0..1 of the padded square. A row of NaN: nothing is named. Several

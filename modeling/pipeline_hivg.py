@@ -39,7 +39,7 @@ from .video_hivg import ground_frames, read_frames
 
 ERROR_CHOICES = ("raise", "return")
 MASK_FORMS = ("array", "pil", "rle")
-# Batches' worth of pairs among which those of alike shape are chosen, so that little padding is computed.
+# Batches' worth of pairs among which those of similar shape are chosen, so that little padding is computed.
 LOOKAHEAD = 4
 # Expressions of one image that share a pass where nobody named a batch size.
 EXPRESSIONS_PER_PASS = 16
@@ -58,7 +58,7 @@ class VisualGroundingPipeline(Pipeline):
     ```
 
     See `__call__` for lists and streams. Options, at construction or per call: `batch_size` (pairs of an image and an
-    expression per pass; 1 unless told, and for one image up to 16 expressions), `num_workers` (processes that open
+    expression per pass; defaults to 1, and for one image up to 16 expressions), `num_workers` (processes that open
     images), and those of `_sanitize_parameters`.
 
     `mode="zero-shot"` with a plain CLIP gives what `hivg_hf` has put into `modes` under that name, not this class.
@@ -123,7 +123,7 @@ class VisualGroundingPipeline(Pipeline):
         """
         if reduce_jpeg and not self.model.config.skip_padded_patches:
             raise ValueError(
-                "reduce_jpeg changes pixels a little, and this model computes as the official code does: leave it out."
+                "reduce_jpeg changes pixels a little, and this model computes as the official code does: omit it."
             )
         if "candidate_labels" in unknown:
             raise TypeError(
@@ -209,7 +209,7 @@ class VisualGroundingPipeline(Pipeline):
             nothing its best with `"found": False`.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file is missing.
             ValueError: it is not a video, or damaged.
         """
         return ground_frames(self, read_frames(path), text, smooth, batch_size=batch_size, **options)

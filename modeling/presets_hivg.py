@@ -100,7 +100,7 @@ CLIP_TINY: dict[str, Any] = {
 }
 
 # Fusion encoder, hivg_train.py:64-73: six layers of eight heads, FFN 2048, dropout 0.1; ReLU, vl_transformer.py:93.
-# The activation is no argument of the official code; TOKEN_MLP's width of 3072 neither (HiVG.py:757).
+# The activation is not an argument of the official code; TOKEN_MLP's width of 3072 neither (HiVG.py:757).
 OFFICIAL_FUSION = {
     "fusion_layers": 6,
     "fusion_heads": 8,
@@ -154,7 +154,7 @@ OFFICIAL_BEHAVIOUR = {
     "pad_align": "pixel",  # centred padding, datasets/transforms.py
     "skip_padded_patches": False,  # CLIP sees the padding, HiVG.py:930
     "image_normalization": "imagenet",  # datasets/transforms.py:262
-    "score": "similarity",  # official weights hold no score head
+    "score": "similarity",  # official weights have no score head
     "token_target": "nearest",  # one pixel per patch, utils/loss_utils.py:219
     "text_pad_id": 0,  # clip.tokenize fills with zeros, HiVG.py:906
     "contrastive_ignore_duplicates": False,  # plain cross-entropy over the batch, utils/loss_utils.py:135-141
@@ -238,7 +238,7 @@ def preset_fields(name: str, **overrides: Any) -> dict[str, Any]:
     if name in OFFICIAL_VARIANTS:
         args, clip_config = OFFICIAL_VARIANTS[name]
         return {**official_fields(args, _copy(clip_config)), **overrides}
-    raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(PRESET_NAMES)}.")
+    raise ValueError(f"Unknown preset {name!r}; choose one of {', '.join(PRESET_NAMES)}.")
 
 
 def official_fields(

@@ -230,7 +230,7 @@ class HiVGProcessor(ProcessorMixin):
         try:
             return self.tokenizer(expressions, **options)
         except BaseException as error:
-            # A panic of the tokenizers library, whose class cannot be imported and is no Exception.
+            # A panic of the tokenizers library, whose class cannot be imported and is not an Exception.
             if type(error).__name__ != "PanicException":
                 raise
             raise ValueError(

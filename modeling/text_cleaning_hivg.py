@@ -33,7 +33,7 @@ def checked_expressions(text: str | Sequence[str]) -> list[str]:
     """Cleaned expressions as a list.
 
     Raises:
-        TypeError: an expression is no string.
+        TypeError: an expression is not a string.
         ValueError: there is none, or one of them is blank.
     """
     expressions = [text] if isinstance(text, str) else list(text)

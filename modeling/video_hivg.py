@@ -34,7 +34,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
     """The open container and its first video stream.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file is missing.
         ValueError: If it is not a video in one of `CONTAINERS`, or is damaged.
         ImportError: If PyAV is not installed.
     """

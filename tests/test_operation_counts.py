@@ -21,7 +21,7 @@ OFFICIAL_GFLOP = 74.9
 OFFICIAL_336 = {"skip_padded_patches": False, "bridge_mask_padding": False, "pad_align": "pixel"}
 OFFICIAL_336 |= {"bridge_layers": [11, 15, 19, 23], "visual_feature_layers": [12, 16, 20, 24]}
 
-# The official weights hold no score, and the similarity score reads every patch.
+# The official weights have no score, and the similarity score reads every patch.
 BOX = {"output_scores": False}
 MASK = {"output_masks": True, "output_scores": False}
 ALL = {"output_masks": True, "output_token_logits": True}

@@ -106,7 +106,7 @@ def test_wheel_holds_types_marker_licence_and_command(wheel: zipfile.ZipFile) ->
 
 
 def test_wheel_holds_every_file_beside_the_code(wheel: zipfile.ZipFile) -> None:
-    """Checkpoints, templates, stubs: what is read at run time and is no module."""
+    """Checkpoints, templates, stubs: what is read at run time and is not a module."""
     beside = [path for path in (ROOT / "hivg_hf").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     expected = {path.relative_to(ROOT).as_posix() for path in beside}
     assert expected <= set(wheel.namelist())

@@ -1,4 +1,4 @@
-"""Side-by-side measurements: this package, the official computation written straightforwardly, and its neighbours.
+"""Side-by-side measurements: this package, the official computation written straightforwardly, and its neighbors.
 
 `python -m benchmarks.speed` runs them. Random weights, by configuration only: nothing is downloaded, and time does not
 depend on what the weights know.

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.speed.cache --out benchmarks/results/data/cache.json
 
 Writes photographs of 1024 x 768 pixels (smooth noise, JPEG quality 90), reads each as a row from the file and from the
-cache, in turn, and times the way from the row to normalised tensors on the square of 224 pixels. Exit status 1 where
+cache, in turn, and times the way from the row to normalized tensors on the square of 224 pixels. Exit status 1 where
 the cache is less than 5 times faster, or its tensors differ in one bit.
 """
 
@@ -69,7 +69,7 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
             seconds[name].append((time.process_time() - start) / images)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "what": "row to normalised pixel_values (3, 224, 224), one process, one thread, process CPU time",
+        "what": "row to normalized pixel_values (3, 224, 224), one process, one thread, process CPU time",
         "image": f"JPEG quality 90, {WIDTH} x {HEIGHT}",
         "milliseconds_per_row": {name: round(value * 1e3, 3) for name, value in median.items()},
         "milliseconds_per_row_of_each_round": {

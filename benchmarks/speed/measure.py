@@ -1,7 +1,7 @@
 """What is measured of a piece of work: operations, processor time in alternating rounds, and peak memory.
 
 Processor time of this process instead of the clock on the wall: on a shared machine the same forward pass takes up to
-ten times as long on the wall while its processor time moves by a few per cent. Rounds alternate between the cases, so
+ten times as long on the wall while its processor time moves by a few percent. Rounds alternate between the cases, so
 that a slow minute slows all of them, and figures are ratios of medians with bootstrap intervals over rounds.
 """
 
@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians and its 95 per cent interval."""
+    """A ratio of medians and its 95 % interval."""
 
     value: float
     low: float
@@ -128,7 +128,7 @@ def working_memory(run: Callable[[], Any]) -> int | None:
     """Bytes by which the resident memory of the process grows at the peak of one run, beyond what it held before.
 
     While it is measured, every block of 64 KiB or more is given back to the system when it is freed, so that blocks
-    kept by the allocator from earlier runs hide nothing. None where the system is no Linux with glibc.
+    kept by the allocator from earlier runs hide nothing. None where the system is not a Linux with glibc.
     """
     status = Path("/proc/self/status")
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -26,11 +26,11 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """Results that `save_results` wrote.
 
     Raises:
-        ValueError: the file holds no results of this benchmark.
+        ValueError: the file has no results of this benchmark.
     """
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(results, dict) or results.get("format") != 1 or "groups" not in results:
-        raise ValueError(f"{path} holds no benchmark results of format 1; write it with python -m benchmarks.speed.")
+        raise ValueError(f"{path} has no benchmark results of format 1; write it with python -m benchmarks.speed.")
     return results
 
 

@@ -277,7 +277,7 @@ def load_study(path: str | Path) -> Study:
 
     Raises:
         FileNotFoundError: It is not there.
-        ValueError: It is no YAML, or holds unknown keys, wrong types, or cells of unknown methods and bridges.
+        ValueError: It is not YAML, or holds unknown keys, wrong types, or cells of unknown methods and bridges.
     """
     content = dict(read_yaml(path, "study", own="benchmarks/study"))
     if (base := content.pop("extends", None)) is not None:

@@ -34,7 +34,7 @@ def write_report(studies: Study | Sequence[Study], results: Path, document: Path
         document: The Markdown file.
 
     Raises:
-        FileNotFoundError: There is no results file of the first study.
+        FileNotFoundError: Results file not found: of the first study.
         ValueError: A results file is of another study or of a newer format.
     """
     if isinstance(studies, Study):
@@ -80,13 +80,13 @@ def read_runs(study: Study, folder: Path, may_be_empty: bool = False) -> dict[Pa
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("study") != study.name:
-            raise ValueError(f"{path} is no result of the study {study.name}; its folder holds one study.")
+            raise ValueError(f"{path} is not a result of the study {study.name}; its folder holds one study.")
         if content["format_version"] > STUDY_FORMAT:
             raise ValueError(f"{path} has format {content['format_version']}, this version reads {STUDY_FORMAT}.")
         cell = content["cell"]
         runs[cell["method"], cell["bridge"]][cell["seed"]] = content
     if not runs and not may_be_empty:
-        raise FileNotFoundError(f"There is no results file in {folder}: run the study first.")
+        raise FileNotFoundError(f"Results file not found: in {folder}: run the study first.")
     return runs
 
 
@@ -176,7 +176,7 @@ def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
 
 
 def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> None:
-    """Bars of the mean accuracy by method, a colour for each bridge of the grid, a dot for each seed, the control as
+    """Bars of the mean accuracy by method, a color for each bridge of the grid, a dot for each seed, the control as
     a line."""
     colors = ("#4575b4", "#fdae61", "#9a9a9a", "#66a61e", "#762a83", "#d73027")
     methods, bridges = study.grid["methods"], study.grid["bridges"]

@@ -45,7 +45,7 @@ VERBS = {
     "demo": ("hivg_hf.cli.demo:demo", "Serve a web page to try a model on pictures."),
 }
 
-# What a user can cause and mend. Anything else is a fault of ours, and its traceback is what we need to see.
+# What a user can cause and fix. Anything else is a fault of ours, and its traceback is what we need to see.
 # StrictDataclassError wraps the refusal of a config in the name of its check; the sentence is its cause.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, StrictDataclassError)
 
@@ -128,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after `hivg`; the process's own by default.
 
     Raises:
-        SystemExit: always; status 0 on success, 2 after an error that the user can mend.
+        SystemExit: always; status 0 on success, 2 after an error that the user can fix.
     """
     app(args=None if args is None else list(args), prog_name="hivg")
 

@@ -107,7 +107,7 @@ def read_clip_config(source: str) -> Any:
 
 def _json(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, which {option} names.")
+        raise FileNotFoundError(f"File not found: {path}, which {option} names.")
     from hivg_hf.utils.strict_mapping import parse_json
 
     try:

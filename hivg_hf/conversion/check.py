@@ -53,7 +53,7 @@ def config_for_file(
     args = file.args if args is None else args
     if args is None:
         raise ValueError(
-            f"{file.path} holds no arguments that say which variant it is; give a config, for example "
+            f"{file.path} has no arguments that say which variant it is; give a config, for example "
             'HiVGConfig.preset("base-unc"), or the official arguments.'
         )
     if clip_config is None:

@@ -71,8 +71,8 @@ def read_official_file(path: str | os.PathLike[str]) -> OfficialFile:
     """Read a `.pth` or `.safetensors` file that the official code wrote, or that was made from one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, would run code, or holds no HiVG and no CLIP.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is truncated, would run code, or has no HiVG and no CLIP.
     """
     state, args, unread = _read(Path(path))
     weights: dict[str, Tensor] = {}
@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None, tuple[str
             "with HiVGForVisualGrounding.from_pretrained."
         )
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"File not found: {path}.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path), None, ()
@@ -118,7 +118,7 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None, tuple[str
             content = content[weights]
     if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise ValueError(
-            f"{path} holds no state dict; an official checkpoint has one under {WEIGHT_KEYS[0]!r}, a dict of tensors."
+            f"{path} has no state dict; an official checkpoint has one under {WEIGHT_KEYS[0]!r}, a dict of tensors."
         )
     return content, args, unread
 

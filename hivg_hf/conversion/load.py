@@ -84,7 +84,7 @@ def load_official_checkpoint(
         `return_processor` a pair.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file is missing.
         ValueError: the file is damaged, refused or another model's; the config does not fit it; a parameter is
             missing or unknown.
     """
@@ -92,7 +92,7 @@ def load_official_checkpoint(
     logger.info("%s", conversion.report)
     if conversion.report.created:
         logger.warning(
-            "%s holds no weights for %s: they are freshly initialised and must be trained.",
+            "%s has no weights for %s: they are freshly initialised and must be trained.",
             path,
             ", ".join(module_groups(conversion.report.created)),
         )
@@ -125,7 +125,7 @@ def convert_official_checkpoint(
         overrides: fields of the config to set otherwise.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file is missing.
         ValueError: as `load_official_checkpoint`.
     """
     if lora not in ("merge", "adapter"):
@@ -147,8 +147,8 @@ def load_official_clip(path: str | os.PathLike[str], **config_overrides: Any) ->
         config_overrides: fields of `HiVGConfig`; `clip_config` where the CLIP is not a published one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no plain CLIP; as `load_official_checkpoint`.
+        FileNotFoundError: the file is missing.
+        ValueError: the file has no plain CLIP; as `load_official_checkpoint`.
     """
     from hivg_hf.modeling import HiVGConfig
 
@@ -175,8 +175,8 @@ def official_clip(
         lora_alpha: the low-rank terms are scaled by `lora_alpha / rank`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no plain CLIP; as `load_official_checkpoint`.
+        FileNotFoundError: the file is missing.
+        ValueError: the file has no plain CLIP; as `load_official_checkpoint`.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -217,9 +217,7 @@ def official_processor(config: "HiVGConfig", tokenizer: Any = None) -> "HiVGProc
         try:
             tokenizer = CLIPTokenizer.from_pretrained(place)
         except (OSError, ValueError, TypeError) as error:
-            raise OSError(
-                f"There is no CLIP tokenizer to be had from {place}; give one as tokenizer, a folder or Hub id."
-            ) from error
+            raise OSError(f"No CLIP tokenizer found at {place}; give one as tokenizer, a folder or Hub id.") from error
     return HiVGProcessor.for_config(config, tokenizer)
 
 
@@ -255,7 +253,7 @@ def _bridge_terms(file: OfficialFile, names: set[str], alpha: float, report: Con
         if pair.rank != LowRankLinear.rank or alpha / pair.rank != LowRankLinear.scale:
             raise ValueError(
                 f"{file.path} has bridge terms of rank {pair.rank} and scale {alpha / pair.rank:g}; `bridge_lora` is "
-                f"of rank {LowRankLinear.rank} and scale {LowRankLinear.scale:g}. Leave it out to have them merged."
+                f"of rank {LowRankLinear.rank} and scale {LowRankLinear.scale:g}. Omit it to have them merged."
             )
         ours = (hivg_parameter_name(f"{name}.weight") or name).removesuffix(".weight")
         terms |= {f"{ours}.down": pair.down, f"{ours}.up": pair.up}

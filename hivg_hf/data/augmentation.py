@@ -1,7 +1,7 @@
 """Training augmentation of image, box and mask together, in numpy and PIL.
 
 What the official code does, step by step (official datasets/__init__.py:28-58, datasets/transforms.py): a crop for
-half of the expressions that name no direction, a random scale, colour jitter, and a random place on the square canvas.
+half of the expressions that name no direction, a random scale, color jitter, and a random place on the square canvas.
 There is no horizontal flip: "left" would become a lie. All randomness comes from the generator that the caller gives.
 
 Two deliberate differences. The crop must hold the centre of the box (the official test compares x with the crop's top
@@ -64,7 +64,7 @@ class GroundingAugmentation:
         crop_tries: crops drawn before giving up on one that holds the centre of the box.
         whole_image_words: an expression that holds one of these (as a substring, in lower case) is never cropped.
         jitter: brightness, contrast and saturation change by up to this share, in a random order; 0 turns it off.
-        jitter_probability: how often the colours are changed at all.
+        jitter_probability: how often the colors are changed at all.
         random_offset: False places the image in the middle, as evaluation does.
         mask_sampling: which point of a pixel of the resized mask is looked up: `"center"`, or `"corner"`, official.
     """
@@ -229,7 +229,7 @@ def map_box(box: Sequence[float], region: Region, width: int, height: int) -> tu
 def resize_mask(
     mask: np.ndarray, width: int, height: int, region: Region | None = None, sampling: str = "center"
 ) -> np.ndarray:
-    """Resize a bool mask (H, W), or a region of it in xyxy pixels, to bool (height, width), nearest neighbour."""
+    """Resize a bool mask (H, W), or a region of it in xyxy pixels, to bool (height, width), nearest neighbor."""
     if sampling == "corner":
         return resize_by_corner(mask, width, height, region)
     picture = Image.fromarray(mask.astype(np.uint8))

@@ -4,7 +4,7 @@
     <split>/rows/         the rows of the schema, each with the number of its picture
     <split>/images.arrow  the pictures
 
-`--for eval` holds the letterboxed pixels that a model's image processor makes (before normalising), so that nothing is
+`--for eval` holds the letterboxed pixels that a model's image processor makes (before normalizing), so that nothing is
 decoded or resized again. `--for train` holds encoded pictures whose short side is at most 600 pixels, with boxes and
 masks scaled to them: what the augmentation crops from.
 """
@@ -63,7 +63,7 @@ def write_cache(
 
     Raises:
         ValueError: `purpose` is unknown, the image processor is missing, a picture cannot be read, or the folder
-            holds something that is no cache.
+            holds something that is not a cache.
     """
     if purpose not in ("eval", "train"):
         raise ValueError(f"a cache is made for 'eval' or 'train', got {purpose!r}.")
@@ -91,11 +91,11 @@ def load_cache(folder: str | Path, split: str) -> datasets.Dataset:
         A dataset of the schema whose rows carry `letterboxed` (for eval) or embedded pictures (for train).
 
     Raises:
-        ValueError: the folder is no cache, of another format, or has no such split.
+        ValueError: the folder is not a cache, of another format, or has no such split.
     """
     folder = Path(folder)
     if not (folder / "cache.json").is_file():
-        raise ValueError(f"{folder} is no cache made by `hivg survey --for`: it has no cache.json.")
+        raise ValueError(f"{folder} is not a cache made by `hivg survey --for`: it has no cache.json.")
     facts = json.loads((folder / "cache.json").read_text())
     if facts.get("format") != FORMAT_VERSION:
         raise ValueError(

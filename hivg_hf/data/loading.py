@@ -193,7 +193,7 @@ def _load_mixture(
     order = {"shuffle": shuffle, "batch_size": batch_size, "lanes": lanes, "buffer": buffer}
     order = {name: value for name, value in order.items() if value is not None}
     if order and not shared["streaming"]:
-        raise ValueError(f"{' and '.join(order)} is of streams: leave it out, or add streaming=True.")
+        raise ValueError(f"{' and '.join(order)} is of streams: omit it, or add streaming=True.")
     loaded: dict[str, Any] = {}
     weights: dict[str, float] = {}
     for number, part in enumerate(parts):

@@ -20,8 +20,8 @@ class GroundingMixture:
 
     Args:
         parts: datasets of the schema, by name.
-        weights: relative share of each part in an epoch; its own length unless told.
-        size: rows per epoch; the sum of all lengths unless told.
+        weights: relative share of each part in an epoch; defaults to its own length.
+        size: rows per epoch; defaults to the sum of all lengths.
         seed: seed of the passes.
     """
 
@@ -95,8 +95,8 @@ def mix_datasets(
 
     Args:
         parts: the datasets.
-        weights: their relative shares of an epoch; their lengths unless told.
-        size: rows per epoch; the sum of the lengths unless told.
+        weights: their relative shares of an epoch; defaults to their lengths.
+        size: rows per epoch; defaults to the sum of the lengths.
         seed: seed of the order inside the parts.
     """
     if not isinstance(parts, Mapping):

@@ -226,7 +226,7 @@ class TableNegatives:
         return None
 
     def other_image(self, index: int, rng: np.random.Generator) -> str | None:
-        """An expression that is no part of one of the image's own, nor the other way round, of another category."""
+        """An expression that is not part of one of the image's own, nor the other way round, of another category."""
         own = self._own_words(index)
         here = {self._categories[row] for row in self._rows_of_image(index)} - {None}
         for other in rng.integers(len(self._expressions), size=TRIES):

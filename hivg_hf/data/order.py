@@ -2,7 +2,7 @@
 
 A row is asked for by the key `(epoch, index)`. The key reaches the worker process that loads the row, so whatever is
 random about the row (its augmentation) is a function of (seed, epoch, index) too. Workers, prefetching and restarts
-hold no state that could be lost, which is what makes a resumed run equal to one that was never stopped.
+have no state that could be lost, which is what makes a resumed run equal to one that was never stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -52,7 +52,7 @@ class EpochSampler(Sampler[RowKey]):
 
 
 class UniqueImageSampler(EpochSampler):
-    """An `EpochSampler` whose batches hold no image twice, for the contrastive loss.
+    """An `EpochSampler` whose batches have no image twice, for the contrastive loss.
 
     Two expressions of one image in a batch are no negatives of each other. Cut the keys into consecutive batches of
     `batch_size`: every full batch holds distinct images, as long as no image has more rows than there are batches.
@@ -94,7 +94,7 @@ def unique_image_order(image_codes: np.ndarray, batch_size: int, seed: int, epoc
     """An epoch's permutation of rows (N,) whose consecutive batches hold each image at most once.
 
     Rows are grouped by image, the images in random order, and dealt like cards to the batches: rows of one image go
-    to neighbouring batches, never to the same one. Batches, and rows in a batch, are shuffled afterwards.
+    to neighboring batches, never to the same one. Batches, and rows in a batch, are shuffled afterwards.
 
     Args:
         image_codes: integer code of each row's image (N,).

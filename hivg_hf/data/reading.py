@@ -71,7 +71,7 @@ def open_source(
     _check_options(reader, source, options)
     annotations: Annotations = reader(split, source=source, **options)
     if not len(annotations.records):
-        raise ValueError(f"{source} {split} holds no rows at all; are the files the right ones?")
+        raise ValueError(f"{source} {split} has no rows at all; are the files the right ones?")
     return RowBuilder(annotations, multi_target, verify_images)
 
 

@@ -106,7 +106,7 @@ class ShardStream(GroundingStream):
         Raises:
             ValueError: Always: only reading every row would tell.
         """
-        raise ValueError("unique_images needs the image of every row at once, which shards do not tell: leave it out.")
+        raise ValueError("unique_images needs the image of every row at once, which shards do not tell: omit it.")
 
     def state_dict(self, rows_seen: int | None = None) -> dict[str, int]:
         """As of any stream, with what else decides the order."""

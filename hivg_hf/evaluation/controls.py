@@ -130,7 +130,7 @@ def find_bridges(model: torch.nn.Module) -> list[torch.nn.Module]:
 def _bridge_inputs(
     model: torch.nn.Module, bridges: list[torch.nn.Module], processor: Any, expression: str
 ) -> dict[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:
-    """Text states and bias that each bridge receives for one expression, by running the model on a grey picture."""
+    """Text states and bias that each bridge receives for one expression, by running the model on a gray picture."""
     seen = {}
 
     def record(bridge: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

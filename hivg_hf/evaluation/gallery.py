@@ -144,7 +144,7 @@ def _figure_html(row: dict[str, Any], picture: Picture) -> str:
 
 
 def _box_html(name: str, box: Sequence[float], width: int, height: int) -> str:
-    """A box in per cent of the picture, so that it fits at any displayed size."""
+    """A box in percent of the picture, so that it fits at any displayed size."""
     x1, x2 = (100 * min(max(edge / width, 0.0), 1.0) for edge in (box[0], box[2]))
     y1, y2 = (100 * min(max(edge / height, 0.0), 1.0) for edge in (box[1], box[3]))
     style = f"left:{x1:.2f}%;top:{y1:.2f}%;width:{x2 - x1:.2f}%;height:{y2 - y1:.2f}%"

@@ -100,7 +100,8 @@ def read_facts(path: str | Path) -> CardFacts:
     given = set(content)
     if given - known or required - given:
         raise ValueError(
-            f"{path} is no facts file: unknown keys {sorted(given - known)}, missing keys {sorted(required - given)}."
+            f"{path} is not a facts file: unknown keys {sorted(given - known)}, "
+            f"missing keys {sorted(required - given)}."
         )
     return CardFacts(**content)
 

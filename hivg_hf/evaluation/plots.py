@@ -39,7 +39,7 @@ def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
 
 
 def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.5) -> None:
-    """Histogram of IoU in steps of 0.05, those below the threshold in grey, with the mean.
+    """Histogram of IoU in steps of 0.05, those below the threshold in gray, with the mean.
 
     Args:
         path: the PNG file.

@@ -96,7 +96,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write a results file; NaN is refused, since it is no JSON and no figure."""
+    """Write a results file; NaN is refused, since it is not JSON and no figure."""
     write_json(path, results)
 
 
@@ -110,12 +110,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / RESULTS_NAME if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"There is no results file {path}: write one with `hivg evaluate --out FOLDER`.")
+        raise FileNotFoundError(f"Results file not found: {path}: write one with `hivg evaluate --out FOLDER`.")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         version = results["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results file of `hivg evaluate`: {error!r}.") from error
+        raise ValueError(f"{path} is not a results file of `hivg evaluate`: {error!r}.") from error
     if version > RESULTS_FORMAT:
         raise ValueError(f"{path} has format {version}, this version reads up to {RESULTS_FORMAT}: update hivg_hf.")
     return results
@@ -159,7 +159,7 @@ def read_predictions(folder: str | Path) -> tuple[list[dict[str, Any]], list[dic
     """Predictions and references of an earlier evaluation, from its folder.
 
     Raises:
-        FileNotFoundError: the folder holds no predictions.
+        FileNotFoundError: the folder has no predictions.
     """
     path = Path(folder) / PREDICTIONS_NAME
     if not path.is_file():

@@ -53,7 +53,7 @@ def open_model(
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: it is no HiVG model, or an option does not go with it.
+        ValueError: it is not a HiVG model, or an option does not go with it.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")

@@ -46,7 +46,7 @@ def load_stages(folder: str | Path) -> PeftModel:
     base = load_whole(HiVGForVisualGrounding, folder / "base", dtype=torch.float32)
     positions = {path.parent: _read_record(path)["position"] for path in folder.glob(f"adapters/*/{RECORD_FILE}")}
     if not positions:
-        raise FileNotFoundError(f"{folder / 'adapters'} holds no adapter.")
+        raise FileNotFoundError(f"{folder / 'adapters'} has no adapter.")
     stages = sorted(positions, key=lambda path: positions[path])
     return add_stages(base, {check_adapter_name(path.name): path for path in stages}, f"those in {folder / 'base'}")
 
@@ -61,7 +61,7 @@ def add_stages(model: HiVGForVisualGrounding, stages: Mapping[str, Path], own: s
         own: The base's bridge and head, for the message.
 
     Raises:
-        FileNotFoundError: A folder holds no adapter.
+        FileNotFoundError: A folder has no adapter.
         ValueError: An adapter was trained with another bridge and head, or does not fit.
     """
     digest = bridge_and_head_hash(model)
@@ -88,14 +88,14 @@ def add_trained_adapter(model: torch.nn.Module, folder: str | Path, name: str) -
         name: Of the adapter in the model.
 
     Raises:
-        FileNotFoundError: The folder holds no adapter.
+        FileNotFoundError: The folder has no adapter.
         ValueError: Its weights are not exactly those that its config describes on this model, or are not finite; or
             it has an option that cannot be loaded exactly.
     """
     folder = Path(folder)
     for file in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"The adapter {folder} holds no {file}; publish or download it again.")
+            raise FileNotFoundError(f"The adapter {folder} has no {file}; publish or download it again.")
     check_stored_options(folder / ADAPTER_CONFIG_FILE)
     try:
         config = PeftConfig.from_pretrained(folder)
@@ -127,7 +127,7 @@ def load_adapter_state(model: PeftModel, folder: str | Path) -> None:
     for name in model.peft_config:
         path = folder / name / ADAPTER_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no adapter {name!r}, which the model has.")
+            raise FileNotFoundError(f"{folder} has no adapter {name!r}, which the model has.")
         state = load_file(path)
         check_fit(path, state, get_peft_model_state_dict(model, adapter_name=name))
         if model.peft_config[name].peft_type != PeftType.LORA:

@@ -96,8 +96,8 @@ REFUSED = {
     "corda_config": _OTHER_START,
     "lora_ga_config": _OTHER_START,
     "fan_in_fan_out": "the towers' layers are all `nn.Linear`, which store weights the other way",
-    "megatron_config": "the towers hold no Megatron layers",
-    "megatron_core": "the towers hold no Megatron layers",
+    "megatron_config": "the towers have no Megatron layers",
+    "megatron_core": "the towers have no Megatron layers",
     "trainable_token_indices": "it trains CLIP's token embedding, which HiLoRA keeps as it is",
     "velora_config": "its compressed activations make gradients inexact, and no test covers stages with it",
     "alora_invocation_tokens": "it is made for text generation: a merged model cannot switch at a token",
@@ -129,7 +129,7 @@ def check_lora_options(options: Mapping[str, Any], where: str) -> None:
     known = {field.name: field for field in fields(LoraConfig)}
     for name, value in options.items():
         if name in OWN_FIELDS:
-            raise ValueError(f"{where} holds `{name}`, which is set by {OWN_FIELDS[name]}: leave it out here.")
+            raise ValueError(f"{where} holds `{name}`, which is set by {OWN_FIELDS[name]}: omit it here.")
         if name not in known:
             raise ValueError(f"{where} holds `{name}`, which peft.LoraConfig does not take: expected {_names()}.")
         if name in ACCEPTED:

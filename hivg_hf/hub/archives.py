@@ -70,7 +70,7 @@ class Member:
 
 @contextmanager
 def open_archive(path: Path, most_bytes: int) -> Iterator[list[Member] | None]:
-    """The `.pth` files of a zip or tar archive, compressed or not; None for a file that is no archive.
+    """The `.pth` files of a zip or tar archive, compressed or not; None for a file that is not an archive.
 
     Args:
         path: the file; its name says nothing, its content decides.

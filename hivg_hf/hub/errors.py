@@ -131,7 +131,7 @@ def _sentence(repo_id: str, uploading: bool, error: BaseException) -> Exception 
     """The error to raise for one of the client's; None for one that says what is needed itself."""
     words = _words(error)
     if isinstance(error, HFValidationError):
-        return ValueError(f"{repo_id!r} is no name of a repository ({words}); write it as owner/name.")
+        return ValueError(f"{repo_id!r} is not a name of a repository ({words}); write it as owner/name.")
     if isinstance(error, OfflineModeIsEnabled) or (
         isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     ):

@@ -43,11 +43,11 @@ def folder_kind(folder: Path) -> FolderKind:
     """Whether a folder holds a whole HiVG model or a PEFT adapter of one.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder is missing.
         ValueError: the folder holds neither.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}; give one that save_pretrained wrote.")
+        raise FileNotFoundError(f"Folder not found: {folder}; give one that save_pretrained wrote.")
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return "adapter"
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "hivg":
@@ -69,8 +69,8 @@ def files_to_push(folder: Path, onnx: bool = False) -> list[Path]:
         Paths relative to the folder, sorted.
 
     Raises:
-        FileNotFoundError: there is no such folder, or a file that the model needs is missing from it.
-        ValueError: the folder holds no model; its weights cannot be read or are not finite; or a file is not really
+        FileNotFoundError: the folder is missing, or a file that the model needs is missing from it.
+        ValueError: the folder has no model; its weights cannot be read or are not finite; or a file is not really
             in the folder.
     """
     if folder_kind(folder) == "adapter":
@@ -137,7 +137,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def weights_fingerprint(name: str | Path) -> str | None:
     """What tells one model folder from another that took its place: a hash of its weights, configs and tokenizer.
 
-    None for a model that is no folder here: a repository is told by its revision.
+    None for a model that is not a folder here: a repository is told by its revision.
     """
     from .names import resolve_model  # which reads configs as this file does
 
@@ -169,7 +169,7 @@ def _check_inside(folder: Path, path: Path) -> None:
 
 
 def _check_weights(path: Path) -> None:
-    """Refuse a file that is cut off, is no safetensors, or holds NaN or infinite values."""
+    """Refuse a file that is cut off, is not safetensors, or holds NaN or infinite values."""
     try:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():

@@ -62,9 +62,7 @@ def download_checked(
             )
         )
     if not folder.is_dir():
-        raise ValueError(
-            f"The repository {repo_id} holds no model: none of its files is called {', '.join(patterns)}."
-        )
+        raise ValueError(f"The repository {repo_id} has no model: none of its files is called {', '.join(patterns)}.")
     _verify(repo_id, folder, token, cache_dir)
     return folder
 
@@ -95,7 +93,7 @@ def load_with_stages(
             config, such as `image_size=448`, which the processor then follows.
 
     Raises:
-        FileNotFoundError: a folder holds no weights.
+        FileNotFoundError: a folder has no weights.
         ValueError: there is no such repository; an adapter was trained with another bridge and head than the base, or
             is its own base; or weights are missing, renamed, of another shape, NaN or infinite.
         ConnectionError: a download failed; the same call tries again.

@@ -24,7 +24,7 @@ def resolve_model(name: str | Path) -> str:
     Official models are downloaded and converted where they are not in the cache.
 
     Raises:
-        FileNotFoundError: there is no such folder, no model in it, or the shipped checkpoint is not installed.
+        FileNotFoundError: the folder is missing, no model in it, or the shipped checkpoint is not installed.
         ValueError: there is no such official model; or what `open_official` raises.
         ConnectionError: a download broke; the same call resumes it.
     """
@@ -50,7 +50,7 @@ def resolve_model(name: str | Path) -> str:
 
         return str(open_official(name.removeprefix(PREFIX)))
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no model folder '{name}'.")
+        raise FileNotFoundError(f"Model folder not found: '{name}'.")
     return name
 
 
@@ -75,4 +75,4 @@ def _model_in(folder: Path) -> Path:
         model = content.get("model") if isinstance(content, dict) else None
         if model in ("model", "merged") and (folder / model / "config.json").is_file():
             return folder / model
-    raise FileNotFoundError(f"The folder '{folder}' holds no model: it has no config.json.")
+    raise FileNotFoundError(f"The folder '{folder}' has no model: it has no config.json.")

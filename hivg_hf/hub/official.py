@@ -55,7 +55,7 @@ def open_official(name: str, file: Path | None = None) -> Path:
     if target.is_dir():
         return target
     if file is not None and not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
+        raise FileNotFoundError(f"File not found: {file}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f"{key}.lock"):  # the second of two processes finds what the first made
         if not target.is_dir():
@@ -181,12 +181,12 @@ def _unpack_annotations(path: Path, folder: Path, most_bytes: int) -> None:
     """Every `<dataset>_<split>.pth` of the archive to `<dataset>/<dataset>_<split>.pth`, whatever folder it was in.
 
     Raises:
-        ValueError: it is no archive, holds no such file, or one of them twice.
+        ValueError: it is not an archive, has no such file, or one of them twice.
     """
     with open_archive(path, most_bytes) as members:
         tables = [member for member in members or () if member.name.rpartition("_")[0] in OFFICIAL_TEXT_LAYERS]
         if not tables:
-            raise ValueError(f"{path} holds no annotations such as unc_train.pth; delete it and fetch it again.")
+            raise ValueError(f"{path} has no annotations such as unc_train.pth; delete it and fetch it again.")
         for member in tables:
             target = folder / member.name.rpartition("_")[0] / member.name
             if target.exists():

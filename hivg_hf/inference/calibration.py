@@ -1,6 +1,6 @@
 """Make a score mean what it says, the chance that the box is right, and decide from which score on a box is found.
 
-A score is `sigmoid(scale * value + bias)` of one number: the logit of the trained head, or for weights that hold no
+A score is `sigmoid(scale * value + bias)` of one number: the logit of the trained head, or for weights that have no
 head the difference of token similarity inside and outside the box. Scale and bias are fitted to rows that no training
 saw (Platt's logistic fit); in the config the head's scale is `1 / score_temperature`.
 """

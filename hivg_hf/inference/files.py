@@ -152,7 +152,7 @@ def find_images(arguments: Iterable[str], recursive: bool = False) -> tuple[list
         recursive: whether folders are searched to their depth.
 
     Raises:
-        FileNotFoundError: a folder holds no image, or a pattern matches none.
+        FileNotFoundError: a folder has no image, or a pattern matches none.
     """
     found: dict[str, str] = {}
     plain = True
@@ -163,7 +163,7 @@ def find_images(arguments: Iterable[str], recursive: bool = False) -> tuple[list
             plain = False
             paths = _images_in(argument, recursive)
             if not paths:
-                raise FileNotFoundError(f"There is no image in the folder '{argument}'.")
+                raise FileNotFoundError(f"No image in the folder '{argument}'.")
             found.update((path, os.path.relpath(path, argument)) for path in paths)
         elif glob.has_magic(argument) and not os.path.exists(argument):
             plain = False

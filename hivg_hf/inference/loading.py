@@ -50,7 +50,7 @@ def load_pipeline(
             whole process.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no model in it.
+        FileNotFoundError: the folder is missing, or no model in it.
         ImportError: onnxruntime is asked for and not installed.
         ValueError: the folder holds another kind of model, there is no such repository, or `dtype`, `backend` or
             `precision` is unknown or does not go with the others; or weights are missing, of another shape, NaN or

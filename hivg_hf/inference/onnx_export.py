@@ -127,7 +127,7 @@ def write_current_onnx(folder: Path) -> None:
     """Put fp32 and int8 files with every output into a model folder, unless those there were made from its weights.
 
     Raises:
-        ValueError: the folder holds no whole model; adapters are exported merged.
+        ValueError: the folder has no whole model; adapters are exported merged.
     """
     expected = GraphIdentity.of_folder(folder)
     paths = [folder / ONNX_FOLDER / MODEL_FILES[precision] for precision in PRECISIONS]

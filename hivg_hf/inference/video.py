@@ -26,7 +26,7 @@ def frame_rate(path: Path) -> float:
     """Frames per second of a video file; 25 where it does not say.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file is missing.
         ValueError: If it is not a video.
     """
     with open_video(path) as (_, stream):

@@ -126,7 +126,7 @@ def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float
 def choose_threshold(scores: np.ndarray, no_target: np.ndarray) -> dict[str, float | None]:
     """The threshold with the best F1 for finding expressions that name nothing, and its report.
 
-    Candidates lie half-way between neighbouring scores, so that no score sits on the threshold; of equal ones the
+    Candidates lie half-way between neighboring scores, so that no score sits on the threshold; of equal ones the
     lowest is taken, which withholds least.
 
     Raises:

@@ -29,7 +29,7 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
 
     Raises:
         FileNotFoundError: It, or what it extends, is not there.
-        ValueError: It is no YAML, extends itself, or something changes a phase that is not there.
+        ValueError: It is not YAML, extends itself, or something changes a phase that is not there.
     """
     path = find_recipe(name)
     return override({"name": path.stem, **_extended(path, ())}, overrides)
@@ -39,7 +39,7 @@ def override(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, 
     """A recipe's content with `key.sub=value` pairs put in place.
 
     Raises:
-        ValueError: A pair has no "=", or leads through something that holds no keys.
+        ValueError: A pair has no "=", or leads through something that has no keys.
     """
     changed = dict(content)
     for key, value in read_options(overrides, "After the recipe, hivg train").items():

@@ -30,7 +30,7 @@ class GlobalBatchSampler(Sampler[list[RowKey]]):
         rank, processes: Of this process.
 
     Raises:
-        ValueError: If an epoch holds no whole global batch.
+        ValueError: If an epoch has no whole global batch.
     """
 
     def __init__(

@@ -199,7 +199,7 @@ def load_tokenizer(recipe: ModelRecipe) -> Any:
         return build_tokenizer()
     source = recipe.tokenizer or recipe.clip
     if source is None or Path(source).is_file():
-        raise ValueError("The file in model.clip holds no tokenizer: name CLIP's folder or Hub id in model.tokenizer.")
+        raise ValueError("The file in model.clip has no tokenizer: name CLIP's folder or Hub id in model.tokenizer.")
     return AutoTokenizer.from_pretrained(_place(source))
 
 

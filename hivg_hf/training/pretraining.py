@@ -3,7 +3,7 @@
 Grounding losses alone teach a new model nothing for a long time. Here CLIP's two towers, without bridges and fusion,
 learn from what RefShapes knows about every object (rows with the column `objects`):
 
-- per patch: is there an object, its colour, shape, size and filling, and the box around it relative to the patch;
+- per patch: is there an object, its color, shape, size and filling, and the box around it relative to the patch;
 - regions: an object's patches match its description among all descriptions of the batch (as CLIP, but per object);
 - images: CLIP's own contrastive loss between pictures and captions.
 

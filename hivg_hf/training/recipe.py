@@ -232,7 +232,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = (), allow_code: boo
 
     Raises:
         FileNotFoundError: If it is not there.
-        ValueError: If it is no YAML, or holds unknown keys, wrong types or impossible settings.
+        ValueError: If it is not YAML, or holds unknown keys, wrong types or impossible settings.
     """
     return parse_recipe(read_recipe(name, overrides), allow_code)
 

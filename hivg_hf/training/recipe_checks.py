@@ -44,7 +44,7 @@ def check_preset(where: str, name: str | None) -> None:
     from hivg_hf.modeling.presets_hivg import PRESET_NAMES
 
     if name is not None and name not in PRESET_NAMES:
-        raise ValueError(f"There is no preset {name!r}, which {where} names: {nearest(name, PRESET_NAMES)}")
+        raise ValueError(f"Unknown preset {name!r}, which {where} names: {nearest(name, PRESET_NAMES)}")
 
 
 def _check_clip_fields(where: str, content: Any) -> None:

@@ -35,7 +35,7 @@ def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowC
         evaluation = evaluate_model(model, processor, dataset, settings)
         evaluation.describe(model, recipe.name, spec["source"], spec["split"], row_options(spec))
         if PartialState().is_main_process:
-            plots = is_package_available("matplotlib")  # hours of training do not end for want of a picture
+            plots = is_package_available("matplotlib")  # hours of training do not end because no picture can be drawn
             write_evaluation(folder / "evaluation" / name, evaluation, dataset, plots=plots)
         results[name] = evaluation.results
     return results

@@ -170,7 +170,7 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         if refused:
             raise ValueError(
                 f"{' and '.join(refused)} needs rows that can be asked for by number, and train_dataset is a stream "
-                "that gives them in its own order: leave it out, or train on a table."
+                "that gives them in its own order: omit it, or train on a table."
             )
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:

@@ -65,7 +65,7 @@ def plan_user_training(
         data: whatever `load_grounding_dataset` reads: a table, a folder that `datasets` saved, a dataset on the Hub.
             A `split` column with `train` and `val` is followed, and so are splits that are stored apart; without
             either, images are held out for validation.
-        images: folder of the pictures; the table's own folder unless told.
+        images: folder of the pictures; defaults to the table's own folder.
         base: folder or Hub id of a HiVG model or of a plain CLIP.
         out: folder of the run; only its name is read, as the name of the run.
         box_format: what the boxes mean; required for every format but COCO's.
@@ -82,8 +82,8 @@ def plan_user_training(
         A recipe for `hivg_hf.training.recipe.parse_recipe`.
 
     Raises:
-        ValueError: the base is no HiVG and no CLIP, the split column lacks `train` or `val`, or a reader option is
-            wrong.
+        ValueError: the base is neither a HiVG nor a CLIP, the split column lacks `train` or `val`, or an option of the
+            reader is wrong.
         FileNotFoundError: a file or a folder is missing.
     """
     kind, config = _open_base(base)
@@ -141,7 +141,7 @@ def _open_base(base: str) -> tuple[str, Mapping[str, Any]]:
     try:
         config, _ = PretrainedConfig.get_config_dict(base)
     except OSError as error:
-        raise ValueError(f"{base} is no model folder and no Hub id that can be reached: {error}") from error
+        raise ValueError(f"{base} is neither a model folder nor a Hub id that can be reached: {error}") from error
     model_type = config.get("model_type")
     if model_type not in ("hivg", "clip"):
         raise ValueError(f"{base} is a model of type {model_type!r}; training starts from a HiVG or a CLIP model.")

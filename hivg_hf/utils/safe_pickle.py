@@ -33,7 +33,7 @@ def load_pickle(path: str | os.PathLike[str], encoding: str = "latin1") -> Any:
         encoding: How strings written by Python 2 are read; `"latin1"` keeps every byte.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file is missing.
         ValueError: If the file is damaged, or asks for something that is not on the list; nothing of it has run.
     """
 
@@ -50,7 +50,7 @@ def load_torch_file(path: str | os.PathLike[str]) -> Any:
         path: The file, an official checkpoint or split.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file is missing.
         ValueError: If the file is damaged, or asks for something that is not on the list; nothing of it has run.
     """
     return _load(path, read_torch_file, "a file that torch.save wrote whole")

@@ -31,7 +31,7 @@ def read_yaml(path: str | Path, kind: str, own: str = "hivg_hf/recipes") -> Mapp
 
     Raises:
         FileNotFoundError: It is not there.
-        ValueError: It is no YAML, too large once its aliases are written out, or no mapping.
+        ValueError: It is not YAML, too large once its aliases are written out, or no mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +54,7 @@ def parse_yaml(text: str) -> Any:
     more than any memory. So the size is counted with every alias written out.
 
     Raises:
-        ValueError: It is no YAML, too large or too deep, holds an alias of what contains it, or names a key twice.
+        ValueError: It is not YAML, too large or too deep, holds an alias of what contains it, or names a key twice.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -72,7 +72,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text in UTF-8, UTF-16 or UTF-32, every key named once: else the parser keeps the last value.
 
     Raises:
-        ValueError: It is no JSON, nested too deeply, or an object in it names a key twice.
+        ValueError: It is not JSON, nested too deeply, or an object in it names a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -96,7 +96,7 @@ def read_options(pairs: Iterable[str], flag: str) -> dict[str, Any]:
         flag: Where, for messages: "--option".
 
     Raises:
-        ValueError: A pair has no name or no "=", or its value is no YAML; or a name stands twice.
+        ValueError: A pair has no name or no "=", or its value is not YAML; or a name stands twice.
     """
     values: dict[str, Any] = {}
     for pair in pairs:

@@ -44,7 +44,7 @@ def load_whole(
     if folder.is_dir() and not any(folder.glob("*.safetensors*")):
         pickled = ", ".join(sorted(path.name for path in folder.glob("pytorch_model*.bin")))
         raise FileNotFoundError(
-            f"The folder {source} holds no model.safetensors"
+            f"The folder {source} has no model.safetensors"
             + (f", and pickled weights ({pickled}) are not opened: save the model as safetensors." if pickled else ".")
         )
     try:

@@ -11,10 +11,10 @@ import PIL.ImageFont
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 
-# Okabe and Ito's palette, which colour-blind people can tell apart, in an order that keeps neighbours far apart.
+# Okabe and Ito's palette, which color-blind people can tell apart, in an order that keeps neighbors far apart.
 COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 NOT_FOUND_COLOR = (150, 150, 150)
-# Colours of a heat map from 0 to 1: dark blue, violet, orange, light yellow.
+# Colors of a heat map from 0 to 1: dark blue, violet, orange, light yellow.
 HEAT_COLORS = ((12, 8, 60), (120, 28, 109), (237, 105, 37), (252, 255, 164))
 # A mask is an outline and a breath of its color inside: what color the object has can still be seen.
 MASK_STRENGTH = 0.15
@@ -47,7 +47,7 @@ def draw_grounding(
     Args:
         image: what was grounded, in any form the pipeline takes.
         results: a result of the pipeline or a list of them. A `"mask"` is outlined; a result whose `"found"` is
-            False is drawn in grey with its label in brackets; results with `"error"` are left out.
+            False is drawn in gray with its label in brackets; results with `"error"` are left out.
         min_side: pictures whose longer side is shorter than this are enlarged to it, since no label fits on 64 pixels.
 
     Returns:
@@ -93,8 +93,8 @@ def draw_heatmap(image: Any, heatmap: Any, strength: float = 0.6) -> PIL.Image.I
         raise ValueError(f"A heat map must have its picture's height and width {expected}, not {values.shape}.")
     stops = np.linspace(0, 1, len(HEAT_COLORS))
     channels = [np.interp(values, stops, [color[channel] for color in HEAT_COLORS]) for channel in range(3)]
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]  # colours of the map must not mix with others
-    return PIL.Image.fromarray(((1 - strength) * grey + strength * np.stack(channels, -1)).round().astype(np.uint8))
+    gray = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]  # colors of the map must not mix with others
+    return PIL.Image.fromarray(((1 - strength) * gray + strength * np.stack(channels, -1)).round().astype(np.uint8))
 
 
 def _tint_masks(
@@ -142,7 +142,7 @@ def _line_width(side: int) -> int:
 
 
 def _draw_box(draw: PIL.ImageDraw.ImageDraw, box: _Rectangle, color: tuple[int, int, int], side: int) -> None:
-    """The outline in its colour between two thin dark lines, so that it shows on any background."""
+    """The outline in its color between two thin dark lines, so that it shows on any background."""
     width, halo = _line_width(side), max(1, _line_width(side) // 3)
     # The outline lies around the object. A box of no area still shows, as a dot.
     for grow, line_width, line_color in ((width + halo, width + 2 * halo, (20, 20, 20)), (width, width, color)):
@@ -161,7 +161,7 @@ def _draw_label(
     placed: Sequence[_Rectangle],
     boxes: Sequence[_Rectangle],
 ) -> _Rectangle:
-    """Write the label on a plate of the box's colour, beside the box and inside the picture; return the plate."""
+    """Write the label on a plate of the box's color, beside the box and inside the picture; return the plate."""
     # Panoramas have little room above and below: their letters and lines follow the shorter side.
     font = _font(max(SMALLEST_FONT, round(min(max(size) * FONT_PER_SIDE, min(size) / 7))), text)
     margin = max(2, font.size // 4)

@@ -226,7 +226,7 @@ def test_missed_limits_are_named():
 
 def test_other_files_are_no_results(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no benchmark results"):
+    with pytest.raises(ValueError, match="has no benchmark results"):
         report.load_results(tmp_path / "x.json")
 
 

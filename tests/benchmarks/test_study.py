@@ -364,5 +364,5 @@ def test_a_report_needs_results_of_its_own_study(study_file, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no results file in .*: run the study first"):
         write_report(study, tmp_path, tmp_path / "x.md")
     (tmp_path / "other.json").write_text(json.dumps({"study": "another"}))
-    with pytest.raises(ValueError, match="is no result of the study little"):
+    with pytest.raises(ValueError, match="is not a result of the study little"):
         write_report(study, tmp_path, tmp_path / "x.md")

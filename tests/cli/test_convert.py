@@ -125,7 +125,7 @@ def test_a_plain_clip_has_no_adapter(files: Path, case: OfficialCase) -> None:
     ("options", "message"),
     [
         (["--preset", "base-unc"], "Give either --preset or --args"),
-        (["--args", "nothing.json"], "There is no file nothing.json, which --args names"),
+        (["--args", "nothing.json"], "File not found: nothing.json, which --args names"),
         (["--alpha", "x"], "alpha"),
     ],
 )

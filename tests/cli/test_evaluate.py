@@ -144,7 +144,7 @@ def test_plural_expressions_are_measured_by_f1_in_one_command(checkpoint, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "/nowhere", *DATA], "There is no model folder '/nowhere'."),
+        (["--model", "/nowhere", *DATA], "Model folder not found: '/nowhere'."),
         (["--model", "MODEL", "--data", "refshapes", "--split", "test"], "unknown RefShapes split 'test'"),
         (["--model", "MODEL", "--data", "refshapes", "--split", "val+"], "A split has no name in 'val+'"),
         (["--model", "MODEL", *DATA, "--protocol", "coco"], "Unknown protocol 'coco': choose one of pixel"),

@@ -40,7 +40,7 @@ def model_folder(
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of three pictures, one of them in a folder of its own, beside a file that is no picture."""
+    """A folder of three pictures, one of them in a folder of its own, beside a file that is not a picture."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "more").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def test_json_lines_may_hold_pictures_in_base64(run: Run, photos: Path) -> None:
 
 
 def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name, message in {"./absent": "no model folder './absent'", str(photos): "holds no model"}.items():
+    for name, message in {"./absent": "no model folder './absent'", str(photos): "has no model"}.items():
         with pytest.raises(SystemExit) as ended:
             main(["ground", "photos/a.png", "the star", "--model", name])
         assert ended.value.code == 2

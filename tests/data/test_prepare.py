@@ -68,7 +68,7 @@ def test_the_summary_says_it_in_words(table):
 
 
 def test_a_contact_sheet_shows_the_boxes(tmp_path, make_row):
-    """A white picture with one box: coloured lines appear where the box is, and nowhere far from it."""
+    """A white picture with one box: colored lines appear where the box is, and nowhere far from it."""
     import datasets
 
     from hivg_hf.data.schema import FEATURES

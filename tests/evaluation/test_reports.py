@@ -155,11 +155,11 @@ def test_not_a_number_is_no_result(tmp_path):
 
 
 def test_missing_and_foreign_results_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no results file .*results\.json: write one with"):
+    with pytest.raises(FileNotFoundError, match=r"Results file not found: .*results\.json: write one with"):
         read_results(tmp_path)
     path = tmp_path / "other.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"other.json is no results file of `hivg evaluate`"):
+    with pytest.raises(ValueError, match=r"other.json is not a results file of `hivg evaluate`"):
         read_results(path)
     path.write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="has format 99, this version reads up to 1"):

@@ -48,7 +48,7 @@ def test_the_included_checkpoint_has_a_name(checkpoint, monkeypatch):
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(FileNotFoundError, match=r"There is no model folder '/no/such'\."):
+    with pytest.raises(FileNotFoundError, match=r"Model folder not found: '/no/such'\."):
         open_model("/no/such")
 
 

@@ -10,11 +10,11 @@ from PIL import Image
 from hivg_hf import HiVGForVisualGrounding
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 
-COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+COLORS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
 
-def coloured_box_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of the schema: one coloured rectangle on grey, named by its colour; pictures of several shapes."""
+def colored_box_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the schema: one colored rectangle on gray, named by its color; pictures of several shapes."""
     rng = np.random.default_rng(seed)
     return [_row(rng, index) for index in range(count)]
 
@@ -23,12 +23,12 @@ def _row(rng: np.random.Generator, index: int) -> dict[str, Any]:
     width, height = (int(side) for side in rng.integers(48, 97, size=2))
     x1, y1 = int(rng.integers(0, width - 24)), int(rng.integers(0, height - 24))
     x2, y2 = x1 + int(rng.integers(12, 24)), y1 + int(rng.integers(12, 24))
-    colour = sorted(COLOURS)[index % 2]
+    color = sorted(COLORS)[index % 2]
     pixels = np.full((height, width, 3), 128, dtype=np.uint8)
-    pixels[y1:y2, x1:x2] = COLOURS[colour]
+    pixels[y1:y2, x1:x2] = COLORS[color]
     return {
         "image": Image.fromarray(pixels),
-        "expression": f"the {colour} box" if index % 3 else f"{colour}",
+        "expression": f"the {color} box" if index % 3 else f"{color}",
         "box": [float(edge) for edge in (x1, y1, x2, y2)],
         "boxes": [[float(edge) for edge in (x1, y1, x2, y2)]],
         "no_target": False,
@@ -104,7 +104,7 @@ def folder_bytes(folder: Any) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.safetensors"))}
 
 
-ROWS = coloured_box_rows(24)
+ROWS = colored_box_rows(24)
 
 
 def make_trainer(model, processor, folder, kind=HiVGTrainer, eval_rows=None, callbacks=None, initial=None, **changes):

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, LoraRuntimeConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
-from helpers.training import coloured_box_rows
+from helpers.training import colored_box_rows
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.hilora import (
@@ -87,7 +87,7 @@ def test_targets_are_anchored_on_the_towers(tiny_model):
         (lambda: HiLoraConfig(OFFICIAL_STAGES, targets=("wte",)), r"must be some of .* Got \('wte',\)"),
         (
             lambda: HiLoraConfig(OFFICIAL_STAGES, lora_options={"r": 3}),
-            r"lora_options holds `r`, which is set by a stage's `rank`: leave it out",
+            r"lora_options holds `r`, which is set by a stage's `rank`: omit it",
         ),
         (lambda: HiLoraConfig(OFFICIAL_STAGES, lora_options={"use_dora": True}), r"DoRA .* its stages do not add up"),
         (
@@ -164,7 +164,7 @@ def test_merging_does_not_lose_an_inactive_adapter(tiny_model, tiny_config):
 @pytest.fixture(scope="module")
 def question(tiny_processor):
     """Inputs without targets: a batch of pictures of several shapes and expressions of several lengths."""
-    batch = GroundingCollator(tiny_processor, masks=False)(coloured_box_rows(4, seed=9))
+    batch = GroundingCollator(tiny_processor, masks=False)(colored_box_rows(4, seed=9))
     return {name: value for name, value in batch.items() if name not in ("labels", "image_ids")}
 
 
@@ -178,7 +178,7 @@ def train_a_little(model, processor, folder, steps=3):
         str(folder), global_batch_size=8, max_steps=steps, learning_rate=5e-3, use_cpu=True, disable_tqdm=True,
         save_strategy="no", seed=4,
     )  # fmt: skip
-    HiVGTrainer(model, args, train_dataset=coloured_box_rows(16), processing_class=processor).train()
+    HiVGTrainer(model, args, train_dataset=colored_box_rows(16), processing_class=processor).train()
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,9 @@ def test_adapter_of_a_local_base_is_refused_until_the_base_is_named(
 ) -> None:
     done = push(home, trained / "exports" / "stage_2", "alice/export")
     assert done["status"] == 2
-    assert "which is no repository of the Hub; push the base first, and name it (--base owner/name" in done["output"]
+    assert (
+        "which is not a repository of the Hub; push the base first, and name it (--base owner/name" in done["output"]
+    )
     assert hub.repositories == {}
 
 

@@ -67,7 +67,7 @@ NOT_THE_HUB = r"does not speak as the Hub does \(.*\); a network's log-in page o
         ("/tree/", {"status": 200, "body": b'{"a": 1}'}, rf"What answers at \S+ about alice/tiny {NOT_THE_HUB}"),
         (API, {"status": 200, "body": b"{}"}, rf"What answers at \S+ about alice/tiny {NOT_THE_HUB}"),
         (FILE, PORTAL, rf"The connection to \S+ broke while working on alice/tiny \(Consistency check.*\); {AGAIN}"),
-        ("/tree/", {"status": 200, "body": b"[]"}, r"The repository alice/tiny holds no model: none of its files.*"),
+        ("/tree/", {"status": 200, "body": b"[]"}, r"The repository alice/tiny has no model: none of its files.*"),
         (API, {"halve": True}, rf"The connection to \S+ broke while working on alice/tiny \(.*\); {AGAIN}"),
         (FILE, {"halve": True}, rf"The connection to \S+ broke while working on alice/tiny \(.*\); {AGAIN}"),
         (API, {"stall": 0.5}, rf"The connection to \S+ broke while working on alice/tiny \(timed out\); {AGAIN}"),

@@ -180,7 +180,7 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"Folder not found: .*absent"):
         files_to_push(tmp_path / "absent")
 
 

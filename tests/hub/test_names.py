@@ -48,7 +48,7 @@ def test_a_run_without_a_finished_model_is_said_to_be_one(run_folder: Path) -> N
 @pytest.mark.parametrize("content", [{"model": "../elsewhere"}, {"model": {"id": "x"}}, [1]])
 def test_a_results_file_that_is_not_a_runs_leads_nowhere(run_folder: Path, content: object) -> None:
     (run_folder / "results.json").write_text(json.dumps(content))
-    with pytest.raises(FileNotFoundError, match=r"holds no model: it has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no model: it has no config\.json"):
         resolve_model(run_folder)
 
 
@@ -61,10 +61,10 @@ def test_what_is_no_folder_is_a_repository(name: str, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./absent", r"There is no model folder './absent'\."),
-        ("runs/mine/absent", r"There is no model folder 'runs/mine/absent'\."),
+        ("./absent", r"Model folder not found: './absent'\."),
+        ("runs/mine/absent", r"Model folder not found: 'runs/mine/absent'\."),
         ("best.pth", r"'best.pth' is a file; .*convert it first: hivg convert best.pth FOLDER"),
-        ("empty", r"The folder 'empty' holds no model: it has no config.json\."),
+        ("empty", r"The folder 'empty' has no model: it has no config.json\."),
     ],
 )
 def test_what_cannot_be_a_model_is_named(

@@ -18,5 +18,5 @@ def test_without_the_included_checkpoint_the_way_to_get_it_is_told(
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no model folder '.*absent'\."):
+    with pytest.raises(FileNotFoundError, match=r"Model folder not found: '.*absent'\."):
         loading.load_pipeline(tmp_path / "absent")

@@ -254,9 +254,9 @@ def test_damaged_bytes_give_a_picture_or_one_sentence(format: str) -> None:
 
 
 def test_arrays_and_tensors_in_every_layout() -> None:
-    colour = np.zeros((5, 7, 3), dtype=np.uint8)
-    colour[..., 2] = 200
-    for array in (colour, colour.transpose(2, 0, 1), torch.from_numpy(colour), colour.astype(np.int64)):
+    color = np.zeros((5, 7, 3), dtype=np.uint8)
+    color[..., 2] = 200
+    for array in (color, color.transpose(2, 0, 1), torch.from_numpy(color), color.astype(np.int64)):
         opened = load_grounding_image(array)
         assert opened.size == (7, 5)
         assert pixel(opened) == (0, 0, 200)

@@ -64,7 +64,7 @@ def test_literal_values_of_a_plain_picture() -> None:
     image = PIL.Image.new("RGB", (4, 2), (255, 0, 128))
     values = make_processor(size=8, pad_align="pixel", **IMAGENET)(image, return_tensors="pt")["pixel_values"][0]
     assert values[:, 4, 4].tolist() == pytest.approx([2.2489083, -2.0357141, 0.4264926], abs=1e-6)
-    assert values[:, 0, 0].tolist() == [0.0, 0.0, 0.0]  # zero after normalising, not black
+    assert values[:, 0, 0].tolist() == [0.0, 0.0, 0.0]  # zero after normalizing, not black
 
 
 def test_patch_index_lists_the_patches_that_show_the_image() -> None:

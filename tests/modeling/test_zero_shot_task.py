@@ -72,7 +72,7 @@ def test_batches_of_pictures_of_different_shapes_equal_one_at_a_time(
     tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, score: str
 ) -> None:
     model = tiny_model
-    if score == "similarity":  # as official weights, which hold no score head
+    if score == "similarity":  # as official weights, which have no score head
         config = copy.deepcopy(tiny_model.config)
         config.score, config.loss_weights = "similarity", {"bbox": 1.0}
         model = HiVGForVisualGrounding(config).eval()

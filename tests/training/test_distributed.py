@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers.training import coloured_box_rows, free_port, run_staged, tiny_recipe
+from helpers.training import colored_box_rows, free_port, run_staged, tiny_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHERS = {
@@ -98,7 +98,7 @@ def train_sharded(rank, port, checkpoint, folder):
     from hivg_hf.training.sharding import restore_shapes, widen_scalars
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    rows = coloured_box_rows(8)
+    rows = colored_box_rows(8)
     batch = GroundingCollator(HiVGProcessor.from_pretrained(checkpoint))(rows[4 * rank : 4 * rank + 4])
 
     def steps(model, forward):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.training import coloured_box_rows, fresh, make_trainer, tiny_recipe
+from helpers.training import colored_box_rows, fresh, make_trainer, tiny_recipe
 from hivg_hf.hilora import PROGRESSIVE_ADAPTER, HiLoraConfig, HiLoraStage, start_stage
 from hivg_hf.hilora.folders import save_adapter, save_base
 from hivg_hf.metrics.scoring import score_rows
@@ -103,7 +103,7 @@ def test_a_phase_may_keep_the_last_heads_and_the_best_of_all_else(tiny_checkpoin
 def test_validation_by_the_official_protocol_is_that_of_evaluation(tiny_model, tiny_processor, tmp_path):
     """Targets that begin as the model's own boxes, so that cutting them to whole pixels decides."""
     rows = []
-    for index, row in enumerate(coloured_box_rows(6, seed=3)):
+    for index, row in enumerate(colored_box_rows(6, seed=3)):
         image = row["image"].resize((640, 480))  # 64 x 48 on the square: no side is rounded
         found = tiny_model.ground(image, row["expression"], tiny_processor)["box"]
         box = [found["xmin"], found["ymin"], found["xmin"] + 20.9 + 7 * index, found["ymax"]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.training import coloured_box_rows, tiny_recipe
+from helpers.training import colored_box_rows, tiny_recipe
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.training import describe_plan, load_recipe, parse_recipe, plan_training
 from hivg_hf.training.plan import activation_bytes
@@ -66,7 +66,7 @@ def test_a_warm_up_without_bridges_and_what_comes_after(monkeypatch):
 
 
 def test_the_activation_estimate_is_of_the_right_size(tiny_model, tiny_processor, tiny_checkpoint):
-    batch = GroundingCollator(tiny_processor)(coloured_box_rows(8))
+    batch = GroundingCollator(tiny_processor)(colored_box_rows(8))
     model, kept = copy.deepcopy(tiny_model), {}
 
     def remember(tensor):

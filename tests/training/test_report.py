@@ -25,8 +25,8 @@ def test_curves_of_phases_with_and_without_evaluation(tmp_path):
     ]
     path = write_curves(tmp_path / "curves.png", phases)
     with Image.open(path) as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
-    assert (31, 119, 180) in colours  # a line was drawn in matplotlib's first colour
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert (31, 119, 180) in colors  # a line was drawn in matplotlib's first color
 
 
 def test_a_phase_that_was_logged_once_is_seen(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from datasets import Image
 from transformers import AutoModel, AutoProcessor, Trainer, TrainerCallback, TrainingArguments
 
-from helpers.training import coloured_box_rows, folder_bytes, free_port, run_staged, tiny_recipe
+from helpers.training import colored_box_rows, folder_bytes, free_port, run_staged, tiny_recipe
 from hivg_hf.data import GroundingCollator, load_grounding_dataset
 from hivg_hf.data.refshapes import refshapes_dataset
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments, parse_recipe
@@ -25,7 +25,7 @@ STEPS = SHARDS * SIZE // BATCH  # of an epoch
 def shards(tmp_path_factory):
     """Eight tars, and eight Parquet files."""
     folder = tmp_path_factory.mktemp("shards")
-    rows = coloured_box_rows(SHARDS * SIZE)
+    rows = colored_box_rows(SHARDS * SIZE)
     for number in range(SHARDS):
         with tarfile.open(folder / f"{number}.tar", "w") as tar:
             for row in rows[number * SIZE : (number + 1) * SIZE]:

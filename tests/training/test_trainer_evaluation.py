@@ -14,14 +14,14 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKENDS
 from transformers.trainer_utils import BestRun, HPSearchBackend
 
-from helpers.training import ROWS, coloured_box_rows, fresh_model, make_trainer
+from helpers.training import ROWS, colored_box_rows, fresh_model, make_trainer
 from hivg_hf import load_grounding_dataset
 from hivg_hf.data import GroundingAugmentation, GroundingCollator, KeyedDataset
 from hivg_hf.evaluation.predict import predict
 from hivg_hf.metrics import GroundingEvalMetrics, compute_grounding_metrics
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 
-EVALUATED = coloured_box_rows(11, seed=2)
+EVALUATED = colored_box_rows(11, seed=2)
 EVALUATED[3] = {**EVALUATED[3], "box": None, "boxes": [], "no_target": True}
 
 
@@ -280,7 +280,7 @@ def test_a_keyed_dataset_may_be_given_as_it_is(trainer_of):
 def test_rows_of_none_one_and_many_train_and_evaluate_a_model_with_several_queries(
     tiny_model, tiny_processor, tmp_path
 ):
-    rows = coloured_box_rows(9, seed=3)
+    rows = colored_box_rows(9, seed=3)
     for place in (0, 4):
         first, second = rows[place]["boxes"][0], [0.0, 0.0, 10.0, 12.0]
         rows[place] = {**rows[place], "box": None, "boxes": [first, second]}

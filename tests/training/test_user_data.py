@@ -185,9 +185,9 @@ def test_a_table_of_its_own_serves_validation(photos, bases):
     ("options", "message"),
     [
         ({"box_format": None}, "say what its boxes mean with box_format="),
-        ({"base": "no/such/folder"}, "no/such/folder is no model folder"),
+        ({"base": "no/such/folder"}, "no/such/folder is neither a model folder nor a Hub id"),
         ({"data": "gone.csv"}, r"the table needs the file gone\.csv"),
-        ({"images": "gone"}, "There is no image folder gone"),
+        ({"images": "gone"}, "Image folder not found: gone"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(photos, bases, options, message):

@@ -43,7 +43,7 @@ def test_a_malicious_pickle_is_refused_and_has_not_run(tmp_path, trace, protocol
     with pytest.raises(ValueError, match=r"refs\(unc\)\.p was refused: it asks for (posix|nt|os)\.mkdir"):
         load_pickle(file)
     assert not trace.exists()
-    pickle.loads(file.read_bytes())  # the same bytes do run where nobody refuses: the test above is no accident
+    pickle.loads(file.read_bytes())  # the same bytes do run where nobody refuses: the test above is not an accident
     assert trace.exists()
 
 

@@ -119,7 +119,7 @@ class ImageFinder:
             raise ValueError("images= names no folder; give the folder that holds the pictures.")
         for folder in self.folders:
             if not folder.is_dir():
-                raise FileNotFoundError(f"There is no image folder {folder}; images= must name an existing one.")
+                raise FileNotFoundError(f"Image folder not found: {folder}; images= must name an existing one.")
         places = [os.path.join(folder, below) for folder in self.folders for below in IMAGE_FOLDERS]
         self._places = [place for place in places if os.path.isdir(place)]
 
@@ -393,7 +393,7 @@ def need_folder(root: Any, source: str) -> Path:
         raise ValueError(f"{source} is read from files: give root=, the folder that holds its annotations.")
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}, where {source} was looked for.")
+        raise FileNotFoundError(f"Folder not found: {root}, where {source} was looked for.")
     return root
 
 

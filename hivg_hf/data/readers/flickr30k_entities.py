@@ -27,7 +27,7 @@ def read_flickr30k_entities(split: str, *, source: str, root: Any = None, images
         split: `train`, `val` or `test`, listed in `<split>.txt`.
         source: `flickr30k-entities`.
         root: the folder with `train.txt`, `val.txt`, `test.txt`, `Sentences/` and `Annotations/`.
-        images: folder or folders of the pictures; `root` unless told.
+        images: folder or folders of the pictures; defaults to `root`.
     """
     split = resolve_split(split, SPLITS, source)
     root = need_folder(root, source)

@@ -23,7 +23,7 @@ def read_grefcoco(split: str, *, source: str, root: Any = None, images: Any = No
         split: `train`, `val`, `testA` or `testB`.
         source: `grefcoco`.
         root: the folder with `grefs(unc).json` (or `.p`) and `instances.json`, or one above it.
-        images: folder or folders of COCO's train2014 pictures; `root` unless told.
+        images: folder or folders of COCO's train2014 pictures; defaults to `root`.
         masks: whether to draw the polygons into run-length masks.
     """
     split = resolve_split(split, SPLITS, source, {"test": "testA"})

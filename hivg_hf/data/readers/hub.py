@@ -30,7 +30,7 @@ def read_jxu124(split: str, *, source: str, root: Any = None, images: Any = None
         masks: whether to draw the polygons of `raw_anns`.
     """
     if images is None:
-        raise ValueError(f"{source} holds no pictures: give images=, the folder of COCO's train2014.")
+        raise ValueError(f"{source} has no pictures: give images=, the folder of COCO's train2014.")
     aliases = {} if source.endswith("refcocog") else {"testA": "test"}
     table, split = _load_split(source, split, root, aliases)
     find = ImageFinder(images)

@@ -51,7 +51,7 @@ def read_official_split(
         split: a split of the dataset.
         source: `unc`, `unc+`, `gref`, `gref_umd`, `referit`, `flickr` or `mixup`.
         root: the folder that holds `<dataset>/<dataset>_<split>.pth`.
-        images: folder or folders of the pictures; `root` unless told.
+        images: folder or folders of the pictures; defaults to `root`.
         masks: whether to draw COCO's polygons (or run lengths) into run-length masks.
     """
     aliases = {"test": "testA"} if source in ("unc", "unc+") else {}

@@ -20,7 +20,7 @@ def read_ref_l4(split: str, *, source: str, root: Any = None, images: Any = None
         split: `val`, `test` or `all`.
         source: `ref-l4`.
         root: the folder with the Parquet files.
-        images: the folder that `images.tar.gz` was unpacked to; `root` unless told.
+        images: the folder that `images.tar.gz` was unpacked to; defaults to `root`.
     """
     import datasets
 

@@ -61,7 +61,7 @@ def read_refer(split: str, *, source: str, root: Any = None, images: Any = None,
         split: `train`, `val`, `testA`, ... as the dataset has them.
         source: a key of `LAYOUTS`; `refcocog` alone is refused, since its two splits differ.
         root: the folder that holds `refcoco/`, `refcoco+/`, `refcocog/` or `refclef/`.
-        images: folder or folders of the pictures; `root` unless told.
+        images: folder or folders of the pictures; defaults to `root`.
         masks: whether to draw the polygons into run-length masks.
     """
     layout = LAYOUTS[source]
@@ -99,7 +99,7 @@ class Instances:
         """Read the file.
 
         Raises:
-            ValueError: it is no JSON, or lacks images or annotations.
+            ValueError: it is not JSON, or lacks images or annotations.
         """
         try:
             return cls(parse_json(path.read_bytes()))

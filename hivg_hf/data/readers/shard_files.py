@@ -68,7 +68,7 @@ class ShardFiles:
         token: Access token for the Hub. Defaults to that of the login.
 
     Raises:
-        FileNotFoundError: If there is no such file or dataset.
+        FileNotFoundError: If the file is missing or dataset.
         ValueError: If the files are of several kinds or of none that is read, or the split has to be chosen.
     """
 

@@ -69,7 +69,7 @@ def stored_splits(source: str, config: str | None = None, revision: str | None =
     except (OSError, ValueError) as error:  # also what datasets and huggingface_hub raise: both derive from these
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"There is no file or folder {source}, and as a dataset on the Hub it cannot be read: {shown_text(reason)}"
+            f"File not found: or folder {source}, and as a dataset on the Hub it cannot be read: {shown_text(reason)}"
         ) from error
 
 
@@ -190,7 +190,7 @@ class JsonLines(Sequence[dict[str, Any]]):
 
         Raises:
             IndexError: there are fewer lines.
-            ValueError: the line is no JSON object; the message names it.
+            ValueError: the line is not JSON object; the message names it.
         """
         if isinstance(position, slice):
             return [self[index] for index in range(*position.indices(len(self)))]

@@ -151,7 +151,7 @@ def _files_of(place: str, base: Path, root: Path) -> list[Path]:
         if candidate.is_file():
             lines = candidate.read_text(encoding="utf-8-sig").split("\n")
             return [candidate.parent / line.strip().removeprefix("./") for line in lines if line.strip()]
-    raise FileNotFoundError(f"There is no folder {base / place}, which data.yaml names.")
+    raise FileNotFoundError(f"Folder not found: {base / place}, which data.yaml names.")
 
 
 def _lost_pictures(folder: Path, pictures: list[Path]) -> Iterator[Path]:

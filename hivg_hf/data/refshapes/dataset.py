@@ -5,7 +5,7 @@ has to be downloaded. The splits ask different things:
 
 - train, val: all kinds of expressions; train has several expressions per scene.
 - testA: attributes. testB: relations.
-- compositional: the target's shape and colour were never rendered together in any other split.
+- compositional: the target's shape and color were never rendered together in any other split.
 - text: wordings that no other split uses.
 - none: expressions that name nothing in the picture, by one changed word.
 - plural: "all the red stars", "both rings": `boxes` holds every object that fits, at least two; `mask` covers them.
@@ -74,7 +74,7 @@ def refshapes_dataset(
         seed: Another seed gives other scenes.
         size: Number of rows.
         expressions_per_scene: Rows that share a picture; by default 4 in `train` and 1 elsewhere.
-        style: "standard", or "outline-noise": outlines on strong noise in four colours that nothing else has.
+        style: "standard", or "outline-noise": outlines on strong noise in four colors that nothing else has.
         kinds: Only these kinds of expressions (attribute, extreme, relation, ordinal, count, plural).
         no_target_fraction: Share of rows whose expression is changed by one word so that it names nothing.
         plural_fraction: Share of rows that ask for all objects of a kind, at least two (`boxes`; `box` is None), in

@@ -48,7 +48,7 @@ class Phrase:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether the phrase names a shape and colour pair that only the split `compositional` renders."""
+        """Whether the phrase names a shape and color pair that only the split `compositional` renders."""
         return (self.shape, self.color) in HELD_OUT_PAIRS
 
 
@@ -176,7 +176,7 @@ def change_one_word(
 ) -> Meaning | None:
     """Return the meaning with one word changed so that it names nothing in the scene, None if no change does that.
 
-    Shape and colour pairs that training never shows are not said either: their absence would give them away.
+    Shape and color pairs that training never shows are not said either: their absence would give them away.
     """
     values = {"size": SIZES, "filling": FILLINGS, "color": colors, "shape": SHAPES}
     changed = [

@@ -30,7 +30,7 @@ def render_scene(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         column_cut = slice(max(0, -left), coverage.shape[1] - max(0, columns.stop - scene.width))
         rows, columns = slice(max(0, top), rows.stop), slice(max(0, left), columns.stop)
         coverage, ink = coverage[row_cut, column_cut], ink[row_cut, column_cut]
-        # (h, w) ink blends the object's colour with its interior: (h, w, 3)
+        # (h, w) ink blends the object's color with its interior: (h, w, 3)
         paint = ink[..., None] * np.asarray(item.rgb, np.float32) + (1 - ink[..., None]) * item.interior
         region = canvas[rows, columns]
         region += coverage[..., None] * (paint - region)

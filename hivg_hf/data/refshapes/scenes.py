@@ -1,7 +1,7 @@
 """RefShapes scenes: what stands where, before anything is drawn.
 
 A scene is a canvas with sides of 64 to 640 pixels (aspect ratio 1:2 to 2:1), a background and 2 to 6 objects. Every
-object has four attributes that words can name: size, filling, colour and shape. Lengths are relative to the square
+object has four attributes that words can name: size, filling, color and shape. Lengths are relative to the square
 root of the area, so that wide and tall scenes are no harder than square ones.
 """
 
@@ -23,10 +23,10 @@ COLORS = {
     "purple": (130, 45, 175),
     "pink": (245, 130, 190),
 }
-# Colours of the shifted domain `outline-noise`; no other scene has them.
+# Colors of the shifted domain `outline-noise`; no other scene has them.
 SHIFTED_COLORS = {"black": (10, 10, 10), "white": (250, 250, 250), "brown": (120, 70, 30), "olive": (125, 135, 20)}
 
-# Shape and colour pairs that only the split `compositional` renders; every shape and six colours have one.
+# Shape and color pairs that only the split `compositional` renders; every shape and six colors have one.
 HELD_OUT_PAIRS = frozenset(
     {
         ("circle", "purple"),
@@ -57,7 +57,7 @@ class SceneObject:
     center_y: float
     side: float
     rgb: tuple[int, int, int]
-    interior: int  # grey level between stripes or inside an outline
+    interior: int  # gray level between stripes or inside an outline
 
     @property
     def box_xyxy(self) -> tuple[float, float, float, float]:
@@ -68,12 +68,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Background:
-    """Grey-tinted background: `kind` is plain, gradient or noise; colours in 0..255."""
+    """Gray-tinted background: `kind` is plain, gradient or noise; colors in 0..255."""
 
     kind: str
     start: tuple[int, int, int]
     end: tuple[int, int, int]
-    noise: float  # standard deviation in grey levels
+    noise: float  # standard deviation in gray levels
     seed: int
 
 
@@ -98,8 +98,8 @@ def sample_scene(rng: np.random.Generator, style: str = "standard", held_out: bo
 
     Args:
         rng: The only source of randomness.
-        style: "standard", or the shifted domain "outline-noise" (outlines only, strong noise, four unseen colours).
-        held_out: Give the first object a pair of `HELD_OUT_PAIRS`, the second its shape and the third its colour.
+        style: "standard", or the shifted domain "outline-noise" (outlines only, strong noise, four unseen colors).
+        held_out: Give the first object a pair of `HELD_OUT_PAIRS`, the second its shape and the third its color.
 
     Raises:
         ValueError: `style` is unknown.
@@ -140,7 +140,7 @@ def _sample_canvas(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _sample_looks(rng: np.random.Generator, style: str, held_out: bool) -> list[tuple[str, str, str, str]]:
-    """Draw (shape, colour, size, filling) per object from a small menu, so that objects share attributes."""
+    """Draw (shape, color, size, filling) per object from a small menu, so that objects share attributes."""
     count = int(rng.integers(3 if held_out else 2, 7))
     palette = list(COLORS if style == "standard" else SHIFTED_COLORS)
     shapes = _menu(rng, SHAPES, 3)
@@ -198,7 +198,7 @@ def _overlap(x: float, y: float, side: float, other: tuple[float, float, float])
 
 
 def _sample_background(rng: np.random.Generator, style: str) -> Background:
-    """Draw a dark or a light background; the shifted domain has a middle grey with strong noise."""
+    """Draw a dark or a light background; the shifted domain has a middle gray with strong noise."""
     if style == "outline-noise":
         level = _jitter(rng, (int(rng.integers(150, 190)),) * 3, 8)
         return Background("noise", level, level, float(rng.uniform(25, 45)), int(rng.integers(2**31)))
@@ -219,7 +219,7 @@ def _choose(rng: np.random.Generator, values: Sequence[str]) -> str:
 
 
 def _interior(rng: np.random.Generator, background: Background) -> int:
-    """Draw a grey that stands out from the background, so that the whole of an object can be seen."""
+    """Draw a gray that stands out from the background, so that the whole of an object can be seen."""
     return int(rng.integers(20, 60)) if background.start[0] > 128 else int(rng.integers(200, 250))
 
 

@@ -115,7 +115,7 @@ def test_jxu124_rows_whose_two_boxes_disagree_are_refused(tmp_path, train2014):
 
 
 def test_jxu124_needs_pictures(tmp_path):
-    with pytest.raises(ValueError, match="jxu124/refcoco holds no pictures: give images="):
+    with pytest.raises(ValueError, match="jxu124/refcoco has no pictures: give images="):
         load_grounding_dataset("jxu124/refcoco", "val", root=tmp_path)
 
 

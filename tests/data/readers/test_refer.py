@@ -159,7 +159,7 @@ def test_no_other_split_is_read_than_the_one_asked_for(coco, split):
 def test_a_split_without_rows_is_an_error(coco):
     root, instances = coco
     _write(root, "refcoco", "unc", [_ref(1, 5, 99, "val", ["x"])], instances)
-    with pytest.raises(ValueError, match="refcoco train holds no rows at all"):
+    with pytest.raises(ValueError, match="refcoco train has no rows at all"):
         load_grounding_dataset("refcoco", "train", root=root)
 
 
