@@ -219,8 +219,8 @@ def _name_base(contents: dict[str, Path], base: str | None, workplace: Path) -> 
     base_id = config.get("base_model_name_or_path") or ""
     if Path(base_id).exists() or base_id.count("/") != 1:
         raise ValueError(
-            f"The adapter's base is {base_id!r}, which is not a repository of the Hub; push the base first and name it "
-            "(--base owner/name, or owner/name@revision)."
+            f"The adapter's base is {base_id!r}, which is not a repository of the Hub; push the base first, and "
+            "name it (--base owner/name, or owner/name@revision)."
         )
     changed = {ADAPTER_CONFIG_FILE: workplace / ADAPTER_CONFIG_FILE}
     write_json(changed[ADAPTER_CONFIG_FILE], config)
