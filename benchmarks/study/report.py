@@ -34,7 +34,7 @@ def write_report(studies: Study | Sequence[Study], results: Path, document: Path
         document: The Markdown file.
 
     Raises:
-        FileNotFoundError: Results file not found: of the first study.
+        FileNotFoundError: There is no result of the first study.
         ValueError: A results file is of another study or of a newer format.
     """
     if isinstance(studies, Study):
@@ -86,7 +86,7 @@ def read_runs(study: Study, folder: Path, may_be_empty: bool = False) -> dict[Pa
         cell = content["cell"]
         runs[cell["method"], cell["bridge"]][cell["seed"]] = content
     if not runs and not may_be_empty:
-        raise FileNotFoundError(f"Results file not found: in {folder}: run the study first.")
+        raise FileNotFoundError(f"No results file in {folder}: run the study first.")
     return runs
 
 

@@ -361,7 +361,7 @@ def test_names_that_leave_the_study_s_folder_are_refused(tiny_checkpoint):
 
 def test_a_report_needs_results_of_its_own_study(study_file, tmp_path):
     study = load_study(study_file)
-    with pytest.raises(FileNotFoundError, match=r"no results file in .*: run the study first"):
+    with pytest.raises(FileNotFoundError, match=r"No results file in .*: run the study first"):
         write_report(study, tmp_path, tmp_path / "x.md")
     (tmp_path / "other.json").write_text(json.dumps({"study": "another"}))
     with pytest.raises(ValueError, match="is not a result of the study little"):

@@ -146,7 +146,7 @@ def test_faulty_files_leave_no_folder(files: Path, case: OfficialCase) -> None:
         ("cut.safetensors", [], "not a whole safetensors file"),
         ("lacking.safetensors", [], "missing: grounding_head.reg_token.weight"),
         ("other.safetensors", [], "a checkpoint of another model"),
-        ("none.pth", [], "There is no file"),
+        ("none.pth", [], "File not found"),
         ("official.safetensors", ["--args", str(files / "wrong.json")], "is 1 in the file and 12 in the config"),
     ):
         result = convert(files, *options, file=file)

@@ -224,7 +224,7 @@ def test_json_lines_may_hold_pictures_in_base64(run: Run, photos: Path) -> None:
 
 
 def test_a_missing_model_is_named(photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name, message in {"./absent": "no model folder './absent'", str(photos): "has no model"}.items():
+    for name, message in {"./absent": "Model folder not found: './absent'", str(photos): "has no model"}.items():
         with pytest.raises(SystemExit) as ended:
             main(["ground", "photos/a.png", "the star", "--model", name])
         assert ended.value.code == 2
@@ -293,7 +293,7 @@ def test_patterns_and_places_outside_keep_pictures_apart(photos: Path, tmp_path:
     names = [name for _, name in outside]
     assert len(set(names)) == 3
     assert all(not Path(name).is_absolute() and ".." not in name for name in names)
-    with pytest.raises(FileNotFoundError, match="no image in the folder"):
+    with pytest.raises(FileNotFoundError, match="No image in the folder"):
         find_images([str(tmp_path)])
 
 

@@ -337,7 +337,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_name_and_has_not_run(
 
 
 def test_places_that_hold_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match="File not found"):
         load_official_checkpoint(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="is a folder"):
         load_official_checkpoint(tmp_path)

@@ -87,7 +87,7 @@ def test_defaults_reach_every_phase_and_lengths_do_not_mix():
         ({"workers": -1}, r"recipe.workers must be from 0 to 1024. Got -1"),
         (clip_fields(3), r"model.config.clip_config must be a mapping. Got 3"),
         (clip_fields({"text_config": None}), r"clip_config.text_config must be a mapping. Got None"),
-        ({"model": {"preset": "tinny", "tokenizer": "refshapes"}}, r"no preset 'tinny', .*: did you mean `tiny`"),
+        ({"model": {"preset": "tinny", "tokenizer": "refshapes"}}, r"Unknown preset 'tinny', .*: did you mean `tiny`"),
         (config_fields(fusion_layers="abc"), r"model.config.fusion_layers must be an integer. Got 'abc'"),
         (config_fields(bridge_layers=[0, "1"]), r"model.config.bridge_layers\[1\] must be an integer. Got '1'"),
         (config_fields(score="foo"), r"model.config: `score` must be one of \['head', 'similarity'\]. Got 'foo'"),

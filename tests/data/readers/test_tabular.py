@@ -196,7 +196,7 @@ def test_unknown_sources_and_options_are_named(tmp_path):
         load_grounding_dataset(tmp_path / "mine.jsonl", "all", boxformat="xyxy")
     with pytest.raises(FileNotFoundError, match=r"the table needs the file .*yours\.csv"):
         load_grounding_dataset(tmp_path / "yours.csv", "all", box_format="xyxy")
-    with pytest.raises(FileNotFoundError, match="There is no image folder"):
+    with pytest.raises(FileNotFoundError, match="Image folder not found"):
         load_grounding_dataset(tmp_path / "mine.jsonl", "all", box_format="xyxy", images=tmp_path / "nowhere")
 
 
