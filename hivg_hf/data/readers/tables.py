@@ -69,7 +69,7 @@ def stored_splits(source: str, config: str | None = None, revision: str | None =
     except (OSError, ValueError) as error:  # also what datasets and huggingface_hub raise: both derive from these
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"File not found: or folder {source}, and as a dataset on the Hub it cannot be read: {shown_text(reason)}"
+            f"File or folder not found: {source}, and as a dataset on the Hub it cannot be read: {shown_text(reason)}"
         ) from error
 
 

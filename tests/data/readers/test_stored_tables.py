@@ -134,7 +134,7 @@ def test_a_dataset_of_one_split_may_be_held_out_or_read_by_its_column(pictures, 
 
 
 def test_a_dataset_that_is_neither_here_nor_on_the_hub_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"File not found: or folder me/mine, and as a dataset on the Hub it cannot"):
+    with pytest.raises(ValueError, match=r"File or folder not found: me/mine, and as a dataset on the Hub it cannot"):
         load_grounding_dataset("me/mine", "val")
 
 
