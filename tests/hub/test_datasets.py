@@ -39,7 +39,8 @@ def test_what_push_to_hub_wrote_is_read_and_trained_on(hub, home):
     assert home.run(READ, split="val", options={}) == expected
     assert home.run(READ, split="train", options={"streaming": True, "shuffle": False}) == expected[:2]
     plan = home.run(PLAN)
-    assert plan["train"] == {"source": "alice/references", "split": "train"}
+    made = {"negatives": {"share": 0.2}}  # the table has no row that names nothing, and its model has a score
+    assert plan["train"] == {"source": "alice/references", "split": "train", **made}
     assert plan["validation"] == {"source": "alice/references", "split": "val"}
 
 
