@@ -213,9 +213,9 @@ class ScoreHead(HeadLinear):
             self.evidence = ScoreEvidence(config.score_inputs, config.hidden_size, config.grid_size)
 
     def forward(self, reg: torch.Tensor, *seen: torch.Tensor | None) -> torch.Tensor:
-        """[REG] (B, K, H), and what `ScoreEvidence` sees -> logits (B, K)."""
+        """[REG] (B, K, H), and what `ScoreEvidence` sees -> logits (B, K, 1), to which an adapter can add its own."""
         logits = super().forward(reg)
-        return (logits + self.evidence(reg, *seen) if hasattr(self, "evidence") else logits)[:, :, 0]
+        return logits + self.evidence(reg, *seen) if hasattr(self, "evidence") else logits
 
 
 class QueryMaskLinear(XavierLinear):
@@ -1502,7 +1502,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             if "contrastive" in wanted.evidence:
                 cosine = (embeds["text_embeds"] * embeds["image_embeds"]).sum(-1)  # (B,)
             seen = outputs["query_boxes"], patches, end, similarity, cosine, layout.patch_index, layout.patch_mask
-            outputs["score_logits"] = head.score_head(reg, *seen)  # (B, K)
+            outputs["score_logits"] = head.score_head(reg, *seen)[:, :, 0]  # (B, K)
         if wanted.masks:
             asked = end[:, None]  # (B, 1, H)
             if self.config.num_queries > 1:

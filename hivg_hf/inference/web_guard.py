@@ -18,8 +18,6 @@ from typing import Any
 
 COOKIE = "hivg_visitor"
 FILE_MARK = {"_type": "gradio.FileData"}
-# Picture, expressions, threshold and mask: the form's values, of which the first is a file.
-QUESTION_VALUES = 4
 FILE_KEYS = frozenset({"path", "url", "meta"})
 # Expressions are short; the rest of a question is a file's name and gradio's own fields.
 MOST_QUESTION_BYTES = 64 * 1024
@@ -123,8 +121,9 @@ class PageGuard:
                 return await _refuse(send, 400, NOT_A_QUESTION)
             # What was clicked: nothing here reads it, and it may name files.
             question.pop("event_data", None)
-            pictures = question["data"][:1] if len(question["data"]) == QUESTION_VALUES else []
-            named = [*_files_in(question), *(picture for picture in pictures if picture is not None)]
+            # The form's first value is a file, however many follow; an example that is clicked sends its number.
+            pictures = [value for value in question["data"][:1] if not isinstance(value, int | float | None)]
+            named = [*_files_in(question), *pictures]
             if not all(self._is_upload(entry, visitor) for entry in named):
                 return await _refuse(send, 403, NOT_THIS_FILE)
             body = json.dumps(question).encode()

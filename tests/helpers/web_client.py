@@ -53,9 +53,11 @@ class Client:
     def uploaded(self, data: bytes) -> dict[str, Any]:
         return {"path": json.loads(self.upload(data).body)[0], "meta": MARK}
 
-    def ask(self, image: Any, lines: str = "the star", threshold: Any = 0, mask: Any = True) -> Reply:
+    def ask(
+        self, image: Any, lines: str = "the star", threshold: Any = 0, mask: Any = True, multiple: Any = False
+    ) -> Reply:
         """The refusal, or the event stream of the answer."""
-        reply = self.post("/gradio_api/call/answer", {"data": [image, lines, threshold, mask]})
+        reply = self.post("/gradio_api/call/answer", {"data": [image, lines, threshold, mask, multiple]})
         if reply.status != 200:
             return reply
         return self.send("GET", f"/gradio_api/call/answer/{json.loads(reply.body)['event_id']}")

@@ -158,12 +158,15 @@ def test_only_uploads_are_opened_and_all_else_is_refused_alike(client: Client, t
 def test_no_entrance_takes_a_foreign_file(client: Client, tmp_path: Path, path: str) -> None:
     payloads = outside_files(tmp_path)
     for name in ("existing", "missing", "existing without mark", "endless device"):
-        for place in range(4):
-            data = [None, "the star", 0, True]
+        for place in range(5):
+            data = [None, "the star", 0, True, False]
             data[place] = payloads[name]
             reply = client.post(path, {"data": data, "fn_index": 0, "session_hash": "abc"})
             assert (reply.status, reply.sentence) == (403, REFUSED), (name, place)
-        nested = {"data": [None, [[payloads[name]]], 0, True], "fn_index": 0, "session_hash": "abc"}
+        for length in range(1, 8):  # whatever the form has
+            longer = {"data": [payloads[name], *[0] * (length - 1)], "fn_index": 0, "session_hash": "abc"}
+            assert client.post(path, longer).sentence == REFUSED, (name, length)
+        nested = {"data": [None, [[payloads[name]]], 0, True, False], "fn_index": 0, "session_hash": "abc"}
         assert client.post(path, nested).sentence == REFUSED
 
 
