@@ -213,7 +213,8 @@ def test_importing_the_package_leaves_out_what_only_some_use() -> None:
 
 
 def test_the_api_reference_names_what_exists_and_has_docstrings() -> None:
-    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("api.md", "model.md")]
+    names = re.findall(r"^::: ([\w.]+)$", "\n".join(pages), re.MULTILINE)
     assert len(names) > 10
     for name in names:
         module, _, attribute = name.rpartition(".")

@@ -101,7 +101,10 @@ def evaluate(
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
     gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
-    plots: Annotated[bool, typer.Option(help="Draw accuracy by length and the histogram of IoU.")] = True,
+    plots: Annotated[
+        bool | None,
+        typer.Option(help="Draw accuracy by length and the histogram of IoU. Default: where matplotlib is installed."),
+    ] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
     ] = False,
@@ -114,7 +117,7 @@ def evaluate(
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import held_out_rows, open_data, open_foils, open_model
-    from hivg_hf.utils.imports import require_package
+    from hivg_hf.utils.imports import is_package_available, require_package
     from hivg_hf.utils.plugins import allowing_code
     from hivg_hf.utils.strict_mapping import read_options
 
@@ -142,7 +145,9 @@ def evaluate(
         try:
             require_package("matplotlib", extra="plots")  # now, not after an hour of work
         except ImportError as error:
-            raise ImportError(f"{error}, or pass --no-plots") from None
+            raise ImportError(f"{error}, or omit --plots") from None
+    elif plots is None and not (plots := is_package_available("matplotlib")):
+        typer.echo("hivg: no plots, since matplotlib is not installed (pip install 'hivg_hf[plots]')", err=True)
     settings = EvaluationSettings(
         protocol=protocol,
         batch_size=batch_size,

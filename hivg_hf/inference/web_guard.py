@@ -121,9 +121,10 @@ class PageGuard:
                 return await _refuse(send, 400, NOT_A_QUESTION)
             # What was clicked: nothing here reads it, and it may name files.
             question.pop("event_data", None)
-            # The form's first value is a file, however many follow; an example that is clicked sends its number.
-            pictures = [value for value in question["data"][:1] if not isinstance(value, int | float | None)]
-            named = [*_files_in(question), *pictures]
+            # The form's first value is a file, however many follow; an example that is clicked sends its number alone.
+            first, *others = question["data"] or [None]
+            is_form = bool(others) or not isinstance(first, int)
+            named = [*_files_in(question), *([first] if is_form and first is not None else [])]
             if not all(self._is_upload(entry, visitor) for entry in named):
                 return await _refuse(send, 403, NOT_THIS_FILE)
             body = json.dumps(question).encode()

@@ -108,12 +108,16 @@ def test_another_model_is_evaluated_for_the_comparison(checkpoint, tmp_path):
     assert comparison["first"]["weights_sha256"] == comparison["second"]["weights_sha256"]
 
 
-def test_without_matplotlib_the_refusal_names_the_way_without_plots(checkpoint, tmp_path, monkeypatch):
+def test_without_matplotlib_plots_are_left_out_unless_they_are_asked_for(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = run("--model", checkpoint, *DATA, "--out", tmp_path / "out")
+    result = run("--model", checkpoint, *DATA, "--plots", "--out", tmp_path / "asked")
     assert result.exit_code == 2
-    assert "pip install 'hivg_hf[plots]', or pass --no-plots" in result.output
-    assert not (tmp_path / "out").exists()
+    assert "pip install 'hivg_hf[plots]', or omit --plots" in result.output
+    assert not (tmp_path / "asked").exists()
+    result = run("--model", checkpoint, *DATA, "--resamples", 0, "--no-masks", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "hivg: no plots, since matplotlib is not installed" in result.output
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_controls_stand_beside_the_figures_in_one_command(checkpoint, tmp_path):

@@ -337,7 +337,7 @@ def test_the_oldest_uploads_make_room(client: Client, monkeypatch: pytest.Monkey
 
 def test_a_full_queue_says_to_come_back(client: Client, photo: bytes, slow_pipe: Slow) -> None:
     own = client.uploaded(photo)
-    question = {"data": [own, "stuck", 0, True]}
+    question = {"data": [own, "stuck", 0, True, False]}
     replies = [client.post("/gradio_api/call/answer", question) for _ in range(8)]
     assert [reply.status for reply in replies][-1] == 429
     assert replies[-1].sentence == "Too many visitors are waiting: try again in a few seconds."
