@@ -17,10 +17,9 @@ import torch
 from typer.testing import CliRunner
 
 import hivg_hf
-from helpers.pages import FILE, NOT_RUN, Block, blocks
+from helpers.pages import DOCS, FILE, NOT_RUN, Block, blocks
 from hivg_hf.cli import app
 
-DOCS = Path(__file__).parent.parent / "docs"
 ADDED = re.compile(r"test adds(?: to (?P<verb>[\w-]+))?: (?P<options>.+)")
 # tests/zero_shot/test_pages.py runs two of them with models of its own; two describe what takes hours.
 ELSEWHERE = ("zero-shot.md", "labels.md", "release.md", "shipped-model.md")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 BLOCK = re.compile(r"(?:<!-- (?P<note>[^\n]+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 NOT_RUN, FILE = "not run: ", "file: "
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Block(NamedTuple):

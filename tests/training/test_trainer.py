@@ -172,7 +172,7 @@ def test_a_checkpoint_is_whole_or_not_there(tiny_model, tiny_processor, tmp_path
     trainer = make_trainer(
         fresh_model(tiny_model), tiny_processor, tmp_path, kind=FailsWhileSaving, save_strategy="steps", save_steps=2
     )
-    with pytest.raises(OSError, match="The disk is full: .*checkpoint-4 could not be written"):
+    with pytest.raises(OSError, match=r"The disk is full: .*checkpoint-4 could not be written"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 

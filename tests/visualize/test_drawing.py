@@ -118,13 +118,13 @@ def test_a_cut_word_keeps_as_many_letters_as_fit() -> None:
 
 def test_boxes_and_masks_lie_where_they_should() -> None:
     mask = np.zeros((400, 600), dtype=bool)
-    mask[100:200, 100:300] = True
+    mask[110:190, 120:280] = True
     before = PIL.Image.new("RGB", (600, 400), (100, 100, 100))
     picture = np.asarray(draw_grounding(before, result((100, 100, 300, 200), mask=mask)))
     assert before.getpixel((200, 150)) == (100, 100, 100)  # the given picture is not drawn on
     tint = 0.85 * 100 + 0.15 * np.array(drawing.COLORS[0])
     assert picture[150, 200] == pytest.approx(tint, abs=1)  # what color it has can still be seen
-    assert tuple(picture[150, 100]) == tuple(picture[150, 299]) == drawing.COLORS[0]  # and where it ends
+    assert tuple(picture[150, 120]) == tuple(picture[150, 279]) == drawing.COLORS[0]  # and where it ends
     assert picture[250, 400].tolist() == [100, 100, 100]
     assert tuple(picture[150, 99]) == drawing.COLORS[0]  # the outline lies around the box
     assert tuple(picture[99, 200]) == drawing.COLORS[0]

@@ -4,9 +4,9 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from test_docs import blocks
 from typer.testing import CliRunner
 
+from helpers.pages import DOCS, FILE, NOT_RUN, blocks
 from helpers.zero_shot_models import owlv2
 from hivg_hf.cli import app
 from hivg_hf.data.refshapes import refshapes_dataset
@@ -41,13 +41,13 @@ def workplace(clip, tiny_tokenizer, owlv2, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", ["zero-shot.md", "labels.md"])
 def test_page_runs(page, workplace):
     names, ran = {"__name__": "__main__"}, 0
-    for block in blocks(page):
+    for block in blocks(DOCS / page):
         code = block.code
         for model, folder in HUB.items():
             code = code.replace(model, folder)
-        if block.note.startswith("file: "):
-            (workplace / block.note.removeprefix("file: ")).write_text(code)
-        elif block.note.startswith("not run: "):
+        if block.note.startswith(FILE):
+            (workplace / block.note.removeprefix(FILE)).write_text(code)
+        elif block.note.startswith(NOT_RUN):
             continue
         elif block.language == "python":
             exec(compile("\n" * block.line + code, page, "exec"), names)
