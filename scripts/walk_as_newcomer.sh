@@ -55,7 +55,9 @@ step "the first box"
 export PYTHONPATH="$repository/tests"
 python -m helpers.pages "$repository/README.md"
 step "README.md"
-python -m helpers.pages "$repository/docs/fine-tune.md"
+# A folder of its own: both pages call their run runs/mine.
+mkdir ../fine-tune && cp -r scene.png scenes ../fine-tune
+(cd ../fine-tune && python -m helpers.pages "$repository/docs/fine-tune.md")
 step "docs/fine-tune.md"
 
 python - <<'PYTHON'
@@ -68,4 +70,4 @@ print(f"\nThe model of my.csv: {100 * results['figures']['acc@0.5']:.1f} % ({100
 PYTHON
 printf '\n| step | time | size so far |\n| --- | ---: | ---: |\n'
 printf '%s\n' "${table[@]}"
-printf '\nLook at: %s\n' "$(find "$place/walk" -name '*.png' -not -path '*/photos/*' | sort | tr '\n' ' ')"
+printf '\nLook at: %s\n' "$(find "$place/walk" "$place/fine-tune" -name '*.png' -not -path '*/photos/*' -not -path '*/pictures/*' | sort | tr '\n' ' ')"
