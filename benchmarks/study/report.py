@@ -34,7 +34,7 @@ def write_report(studies: Study | Sequence[Study], results: Path, document: Path
         document: The Markdown file.
 
     Raises:
-        FileNotFoundError: There is no result of the first study.
+        FileNotFoundError: If the first study has no results.
         ValueError: A results file is of another study or of a newer format.
     """
     if isinstance(studies, Study):

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import MODEL_NAMES, note_what_tiny_knows, run_verb, terminal
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say, terminal
 from ._options import Backend, Column, reader_options
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def evaluate(
         except ImportError as error:
             raise ImportError(f"{error}, or omit --plots") from None
     elif plots is None and not (plots := is_package_available("matplotlib")):
-        typer.echo("hivg: no plots, since matplotlib is not installed (pip install 'hivg_hf[plots]')", err=True)
+        say("hivg: no plots, since matplotlib is not installed (pip install 'hivg_hf[plots]')", err=True)
     settings = EvaluationSettings(
         protocol=protocol,
         batch_size=batch_size,

@@ -99,8 +99,9 @@ def ground_dataset(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Ground every row of a table: adds box, score, found and error, and writes Parquet shards."""
-    if engine not in ENGINES:
-        raise ValueError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    from hivg_hf.utils.strict_mapping import refuse_other
+
+    refuse_other("--engine", engine, ENGINES)
     if engine != "ray" and (address or concurrency > 1 or num_gpus):
         raise ValueError("--address, --concurrency and --num-gpus are options of --engine ray.")
     from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch

@@ -32,7 +32,7 @@ def choose_rows(
         without: how messages say that there are no splits.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: the split does not exist.
     """
     if any(splits):
         split = resolve_split(split, distinct_splits(splits, source), source)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hivg_hf.utils.plugins import allowing_code
+from hivg_hf.utils.strict_mapping import refuse_other
 
 from .mixture import GroundingMixture
 from .negatives import NegativeRows, Negatives
@@ -135,8 +136,7 @@ def _load(
         from .refshapes import refshapes_dataset
 
         return refshapes_dataset(split, **options)
-    if on_error not in get_args(OnError):
-        raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}.")
+    refuse_other("on_error", on_error, get_args(OnError))
     if source == "mixture":
         shared: dict[str, Any] = {"streaming": streaming, "multi_target": multi_target, "on_error": on_error}
         return _load_mixture(split, verify_images=verify_images, **shared, **options)

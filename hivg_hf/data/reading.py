@@ -9,6 +9,8 @@ from typing import Any, get_args
 import datasets
 import numpy as np
 
+from hivg_hf.utils.strict_mapping import refuse_other
+
 from .readers import SOURCES, find_source
 from .readers.common import Annotations
 from .rows import BrokenRowsError, MultiTarget, RowBuilder, RowProblem, VerifyImages, count_kinds
@@ -61,12 +63,8 @@ def open_source(
     Raises:
         ValueError: the source, the split, or an option is unknown.
     """
-    for name, value, choices in (
-        ("multi_target", multi_target, get_args(MultiTarget)),
-        ("verify_images", verify_images, get_args(VerifyImages)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    refuse_other("multi_target", multi_target, get_args(MultiTarget))
+    refuse_other("verify_images", verify_images, get_args(VerifyImages))
     reader = find_source(source, options.pop("format", None), streaming).load()
     _check_options(reader, source, options)
     annotations: Annotations = reader(split, source=source, **options)

@@ -15,7 +15,7 @@ from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.files import read_json
 from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
-from hivg_hf.utils.strict_mapping import refuse_unknown
+from hivg_hf.utils.strict_mapping import refuse_other, refuse_unknown
 
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
 
@@ -52,11 +52,11 @@ def open_model(
         tokenizer: of an official file: folder or Hub id; None takes that of OpenAI's CLIP.
 
     Raises:
-        FileNotFoundError: there is no such model.
+        FileNotFoundError: the model does not exist.
         ValueError: it is not a HiVG model, or an option does not go with it.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if dtype is not None:
+        refuse_other("dtype", dtype, DTYPES)
     check_engine(backend, precision, dtype=dtype)
     dtype = dtype or ("bfloat16" if precision == "bf16" else "float32")
     refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")

@@ -42,7 +42,7 @@ def start_stage(model: nn.Module, config: HiLoraConfig, stage: int) -> PeftModel
         ``grounding_head`` have gradients. A stage whose adapter was rejected earlier is simply not there.
 
     Raises:
-        ValueError: If there is no such stage or the model is shallower than it asks for.
+        ValueError: If the stage does not exist or the model is shallower than it asks for.
     """
     if not 1 <= stage <= len(config.stages):
         raise ValueError(f"stage must be between 1 and {len(config.stages)}. Got {stage}.")

@@ -37,7 +37,7 @@ def tuner_config(content: Mapping[str, Any], targets: Iterable[str] = ATTENTION_
         targets: Linear layers of every layer of the towers, as for `HiLoraConfig`.
 
     Raises:
-        ValueError: There is no such tuner, it does not fit here, or it does not take a field or its value.
+        ValueError: The tuner is unknown, it does not fit here, or it does not take a field or its value.
     """
     given = dict(content)
     name = given.pop("peft_type", None)

@@ -46,7 +46,7 @@ def download_checked(
         patterns: which files to fetch.
 
     Raises:
-        ValueError: there is no such repository or revision, or no model in it.
+        ValueError: the repository or revision does not exist, or no model in it.
         PermissionError: the token does not open it.
         ConnectionError: the connection broke, or the download is damaged; damaged files are removed from the cache, so
             that the same call fetches them again.
@@ -94,7 +94,7 @@ def load_with_stages(
 
     Raises:
         FileNotFoundError: a folder has no weights.
-        ValueError: there is no such repository; an adapter was trained with another bridge and head than the base, or
+        ValueError: no such repository; an adapter was trained with another bridge and head than the base, or
             is its own base; or weights are missing, renamed, of another shape, NaN or infinite.
         ConnectionError: a download failed; the same call tries again.
     """

@@ -25,7 +25,7 @@ def resolve_model(name: str | Path) -> str:
 
     Raises:
         FileNotFoundError: the folder is missing, no model in it, or the shipped checkpoint is not installed.
-        ValueError: there is no such official model; or what `open_official` raises.
+        ValueError: the official model is unknown; or what `open_official` raises.
         ConnectionError: a download broke; the same call resumes it.
     """
     name = str(name)

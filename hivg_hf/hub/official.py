@@ -47,7 +47,7 @@ def open_official(name: str, file: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: `file` is not there.
-        ValueError: there is no such name; the site gives no file, or another one than the first time; or the file does
+        ValueError: the name is unknown; the site gives no file, or another one than the first time; or the file does
             not hold what was asked for.
         ConnectionError: the download broke; the same call resumes it.
     """

@@ -63,7 +63,7 @@ def read_assignment(arguments: Sequence[str], out: Path | None = None, recursive
         recursive: whether folders are searched to their depth.
 
     Raises:
-        FileNotFoundError: there is no such image.
+        FileNotFoundError: the image does not exist.
         ValueError: nothing is asked, or `out` cannot hold the answers.
     """
     images, expressions = split_images_and_expressions(arguments)

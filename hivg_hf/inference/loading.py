@@ -12,6 +12,7 @@ from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
+from hivg_hf.utils.strict_mapping import refuse_other
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
 from .onnx_model import PRECISIONS, open_onnx
@@ -52,13 +53,13 @@ def load_pipeline(
     Raises:
         FileNotFoundError: the folder is missing, or no model in it.
         ImportError: onnxruntime is asked for and not installed.
-        ValueError: the folder holds another kind of model, there is no such repository, or `dtype`, `backend` or
+        ValueError: the folder holds another kind of model, the repository does not exist, or `dtype`, `backend` or
             `precision` is unknown or does not go with the others; or weights are missing, of another shape, NaN or
             infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if dtype is not None:
+        refuse_other("dtype", dtype, DTYPES)
     check_engine(backend, precision, num_threads, device, dtype, trust_remote_code)
     name = resolve_model(model)
     if backend == "onnx":
@@ -102,8 +103,7 @@ def check_engine(
     Raises:
         ValueError: with the option and what it may be.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"The backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    refuse_other("The backend", backend, BACKENDS)
     known = tuple(_TORCH_PRECISIONS) if backend == "torch" else PRECISIONS
     if precision is not None and precision not in known:
         raise ValueError(f"The {backend} backend has the precisions {', '.join(known)}, got {precision!r}.")

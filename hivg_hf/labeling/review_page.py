@@ -64,7 +64,7 @@ def write_review_page(rows: Sequence[Mapping[str, Any]], path: Path, title: str)
 
 
 def read_rejected(folder: Path) -> set[str]:
-    """The `sent_id`s in `rejected.txt` of a label folder; none where there is no such file."""
+    """The `sent_id`s in `rejected.txt` of a label folder; none without that file."""
     path = folder / REJECTED_NAME
     return set(path.read_text(encoding="utf-8").split("\n")) - {""} if path.is_file() else set()
 

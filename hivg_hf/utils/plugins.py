@@ -67,7 +67,7 @@ def load_code(name: str, what: str) -> Any:
 
     Raises:
         ValueError: Nobody allowed it.
-        ImportError: There is no such module or function.
+        ImportError: The module or function does not exist.
     """
     if not _allowed.get():
         raise ValueError(

@@ -138,6 +138,17 @@ def _written_out(node: yaml.Node, sizes: dict[yaml.Node, int], depth: int) -> in
     return total
 
 
+def refuse_other(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse a value that is not one of a few.
+
+    Raises:
+        ValueError: With what it may be.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
 def build_strictly(kind: type, content: Any, where: str) -> Any:
     """An instance of a dataclass from a mapping, with nested dataclasses, every key and type checked."""
     if not isinstance(content, Mapping):

@@ -119,7 +119,7 @@ def _says_something(annotation: Any, instances: Instances) -> bool:
 
 
 def _pictures(instances: Instances) -> list[Any]:
-    """The picture of every annotation, None where there is no such image."""
+    """The picture of every annotation, None for an unknown image."""
     pictures: list[Any] = []
     for annotation in instances.annotations:
         try:
@@ -227,7 +227,7 @@ def _draft(instances: Instances, record: _Expression, find: ImageFinder, masks: 
 
 
 def _split_of(annotation: Any, instances: Instances) -> str:
-    """The split of an annotation, else of its image; "" where neither says one or there is no such image."""
+    """The split of an annotation, else of its image; "" where neither names one or the image is unknown."""
     if not isinstance(annotation, Mapping):
         return ""
     own = cell_text(annotation.get("split"))

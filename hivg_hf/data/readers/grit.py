@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hivg_hf.utils.strict_mapping import refuse_other
+
 from ..schema import shown
 from .common import Annotations, ImageFinder, need_file
 from .phrases import Entry, Phrase, PhraseFile, Several, each
@@ -39,8 +41,7 @@ def read_grit(
         expressions: `ref_exps` or `noun_chunks`.
         min_score: boxes of a lower score, which Kosmos-2's grounding model gave, are left out.
     """
-    if expressions not in get_args(Expressions):
-        raise ValueError(f"expressions must be one of {', '.join(get_args(Expressions))}, got {expressions!r}.")
+    refuse_other("expressions", expressions, get_args(Expressions))
     path = need_file(Path(source), "the GRIT file")
     records = open_records(path)
     folders = images if images is not None else path.parent

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hivg_hf.utils.strict_mapping import refuse_other
+
 from ..schema import shown
 from .common import Annotations, ImageFinder, need_file
 from .phrases import Entry, Phrase, PhraseFile, Several, each
@@ -47,8 +49,7 @@ def read_label_studio(
         annotator: which annotation of a task that several people did: `only` refuses such tasks.
         check_format: whether to refuse a box format that the numbers contradict.
     """
-    if annotator not in get_args(Annotator):
-        raise ValueError(f"annotator must be one of {', '.join(get_args(Annotator))}, got {annotator!r}.")
+    refuse_other("annotator", annotator, get_args(Annotator))
     path = need_file(Path(source), "the Label Studio export")
     tasks = load_json_array(path)
     folders = images if images is not None else path.parent

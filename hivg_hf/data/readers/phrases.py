@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from hivg_hf.utils.strict_mapping import refuse_other
+
 from ..division import choose_rows, embedded_name
 from .boxes import BOX_FORMATS, MOST_BOXES, Look, numbers_of, refuse_contradicted, to_pixels
 from .common import (
@@ -89,10 +91,8 @@ class PhraseFile:
     sized: bool = True
 
     def __post_init__(self) -> None:
-        if self.several not in get_args(Several):
-            raise ValueError(f"several must be one of {', '.join(get_args(Several))}, got {self.several!r}.")
-        if self.box_format not in BOX_FORMATS:
-            raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}.")
+        refuse_other("several", self.several, get_args(Several))
+        refuse_other("box_format", self.box_format, BOX_FORMATS)
         self.find = ImageFinder(self.images)
         self._last: tuple[int, list[Entry]] = (-1, [])
 
@@ -100,7 +100,7 @@ class PhraseFile:
         """The rows of one split; a unit that cannot be read is a row of every split, so that none loses it.
 
         Raises:
-            ValueError: there is no such split, or the numbers contradict the box format.
+            ValueError: the split does not exist, or the numbers contradict the box format.
         """
         keys, splits, empty = self._index()
         keys_of = np.asarray(keys, dtype=np.int64).reshape(-1, 2)

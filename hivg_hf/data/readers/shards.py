@@ -61,7 +61,7 @@ def read_shards(
 
     Raises:
         FileNotFoundError: nothing matches.
-        ValueError: the files are of several kinds, a column is missing, or there is no such split.
+        ValueError: the files are of several kinds, a column is missing, or the split does not exist.
     """
     files = _open(source, split, config, revision)
     records = ShardRecords(files)

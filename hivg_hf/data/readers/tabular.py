@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from hivg_hf.utils.strict_mapping import parse_json
+from hivg_hf.utils.strict_mapping import parse_json, refuse_other
 
 from ..division import choose_rows, embedded_name, picture_key
 from ..schema import FEATURES, checked_run_lengths, shown
@@ -82,7 +82,7 @@ def read_tabular(
         masks: whether to keep masks.
 
     Raises:
-        ValueError: `box_format` is missing, unknown or contradicted, a column is missing, or there is no such split.
+        ValueError: `box_format` is missing, unknown or contradicted, a column is missing, or the split does not exist.
     """
     path = need_file(Path(source), "the table")
     records = open_records(path, encoding)
@@ -179,8 +179,8 @@ class Table:
     ) -> Annotations:
         """The rows of one split; a record is the positions of the rows that make one."""
         column = self.names["split"]
-        if several not in (None, *get_args(Several)):
-            raise ValueError(f"several must be one of {', '.join(get_args(Several))}, got {several!r}.")
+        if several is not None:
+            refuse_other("several", several, get_args(Several))
         splits = column_of(self.records, column) if column in self.header else [""] * len(self.records)
         positions, split = choose_rows(
             splits, self._pictures, split, holdout, str(self.path), self.find, f"no column {column!r}"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hivg_hf.utils.strict_mapping import refuse_other
+
 from .language import KINDS, PLURAL, Meaning, change_one_word, find_meaning, find_plural
 from .scenes import COLORS, SHIFTED_COLORS, STYLES, Scene, sample_scene
 from .wordings import say, say_varied, wording_count
@@ -86,8 +88,7 @@ class SampleOptions:
                 f"the split {self.split!r} takes no plural_fraction; the splits {', '.join(SPLITS_WITH_PLURALS)} do, "
                 "and 'plural' has nothing else."
             )
-        if self.wordings not in WORDINGS:
-            raise ValueError(f"wordings must be one of {', '.join(WORDINGS)}, got {self.wordings!r}.")
+        refuse_other("wordings", self.wordings, WORDINGS)
         if self.wordings != "standard" and self.split == "text":
             raise ValueError("the split 'text' has wordings of its own: leave wordings out.")
         if self.count < 1:
