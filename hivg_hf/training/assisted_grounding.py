@@ -102,9 +102,8 @@ class AssistedGrounding(nn.Module):
         covered = covered.gather(1, index.clamp(min=0)) * there  # (B, P)
         assigned, own = labels[:, None], covered[:, None]  # (B, K, 4), (B, K, P) what each query is to answer for
         if config.num_queries > 1:
-            assigned = assign_targets(
-                outputs.query_boxes, outputs.query_scores.logit(), labels, self.model.config.loss_weights
-            )
+            boxes, scores = outputs.query_boxes.float(), outputs.query_scores.float()  # bfloat16 under autocast
+            assigned = assign_targets(boxes, scores.logit(), labels, self.model.config.loss_weights)
             inside = box_coverage(assigned.flatten(0, 1), config.grid_size, config.grid_size).nan_to_num(0) > 0
             inside = inside.flatten(1).unflatten(0, assigned.shape[:2])  # (B, K, N)
             own = own * inside.gather(2, index.clamp(min=0)[:, None].expand(-1, inside.shape[1], -1))
@@ -118,8 +117,9 @@ class AssistedGrounding(nn.Module):
         terms |= self._guides(seen, _patches_of(covered), own, batch["attention_mask"])
         rows, queries, places = own.nonzero(as_tuple=True)  # (target patches,)
         fused = seen[self.model.grounding_head.fusion].last_hidden_state  # (B, K + P + 1, H)
-        found, boxes = self.model.grounding_head.boxes(fused[rows, own.shape[1] + places]), assigned[rows, queries]
-        terms |= {"patch_bbox": box_l1_loss(found, boxes), "patch_giou": box_giou_loss(found, boxes)}
+        found = self.model.grounding_head.boxes(fused[rows, own.shape[1] + places]).float()  # (target patches, 4)
+        wanted = assigned[rows, queries]
+        terms |= {"patch_bbox": box_l1_loss(found, wanted), "patch_giou": box_giou_loss(found, wanted)}
         loss = outputs.loss + sum(self.loss_weights[name] * term for name, term in terms.items())
         return {"loss": loss, "loss_dict": {**outputs.loss_dict, **terms}, "pred_boxes": outputs.pred_boxes}
 

@@ -300,6 +300,20 @@ def test_each_query_is_shown_where_its_own_target_is(deep, processor, rows):
     assert deep.grounding_head.reg_token.weight.grad.abs().sum(1).min() > 0
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_help_in_bfloat16_is_near_that_of_float32(deep, processor, rows, queries):
+    if queries > 1:
+        deep.add_queries(queries)
+    helped, batch = AssistedGrounding(deep).eval(), AssistedCollator(processor, several_targets=queries > 1)(rows)
+    whole = helped(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = helped(**batch)
+    half["loss"].backward()
+    for name, term in half["loss_dict"].items():
+        assert term.dtype == torch.float32, name
+        torch.testing.assert_close(term, whole["loss_dict"][name], rtol=0.05, atol=0.05)
+
+
 def test_an_unknown_assisting_loss_is_refused(deep):
     with pytest.raises(ValueError, match=r"unknown assisting losses \['place'\]; expected some of"):
         AssistedGrounding(deep, loss_weights={"place": 1.0})
