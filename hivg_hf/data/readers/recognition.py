@@ -82,10 +82,8 @@ def _folder_format(folder: Path) -> str | None:
 
 def _shards_format(name: str) -> str:
     """`grit` where the first file holds its keys, otherwise `shards`; files of the Hub are not looked into."""
-    first = (
-        Path(name) if os.path.exists(name) else next(iter(sorted(map(Path, glob.glob(name, recursive=True)))), None)
-    )
-    if first is None or not first.is_file():
+    first = Path(name if os.path.exists(name) else min(glob.glob(name, recursive=True), default=name))
+    if not first.is_file():
         return "shards"
     if first.suffix.lower() != ".tar":
         found = recognize(str(first))

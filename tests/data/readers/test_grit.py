@@ -65,7 +65,8 @@ def test_tars_are_recognized_and_give_a_row_for_each_expression(shards):
     assert cup["boxes"] == [pytest.approx([4, 4, 20, 12])]  # of the picture as it is, not of the columns' 999
     assert plates["boxes"] == [pytest.approx([20, 10, 30, 20]), pytest.approx([30, 10, 40, 20])]
     assert (cup["width"], cup["height"]) == (40, 20)
-    assert cup["image"]["bytes"] and cup["image_id"] == plates["image_id"] != rows[2]["image_id"]
+    assert cup["image"]["bytes"]
+    assert cup["image_id"] == plates["image_id"] != rows[2]["image_id"]
 
 
 def test_options_are_those_of_a_file(shards):

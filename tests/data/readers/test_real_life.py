@@ -271,7 +271,7 @@ def test_decimal_commas_are_read_when_it_is_said_and_refused_otherwise(folder, w
 )
 def test_what_is_not_decimal_commas_is_refused_though_they_were_said(folder, cell):
     path = _csv(folder, f"image;expression;box\na.png;red;{cell}\n")
-    with pytest.raises(BrokenRowsError, match="is not numbers with decimal commas|is not four numbers"):
+    with pytest.raises(BrokenRowsError, match=r"is not numbers with decimal commas|is not four numbers"):
         load_grounding_dataset(path, "all", box_format="xyxy", decimal_comma=True)
 
 
