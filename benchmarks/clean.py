@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--ranked", type=int, default=RANKED["size"], help="rows that are ranked")
     parser.add_argument("--rows", type=int, default=1000, help="rows to train on")
-    parser.add_argument("--steps", type=int, default=50, help="of each stage")
+    parser.add_argument("--steps", type=int, default=120, help="of each stage")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
