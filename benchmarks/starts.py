@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,25 @@ def run(start: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Official minus xavier by figure: each seed's, their mean, and its 95 % interval where three seeds are done."""
-    by_start = {start: {one["seed"]: one for one in runs if one["start"] == start} for start in STARTS}
-    seeds = sorted(set(by_start["xavier"]) & set(by_start["official"]))
+    """Official minus xavier by figure."""
+    xavier, official = ([one for one in runs if one["start"] == start] for start in STARTS)
+    return paired(xavier, official, FIGURES)
+
+
+def paired(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], figures: Sequence[str]
+) -> dict[str, Any]:
+    """Second minus first by figure: each seed's, their mean, and its 95 % interval where three seeds are done.
+
+    Args:
+        first, second: runs with their `seed`; only seeds that both have are compared.
+        figures: names of what was measured.
+    """
+    one, other = ({run["seed"]: run for run in runs} for runs in (first, second))
+    seeds = sorted(set(one) & set(other))
     compared = {}
-    for name in FIGURES if seeds else ():
-        each = np.array([by_start["official"][seed][name] - by_start["xavier"][seed][name] for seed in seeds])
+    for name in figures if seeds else ():
+        each = np.array([other[seed][name] - one[seed][name] for seed in seeds])
         half = T95_OF_THREE * each.std(ddof=1) / math.sqrt(len(each)) if len(each) == len(SEEDS) else None
         mean = float(each.mean())
         interval = None if half is None else [mean - half, mean + half]

@@ -14,7 +14,8 @@ class System(NamedTuple):
         license: Of the weights.
         source: Where the accuracy was read.
         measured: The benchmark's group and case that tell its cost, or None where it has none.
-        parameters, operations: Without a case, what is known: millions, and GFLOP for one answer.
+        parameters, operations: Without a case, what is known: millions, and GFLOP for one answer
+            (`benchmarks.speed.chat_models` counts them for Qwen3-VL).
     """
 
     name: str
@@ -67,14 +68,15 @@ PUBLISHED = (
         ("90.0 92.7 85.6", "85.2 89.5 79.3", "87.0 87.7"),
         "Apache-2.0",
         "model card of nvidia/EGM-4B",
-        parameters="4,000",
-        operations="about 4,000",
+        parameters="4,438",
+        operations="3,654, thoughts not counted",
     ),
     System(
         "EGM-4B, Qwen3-VL-4B trained to ground",
         ("93.5 95.1 90.0", "89.7 93.1 84.9", "90.4 90.8"),
         "see its card",
         "model card of nvidia/EGM-4B",
-        parameters="4,000",
+        parameters="4,438",
+        operations="3,654, thoughts not counted",
     ),
 )

@@ -39,8 +39,9 @@ def reader_options(
     column: Sequence[str] | None = None,
     images: Sequence[Path] | None = None,
     box_format: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Arguments of `load_grounding_dataset` from those of a command line.
+    """Arguments of `load_grounding_dataset` from those of a command line; `more` are a verb's own, None if not given.
 
     Raises:
         ValueError: a pair has no "=", or an option is given twice.
@@ -51,7 +52,8 @@ def reader_options(
     named = {
         "images": [str(folder) for folder in images] if images else None,
         "box_format": box_format,
-        "columns": {ours: str(theirs) for ours, theirs in read_options(column or [], "--column").items()} or None,
+        **more,
+        "columns": read_options(column or [], "--column", as_text=True) or None,
     }
     twice = [name for name, value in named.items() if value is not None and name in options]
     if twice:

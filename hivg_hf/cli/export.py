@@ -25,6 +25,12 @@ def export(
     float16: Annotated[
         bool, typer.Option("--float16", help="Also write model_fp16.onnx, half the size on disk.")
     ] = False,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split", help="Also write text_model.onnx and grounding_model.onnx: words apart from pictures."
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a model as ONNX, with its tokenizer and settings, and check that it computes the same."""
@@ -34,9 +40,9 @@ def export(
 
     note_what_tiny_knows(model, option="hivg export", quiet=quiet)
     pipe = load_pipeline(model, "cpu", "float32")
-    report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8, float16)
+    report = export_onnx(pipe.model, pipe.processor, out, masks, tokens, int8, float16, split)
     for name, difference in report.items():
-        moved = name in ("int8_box", "float16_box")
+        moved = name in ("int8_box", "float16_box", "split_box")
         what = "boxes move by at most (share of the square)" if moved else "differs from torch by at most"
         say(f"{name}: {what} {difference:.2g}")
     for path in sorted(path for path in out.rglob("*") if path.is_file()):

@@ -1,6 +1,6 @@
 """`hivg ground-dataset IN OUT`: ground every row of a table, on one process or a Ray cluster.
 
-    hivg ground-dataset pairs.csv grounded --image-column file_name --text-column caption
+    hivg ground-dataset pairs.csv grounded --column image=file_name --column expression=caption
     hivg ground-dataset 'shards/*.tar' grounded --image-column jpg --text-column json.caption
     hivg ground-dataset owner/pairs grounded --split train --push owner/pairs-grounded
     hivg ground-dataset pairs.parquet grounded --engine ray --concurrency 8 --num-gpus 0.5
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 
 from . import run_verb, say
-from ._options import Device, Dtype, ReduceJpeg, TrustRemoteCode
+from ._options import Column, Device, Dtype, ReduceJpeg, TrustRemoteCode
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -55,6 +55,7 @@ def ground_dataset(
     text_column: Annotated[
         str, typer.Option(help="Column of expressions, one or a list per row; a.b is a field. Default: a common name.")
     ] = "",
+    column: Column = None,
     model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
     split: Annotated[str | None, typer.Option(help="Split of a Hub dataset. Default: its only one.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset. Default: its only one.")] = None,
@@ -107,6 +108,7 @@ def ground_dataset(
     from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch
     from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 
+    image_column, text_column = _said_columns(column, image_column, text_column)
     rows = DatasetInput(source, split, config, streaming)
     options = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     ground = GroundBatch(
@@ -177,6 +179,22 @@ def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: i
     if failed:
         say(f"hivg: the first error: {run.first_error(missing)}", err=True)
     return failed
+
+
+def _said_columns(column: list[str] | None, image: str, text: str) -> tuple[str, str]:
+    """The columns of pictures and of expressions, by `--column` or by the options of their own; "" of one not said.
+
+    Raises:
+        ValueError: another column is named, or one twice.
+    """
+    from hivg_hf.utils.strict_mapping import read_options
+
+    said = read_options(column or [], "--column", as_text=True)
+    if others := [name for name in said if name not in ("image", "expression")]:
+        raise ValueError(f"--column {others[0]}: of a table without boxes, only image and expression are read.")
+    if twice := [name for name, own in (("image", image), ("expression", text)) if own and name in said]:
+        raise ValueError(f"--column {twice[0]}={said[twice[0]]} and another option name one column; omit one of them.")
+    return said.get("image", image), said.get("expression", text)
 
 
 def _first_of(names: tuple[str, ...], rows: "DatasetInput", option: str) -> str:

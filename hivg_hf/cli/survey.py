@@ -2,6 +2,7 @@
 
     hivg survey refcoco:train refcoco:val refcoco:testA --root /data --out prepared
     hivg survey my.csv:train my.csv:val --images photos --box-format xyxy --out prepared
+    hivg survey my.csv:all --box-format xyxy --column expression=caption --out prepared
     hivg survey refcoco:val --root /data --out prepared --for eval --model FOLDER_OR_HUB_ID
 
 Writes survey.json (counts against the published ones, statistics, every faulty row, images that training and
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import run_verb, say
+from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
 
 if TYPE_CHECKING:
     from hivg_hf.data.prepare import Survey
@@ -26,16 +28,13 @@ def survey(
     data: Annotated[list[str], typer.Argument(metavar="SOURCE:SPLIT...", help="As load_grounding_dataset does.")],
     out: Annotated[Path, typer.Option(help="Folder for the survey and the cache.")],
     root: Annotated[str | None, typer.Option(help="Folder of the annotations.")] = None,
-    images: Annotated[list[str] | None, typer.Option(help="Folder of pictures; may be given again.")] = None,
-    box_format: Annotated[
-        str | None, typer.Option(help="Of JSONL, CSV and Parquet: xyxy, xywh, cxcywh, or one with _normalized.")
-    ] = None,
+    images: Images = None,
+    box_format: BoxFormat = None,
+    column: Column = None,
     holdout: Annotated[
         float | None, typer.Option(help="Share of the images that become val in a file without splits.")
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other reader option; may be given again.")
-    ] = None,
+    option: ReaderOption = None,
     multi_target: Annotated[
         Literal["keep", "union", "drop"] | None, typer.Option(help="For rows with several targets.")
     ] = None,
@@ -58,22 +57,14 @@ def survey(
     from hivg_hf.data.prepare import summarize, write_survey
     from hivg_hf.data.prepare import survey as look_at
     from hivg_hf.utils.plugins import allowing_code
-    from hivg_hf.utils.strict_mapping import read_options
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if model is not None and purpose != "eval":
         raise ValueError("--model letterboxes a cache for eval: add --for eval, or omit it.")
     if purpose == "eval" and model is None:
         raise ValueError("A cache for eval is letterboxed for one model: say which with --model.")
-    given = {
-        "root": root,
-        "images": images,
-        "box_format": box_format,
-        "holdout": holdout,
-        "multi_target": multi_target,
-    }
-    shared = {name: value for name, value in given.items() if value not in (None, [])}
-    shared |= read_options(option or [], "--option")
+    more = {"root": root, "holdout": holdout, "multi_target": multi_target}
+    shared = reader_options(option, column, images, box_format, **more)
     with allowing_code(allow_code):
         result = look_at([{**_source_and_split(name), **shared} for name in data], decode=not quick)
     files = write_survey(result, out, seed)

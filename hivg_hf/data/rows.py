@@ -89,7 +89,8 @@ class RowBuilder:
             record = self.annotations.records[position]
             draft = self.annotations.read(record)
         except ROW_ERRORS as error:
-            return RowProblem(self._record_name(record, position), "wrong type or field", _reason(error))
+            name = self._record_name(record, position)
+            return RowProblem(name, "wrong type or field", _reason(error) + self._place_beside(name, error, record))
         try:
             return self._finish(draft)
         except _RowError as error:
@@ -109,6 +110,11 @@ class RowBuilder:
 
     def _place(self, record: Any) -> str:
         return "" if self.annotations.place is None else f" ({self.annotations.place(record)})"
+
+    def _place_beside(self, name: str, error: Exception, record: Any) -> str:
+        """Where a record stands, unless its name or what is wrong with it says so already."""
+        place = "" if record is None else self._place(record)
+        return "" if place.strip(" ()") in name or "of the file)" in str(error) else place
 
     def _finish(self, draft: Draft) -> dict[str, Any] | None:
         expression = _checked_expression(draft.expression)

@@ -31,10 +31,11 @@ from .onnx_model import (
     patches_of,
     read_graph,
 )
+from .onnx_split import SPLIT_FILES, write_parts
 
 SETTINGS_NAME = "grounding.json"
 OPSET = 18
-TOLERANCE = 1e-4
+TOLERANCE, SPLIT_TOLERANCE = 1e-4, 1e-5
 # Above, weights go into a file beside the graph: a protobuf file ends at 2 GB, and one that holds its weights is
 # read whole into memory before it is used.
 LARGEST_SINGLE_FILE = 200_000_000
@@ -88,6 +89,7 @@ def export_onnx(
     tokens: bool = False,
     int8: bool = False,
     float16: bool = False,
+    split: bool = False,
 ) -> dict[str, float]:
     """Write `onnx/model.onnx` (any batch size, text length and number of patches) and what is needed to feed it.
 
@@ -100,10 +102,13 @@ def export_onnx(
             `token_logits`.
         int8: also write `onnx/model_quantized.onnx`, its matrices in 8 bits, quantized as they run (dynamically).
         float16: also write `onnx/model_fp16.onnx`: weights in half the space, computed with in float32.
+        split: also write the graph, and that in 8 bits, in two parts, `onnx/text_model.onnx` and
+            `onnx/grounding_model.onnx`: the outputs of one are inputs of the other, by their names.
 
     Returns:
         For each output the largest difference from torch, as `|a - b| / (1 + max |b|)`; with `int8` and `float16` also
-        the largest move of a box's edge as a share of the square, `int8_box` and `float16_box`.
+        the largest move of a box's edge as a share of the square, `int8_box` and `float16_box`; with `split` that
+        between the two parts and the one graph, `split_box`.
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
@@ -114,13 +119,13 @@ def export_onnx(
         if GraphIdentity.of_folder(folder) != identity:
             raise ValueError(f"The folder {folder} holds another model than the one to export; choose another folder.")
         with atomic_folder(folder / ONNX_FOLDER) as temporary:
-            return write_onnx_files(model, processor, temporary, identity, masks, tokens, int8, float16)
+            return write_onnx_files(model, processor, temporary, identity, masks, tokens, int8, float16, split)
     with atomic_folder(folder) as temporary:
         (temporary / ONNX_FOLDER).mkdir()
         model.config.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         place = temporary / ONNX_FOLDER
-        return write_onnx_files(model, processor, place, identity, masks, tokens, int8, float16)
+        return write_onnx_files(model, processor, place, identity, masks, tokens, int8, float16, split)
 
 
 def write_current_onnx(folder: Path) -> None:
@@ -135,7 +140,8 @@ def write_current_onnx(folder: Path) -> None:
     if all(path.is_file() and GraphIdentity.of_file(read_graph(path)) == expected for path in [*paths, *others]):
         return
     model, processor = load_with_stages(str(folder))
-    export_onnx(model, processor, folder, masks=True, tokens=True, int8=True)
+    split = any((folder / ONNX_FOLDER / name).is_file() for names in SPLIT_FILES.values() for name in names)
+    export_onnx(model, processor, folder, masks=True, tokens=True, int8=True, split=split)
 
 
 def write_onnx_files(
@@ -147,9 +153,17 @@ def write_onnx_files(
     tokens: bool = True,
     int8: bool = False,
     float16: bool = False,
+    split: bool = False,
 ) -> dict[str, float]:
     """The graphs and `grounding.json` in an existing folder; see `export_onnx`."""
+    if split and model.config.bridge_mixes_batch:
+        raise ValueError(
+            "With bridge_mixes_batch samples read each other's words, so that the graph has no text part."
+        )
     report = write_graphs(model, folder, identity, masks, tokens, int8, float16)
+    if split:
+        written = [folder / MODEL_FILES[name] for name, wanted in (("fp32", True), ("int8", int8)) if wanted]
+        report["split_box"] = max(_split_difference(GroundingGraph(model, masks, tokens), path) for path in written)
     write_json(folder / SETTINGS_NAME, _feeding_settings(model, processor, GroundingGraph(model, masks, tokens)))
     return report
 
@@ -351,6 +365,24 @@ def _quiet_logging():
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _split_difference(graph: GroundingGraph, path: Path) -> float:
+    """Write a graph in its two parts, and compare their boxes with its own.
+
+    Raises:
+        ValueError: they differ.
+    """
+    inputs = {name: value.numpy() for name, value in _random_inputs(graph, 3, _text_lengths(graph.model)[0]).items()}
+    (whole,) = open_session(path).run(["pred_boxes"], inputs)
+    text, grounding = map(open_session, write_parts(path))
+    encoded = text.run(None, {value.name: inputs[value.name] for value in text.get_inputs()})
+    inputs |= dict(zip((value.name for value in text.get_outputs()), encoded, strict=True))
+    (parts,) = grounding.run(["pred_boxes"], {value.name: inputs[value.name] for value in grounding.get_inputs()})
+    difference = float(abs(parts - whole).max())
+    if not difference <= SPLIT_TOLERANCE:
+        raise ValueError(f"{path.name} in two parts differs from itself in one by {difference:.2g} in its boxes.")
+    return difference
 
 
 def _box_difference(graph: GroundingGraph, path: Path) -> float:

@@ -31,6 +31,8 @@ from hivg_hf.utils.imports import require_package
 from hivg_hf.utils.version import __version__
 from hivg_hf.utils.whole_weights import tensors_hash
 
+from .onnx_split import GROUNDING, TEXT, TEXT_INPUTS, part_of
+
 logger = logging.getLogger(__name__)
 
 ONNX_FOLDER = "onnx"
@@ -77,6 +79,10 @@ class GraphIdentity:
 class OnnxModel(nn.Module):
     """`HiVGForVisualGrounding`'s call, answered by onnxruntime on the CPU.
 
+    The graph runs as one, until the same words are asked of several pictures: of at least twice as many in a call, or
+    in two calls after each other, as in a video. From then on it runs in two parts (`onnx_split.py`), whose first is
+    left out for words that it has just encoded.
+
     Args:
         path: an ONNX file that `hivg export` wrote.
         config: of the model.
@@ -97,6 +103,8 @@ class OnnxModel(nn.Module):
         self.inputs = [value.name for value in file.graph.input]
         self.outputs = [value.name for value in file.graph.output]
         self._sessions: dict[tuple[str, ...], Any] = {}
+        self._in_parts, self._text_session = False, None
+        self._said: tuple[bytes, dict[str, Any]] = (b"", {})  # the words of the last call, and what the text part gave
         self.eval()
 
     device = torch.device("cpu")
@@ -125,13 +133,11 @@ class OnnxModel(nn.Module):
         if attention_mask is None:
             raise ValueError("The onnx backend needs `attention_mask`: pass the one that the processor gives.")
         check_inputs(self.config, input_ids, pixel_values, patch_index, text_index, image_index)
-        if text_index is not None:
-            input_ids, attention_mask = input_ids[text_index], attention_mask[text_index]
+        words = self._words(input_ids.long(), attention_mask.long(), text_index)
         given = {
-            "input_ids": input_ids.long(),
-            "attention_mask": attention_mask.long(),
+            **words,
             "pixel_values": pixel_values.float(),
-            "image_index": torch.arange(len(input_ids)) if image_index is None else image_index,
+            "image_index": torch.arange(len(words["input_ids"])) if image_index is None else image_index,
             **self._padding(pixel_values, pixel_mask, patch_index),
         }
         asked = {"mask_logits": output_masks, "token_logits": output_token_logits}
@@ -140,8 +146,28 @@ class OnnxModel(nn.Module):
         names = tuple(name for name in self.outputs if asked.get(name, True))
         if missing := [name for name, wanted in asked.items() if wanted and name not in names]:
             raise ValueError(f"{self.path} does not give {', '.join(missing)}: export it with --masks --tokens.")
-        found = self._session(names).run(list(names), {name: given[name].numpy() for name in self.inputs})
+        session = self._session(names)
+        found = session.run(list(names), {value.name: given[value.name].numpy() for value in session.get_inputs()})
         return HiVGOutput(**{name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)})
+
+    def _words(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, text_index: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Ids and mask (U, T) of the words to those of each sample (B, T), and, in parts, what the text part gives."""
+        own = dict(zip(TEXT_INPUTS, (input_ids, attention_mask), strict=True))
+        key = b"".join(repr(tuple(value.shape)).encode() + value.numpy().tobytes() for value in own.values())
+        said, encoded = self._said
+        repeated = text_index is not None and 2 * len(input_ids) <= len(text_index)
+        if not self._in_parts and (repeated or key == said) and not self.config.bridge_mixes_batch:
+            self._in_parts, self._sessions = True, {}
+            self._text_session = open_session(self.path, None, self.num_threads, TEXT)
+        if self._in_parts and (key != said or not encoded):
+            values = self._text_session.run(None, {name: value.numpy() for name, value in own.items()})
+            names = [value.name for value in self._text_session.get_outputs()]
+            encoded = {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+        self._said = key, encoded
+        words = {**own, **encoded} if self._in_parts else own
+        return words if text_index is None else {name: value[text_index] for name, value in words.items()}
 
     def to(self, *args: Any, **kwargs: Any) -> "OnnxModel":
         """The model itself; refuses another device or precision, which the file decides."""
@@ -168,7 +194,8 @@ class OnnxModel(nn.Module):
     def _session(self, names: tuple[str, ...]) -> Any:
         """A session for each set of outputs that is asked for: what is not asked for is not computed."""
         if names not in self._sessions:
-            self._sessions[names] = open_session(self.path, names, self.num_threads)
+            part = GROUNDING if self._in_parts else None
+            self._sessions[names] = open_session(self.path, names, self.num_threads, part)
         return self._sessions[names]
 
 
@@ -208,10 +235,15 @@ def open_onnx(name: str, precision: str = "fp32", num_threads: int | None = None
     return OnnxModel(path, config, num_threads), processor
 
 
-def open_session(path: Path, outputs: Sequence[str] | None = None, num_threads: int | None = None) -> Any:
-    """An onnxruntime session that computes `outputs` and nothing else; see `OnnxModel`."""
+def open_session(
+    path: Path, outputs: Sequence[str] | None = None, num_threads: int | None = None, part: str | None = None
+) -> Any:
+    """An onnxruntime session that computes `outputs` and nothing else, of the whole graph or of one of its parts; see
+    `OnnxModel`."""
     onnxruntime = require_package("onnxruntime", extra="onnx")
     file = read_graph(path)
+    if part is not None:
+        file = part_of(file, part)
     if outputs is not None and len(outputs) < len(file.graph.output):
         extractor = require_package("onnx.utils", extra="onnx").Extractor(file)
         file = extractor.extract_model([value.name for value in file.graph.input], list(outputs))

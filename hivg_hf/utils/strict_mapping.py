@@ -88,12 +88,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def read_options(pairs: Iterable[str], flag: str) -> dict[str, Any]:
+def read_options(pairs: Iterable[str], flag: str, as_text: bool = False) -> dict[str, Any]:
     """`["root=/data", "size=5"]` to a dict, values read as YAML; nothing behind the sign is an empty text.
 
     Args:
         pairs: What was written.
         flag: Where, for messages: "--option".
+        as_text: Whether values stay as they were written: a column may be called `no` or `007`.
 
     Raises:
         ValueError: A pair has no name or no "=", or its value is not YAML; or a name stands twice.
@@ -107,7 +108,7 @@ def read_options(pairs: Iterable[str], flag: str) -> dict[str, Any]:
         if name in values:
             raise ValueError(f"{flag} gives {name} twice: {values[name]!r} and {value!r}.")
         try:
-            values[name] = parse_yaml(value) if value else ""
+            values[name] = value if as_text or not value else parse_yaml(value)
         except ValueError as error:
             raise ValueError(f"{flag} {pair!r}: the value is not YAML: {' '.join(str(error).split())}") from error
     return values

@@ -11,7 +11,17 @@ import torch
 from torch import nn
 from transformers import CLIPConfig
 
-from benchmarks.speed import count_operations, neighbors, ratio_of_medians, report, run, time_rounds, working_memory
+from benchmarks.speed import (
+    chat_models,
+    count_operations,
+    neighbors,
+    precisions,
+    ratio_of_medians,
+    report,
+    run,
+    time_rounds,
+    working_memory,
+)
 from benchmarks.speed.accelerator import measure_accelerator, peak_of
 from benchmarks.speed.accuracy import PUBLISHED
 from benchmarks.speed.groups import (
@@ -304,3 +314,51 @@ def test_every_quick_gelu_of_a_model_is_the_sparing_one(official_config):
     activations = [m.activation_fn for m in model.modules() if hasattr(m, "activation_fn")]
     assert len(activations) == 12 + 12 + 4
     assert {type(activation).__name__ for activation in activations} == {"QuickGELU"}
+
+
+def test_chat_models_are_counted_as_their_tables_say():
+    counted = json.loads((ROOT / "benchmarks" / "results" / "chat-models" / "counted.json").read_text())
+    assert chat_models.count("Qwen3-VL-2B") == counted["Qwen3-VL-2B"]
+    for system in PUBLISHED:
+        if "Qwen3-VL-4B" in system.name:
+            assert system.parameters == f"{counted['Qwen3-VL-4B']['parameters'] / 1e6:,.0f}"
+            assert system.operations.startswith(f"{counted['Qwen3-VL-4B']['total'] / 1e9:,.0f},")
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for name in chat_models.SIZES:
+        cells = [counted[name]["parameters"] / 1e6]
+        cells += [counted[name][part] / 1e9 for part in ("image", "prompt", "answer", "total")]
+        assert f"| {name} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |" in page
+
+
+def test_products_of_a_chat_model_are_two_operations_for_each_weight_and_token():
+    model = chat_models.build("Qwen3-VL-2B")
+    layers = sum(weight.numel() for name, weight in model.model.language_model.named_parameters()
+                 if name.startswith("layers.") and weight.dim() == 2)  # fmt: skip
+    head = model.lm_head.weight.numel()
+    tokens = chat_models.GRID[0] * chat_models.GRID[1] // 4 + chat_models.WORDS
+    attention = 28 * 2 * 2 * tokens**2 * 16 * 128  # layers, two products of two operations, heads of 128
+    counted = json.loads((ROOT / "benchmarks" / "results" / "chat-models" / "counted.json").read_text())
+    assert counted["Qwen3-VL-2B"]["prompt"] == 2 * tokens * layers + attention + 2 * head
+
+
+def test_limits_of_int8_are_sentences_where_they_are_missed():
+    def found(half, three_quarters, move):
+        loss = {"acc@0.5": {"difference": -half}, "acc@0.75": {"difference": -three_quarters}}
+        return {"onnxruntime int8 against fp32": loss, "onnxruntime fp32 against torch fp32": {"largest_move": move}}
+
+    assert precisions.missed(found(0.003, 0.015, 1e-5)) == []
+    assert precisions.missed(found(-0.1, -0.1, 0.0)) == []
+    loses, three, far = precisions.missed(found(0.004, 0.02, 2e-5))
+    assert loses == "int8 loses 0.40 points of acc@0.5; at most 0.3 are allowed."
+    assert three == "int8 loses 2.00 points of acc@0.75; at most 1.5 are allowed."
+    assert far == "A box of onnxruntime fp32 is 2.0e-05 from torch's; at most 1e-05 is allowed."
+
+
+@pytest.mark.slow
+def test_engines_are_compared_in_one_command(tmp_path):
+    status = precisions.main(["--rows", "12", "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert status == bool(found["missed"])
+    assert found["onnxruntime fp32 against torch fp32"]["largest_move"] < 1e-5
+    assert 0 < found["onnxruntime int8 against fp32"]["largest_move"] < 0.2
+    assert len({model["weights_sha256"] for model in found["models"].values()}) == 1

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from hivg_hf.cli import VERBS, app, main, run_verb
+from hivg_hf.cli._options import Column, reader_options
 
 
 @pytest.fixture
@@ -145,3 +147,29 @@ def test_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(["paint"])
     assert stop.value.code == 2
     assert "No such command 'paint'" in capsys.readouterr().err
+
+
+TABLE_VERBS = ("survey", "clean", "convert-data", "calibrate", "evaluate", "train", "ground-dataset")
+
+
+@pytest.mark.parametrize("verb", TABLE_VERBS)
+def test_every_verb_that_reads_tables_names_columns_in_the_same_way(verb: str) -> None:
+    assert get_type_hints(_function(verb), include_extras=True)["column"] == Column
+    readers = {name for name in VERBS if "box_format" in inspect.signature(_function(name)).parameters}
+    assert readers <= set(TABLE_VERBS)  # the list is whole
+
+
+def _function(verb: str) -> Callable[..., None]:
+    module_name, _, function_name = VERBS[verb][0].partition(":")
+    return getattr(importlib.import_module(module_name), function_name)
+
+
+def test_the_name_of_a_column_stays_as_it_was_written() -> None:
+    read = reader_options(column=["expression=no", "image=007", "box=a=b"])
+    assert read == {"columns": {"expression": "no", "image": "007", "box": "a=b"}}
+    with pytest.raises(ValueError, match="--column gives expression twice: 'a' and 'b'"):
+        reader_options(column=["expression=a", "expression=b"])
+    with pytest.raises(ValueError, match="--option gives columns, which another argument gives too"):
+        reader_options(option=["columns={expression: a}"], column=["expression=b"])
+    with pytest.raises(ValueError, match="--option gives holdout, which another argument gives too"):
+        reader_options(option=["holdout=0.2"], holdout=0.1)

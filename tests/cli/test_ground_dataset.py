@@ -60,3 +60,20 @@ def test_rows_with_errors_end_with_status_1_and_mistakes_with_2(
         done = CliRunner().invoke(app, ["ground-dataset", *wrong, *arguments])
         assert done.exit_code == 2
         assert message in done.output.replace("\n", " ")
+
+
+def test_columns_are_named_as_in_every_verb(table: Path, tiny_checkpoint: str, tmp_path: Path) -> None:
+    odd = table.with_name("odd.csv")
+    odd.write_text(table.read_text(encoding="utf-8").replace("file_name,caption", "Foto,no"), encoding="utf-8")
+    start = ["ground-dataset", str(odd), str(tmp_path / "out"), "--model", tiny_checkpoint]
+    done = CliRunner().invoke(app, [*start, "--column", "image=Foto", "--column", "expression=no"])
+    assert done.exit_code == 0, done.output
+    assert pq.read_table(tmp_path / "out").column("error").null_count == 4
+    for wrong, message in [
+        (["--column", "box=no"], "--column box: of a table without boxes, only image and expression are read"),
+        (["--column", "image=Foto", "--image-column", "Foto"], "--column image=Foto and another option name one"),
+        (["--column", "image"], "--column takes NAME=VALUE, got 'image'"),
+    ]:
+        done = CliRunner().invoke(app, [*start, *wrong])
+        assert done.exit_code == 2
+        assert message in " ".join(done.output.split())

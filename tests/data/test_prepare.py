@@ -169,3 +169,14 @@ def test_the_page_shows_leaks_by_content_and_needs_nothing_else(tmp_path, make_i
     assert page.count("data:image/jpeg;base64,") == 2
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_the_columns_of_a_survey_are_named_as_those_of_every_verb(table, tmp_path, script):
+    odd = tmp_path / "odd.csv"
+    odd.write_text(table.read_text().replace("image,expression,", "Foto,Satz,"))
+    words = [f"{odd}:train", "--box-format", "xyxy", "--on-error", "skip", "--quick", "--out", str(tmp_path / "out")]
+    assert script([*words, "--column", "image=Foto"]) == 2  # nothing says which column is the expression
+    assert script([*words, "--column", "image=Foto", "--column", "expression=Satz"]) == 0
+    (found,) = json.loads((tmp_path / "out" / "survey.json").read_text())["splits"].values()
+    assert found["read"]["expressions"] == 3
+    assert script([*words, "--option", "images=a", "--images", str(tmp_path)]) == 2  # one thing said twice

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
-from hivg_hf.inference import OnnxModel, load_pipeline, onnx_export, onnx_model, write_current_onnx
+from hivg_hf.inference import OnnxModel, load_pipeline, onnx_export, onnx_model, onnx_split, write_current_onnx
 from hivg_hf.inference.onnx_model import GraphIdentity, check_onnx_paths, read_graph
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'hivg_hf[onnx]'")
@@ -321,3 +321,138 @@ def test_threads_are_torchs_unless_named(folder: Path, monkeypatch: pytest.Monke
     path._session(("pred_boxes",))
     load_pipeline(folder, backend="onnx").model._session(("pred_boxes",))
     assert seen == [(3, "0"), (torch.get_num_threads(), "0")]
+
+
+# -- words apart from pictures ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of words of each run of a text part."""
+    rows: list[int] = []
+    opened = onnx_model.open_session
+
+    class Counted:
+        def __init__(self, session: Any) -> None:
+            self.session, self.get_outputs = session, session.get_outputs
+
+        def run(self, names: Any, inputs: dict[str, Any]) -> Any:
+            rows.append(len(inputs["input_ids"]))
+            return self.session.run(names, inputs)
+
+    def open_counted(path: Path, outputs: Any = None, threads: Any = None, part: str | None = None) -> Any:
+        session = opened(path, outputs, threads, part)
+        return Counted(session) if part == onnx_split.TEXT else session
+
+    monkeypatch.setattr(onnx_model, "open_session", open_counted)
+    return rows
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("text", ["the big blue star", TEXTS])
+def test_words_of_a_stream_are_encoded_once(
+    folder: Path, pictures: list[Any], encoded: list[int], text: Any, precision: str
+) -> None:
+    pipe = load_pipeline(folder, backend="onnx", precision=precision)
+    frames = [{"image": picture, "text": text} for picture in [*pictures, *pictures]]
+    asked = {"mask": True, "heatmap": True}
+    count = 1 if isinstance(text, str) else len(text)
+    answers = list(pipe(iter(frames), batch_size=2 * count, **asked))
+    assert encoded == [count]
+    for picture, answer in zip(pictures, answers, strict=False):
+        whole = OnnxModel(pipe.model.path, pipe.model.config)
+        alone = VisualGroundingPipeline(whole, processor=pipe.processor, device="cpu")
+        expected = alone(picture, text, batch_size=8, **asked)
+        assert not whole._in_parts
+        if precision == "fp32":  # in 8 bits, the scale of an activation depends on the batch
+            assert_close(answer if count > 1 else [answer], expected if count > 1 else [expected])
+    list(pipe(iter(frames[:2]), batch_size=2 * count, **asked))
+    assert encoded == [count]  # still known
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_both_parts_together_answer_as_the_whole(
+    folder: Path, tiny_processor: HiVGProcessor, pictures: list[Any], precision: str
+) -> None:
+    path = folder / "onnx" / onnx_model.MODEL_FILES[precision]
+    inputs = tiny_processor(images=pictures[:3], text=[TEXTS[2]] * 3, return_tensors="pt")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")}
+    model = OnnxModel(path, onnx_model.HiVGConfig.from_pretrained(folder))
+    first = model(**inputs, output_masks=True, output_token_logits=True)
+    assert not model._in_parts  # one call says nothing of a stream
+    again = model(**inputs, output_masks=True, output_token_logits=True)
+    assert model._in_parts
+    for name in ("pred_boxes", "scores", "mask_logits", "token_logits"):
+        assert (first[name] - again[name]).abs().max() <= 1e-5, name
+    words = {name: inputs[name][:1] for name in ("input_ids", "attention_mask")}
+    pictures_alone = {name: inputs[name] for name in ("pixel_values", "pixel_mask")}
+    indexed = model(**words, **pictures_alone, text_index=torch.tensor([0, 0, 0]), output_masks=True)
+    assert (indexed.pred_boxes - first.pred_boxes).abs().max() <= 1e-5
+
+
+def test_other_words_are_encoded_anew(
+    folder: Path, tiny_processor: HiVGProcessor, pictures: list[Any], encoded: list[int]
+) -> None:
+    model = OnnxModel(folder / "onnx" / "model.onnx", onnx_model.HiVGConfig.from_pretrained(folder))
+    plain = OnnxModel(model.path, model.config)
+    for text in ("red", "red", "the star", "red", "red"):
+        inputs = tiny_processor(images=pictures[:1], text=text, return_tensors="pt")
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")}
+        plain._said = (b"", {})  # as if it had never been asked
+        assert (model(**inputs).pred_boxes - plain(**inputs).pred_boxes).abs().max() <= 1e-5
+    assert encoded == [1, 1, 1]
+    assert not plain._in_parts
+
+
+def test_parts_are_written_with_the_identity_of_the_whole(copy_of_folder: Path) -> None:
+    path = copy_of_folder / "onnx" / "model.onnx"
+    text, grounding = onnx_split.write_parts(path)
+    assert [text.name, grounding.name] == ["text_model.onnx", "grounding_model.onnx"]
+    whole = read_graph(path)
+    parts = [read_graph(part) for part in (text, grounding)]
+    assert {GraphIdentity.of_file(part) for part in parts} == {GraphIdentity.of_file(whole)}
+    assert [value.name for value in parts[0].graph.input] == ["input_ids", "attention_mask"]
+    passed = [value.name for value in parts[0].graph.output]
+    assert passed == onnx_split.words_alone(whole)
+    assert {*passed} <= {value.name for value in parts[1].graph.input}
+    assert [value.name for value in parts[1].graph.output] == [value.name for value in whole.graph.output]
+    assert text.stat().st_size + grounding.stat().st_size < 1.1 * path.stat().st_size  # weights are not there twice
+    matrices = [tensor.name for tensor in parts[1].graph.initializer if len(tensor.dims) > 1]  # equal vectors are one
+    assert not [name for name in matrices if "text_projection" in name or "text_model" in name]
+
+
+def test_a_part_of_another_model_is_made_anew_with_the_others(
+    copy_of_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copy_of_folder / "onnx" / "model.onnx"
+    text, _ = onnx_split.write_parts(path)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda *_, **options: asked.append(options))
+    (copy_of_folder / "onnx" / "model_fp16.onnx").unlink()
+    write_current_onnx(copy_of_folder)
+    assert asked == []
+    file = onnx.load(str(text))
+    onnx.helper.set_model_props(file, {**GraphIdentity.of_file(file).as_metadata(), "hivg_weights_sha256": "0" * 64})
+    onnx.save(file, str(text))
+    write_current_onnx(copy_of_folder)
+    assert asked == [{"masks": True, "tokens": True, "int8": True, "split": True}]
+
+
+def test_a_model_that_mixes_its_batch_stays_whole(
+    folder: Path,
+    tiny_model: HiVGForVisualGrounding,
+    tiny_processor: HiVGProcessor,
+    pictures: list[Any],
+    tmp_path: Path,
+) -> None:
+    config = onnx_model.HiVGConfig.from_pretrained(folder, bridge_mixes_batch=True)
+    model = OnnxModel(folder / "onnx" / "model.onnx", config)
+    inputs = tiny_processor(images=pictures[:1], text="red", return_tensors="pt")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")}
+    model(**inputs)
+    model(**inputs)
+    assert not model._in_parts
+    with pytest.raises(ValueError, match="With bridge_mixes_batch samples read each other's words"):
+        onnx_export.write_onnx_files(
+            HiVGForVisualGrounding(config), tiny_processor, tmp_path, model.identity, split=True
+        )

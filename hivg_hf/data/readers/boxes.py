@@ -39,6 +39,18 @@ def numbers_of(box: Any) -> list[float]:
     return four_numbers(re.split(r"[\s,;]+", box.strip(" \t[]()")) if isinstance(box, str) else box, box)
 
 
+def with_point(text: str) -> str:
+    """`0,5` to `0.5`, and `0,5; 0,2` to `0.5 0.2`: numbers with decimal commas, divided by spaces or semicolons.
+
+    Raises:
+        ValueError: a number has a point, or several commas: then some of its signs divide thousands or numbers.
+    """
+    numbers = [part.removesuffix(",") for part in re.split(r"[\s;]+", text.strip(" \t[]()"))]
+    if any("." in number or number.count(",") > 1 for number in numbers):
+        raise ValueError(f"{shown(text)} is not numbers with decimal commas such as 0,5, as decimal_comma says")
+    return " ".join(number.replace(",", ".") for number in numbers)
+
+
 def to_pixels(box: Any, box_format: str, width: int | None, height: int | None) -> list[float]:
     """A box of any format as (x1, y1, x2, y2) pixels.
 

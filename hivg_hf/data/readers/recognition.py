@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def recognize(name: str) -> str | None:
     if path.is_dir():
         return _folder_format(path)
     suffix = path.suffix.lower()
-    if suffix == ".tar" or name.startswith("hf://") or (glob.has_magic(name) and not path.exists()):
-        return "shards"
+    if is_in_shards(name):
+        return _shards_format(name)
     if suffix in (".csv", ".tsv"):
         return "table"
     if suffix == ".parquet":
@@ -44,6 +45,12 @@ def recognize(name: str) -> str | None:
     if suffix in (".yaml", ".yml") and path.is_file():
         return "yolo"
     return "hub" if not suffix and HUB_ID.fullmatch(name) and not path.exists() else None
+
+
+def is_in_shards(name: str) -> bool:
+    """Whether a source is a tar, a pattern of files or files of a dataset on the Hub."""
+    path = Path(name)
+    return path.suffix.lower() == ".tar" or name.startswith("hf://") or (glob.has_magic(name) and not path.exists())
 
 
 def is_cache(folder: Path) -> bool:
@@ -71,6 +78,32 @@ def _folder_format(folder: Path) -> str | None:
     listed = folder / "train.txt"
     numbered = listed.is_file() and listed.read_text(errors="replace").split("\n", 1)[0].strip().isdigit()
     return "dior-rsvg" if numbered and b"<description>" in first.read_bytes() else "voc"
+
+
+def _shards_format(name: str) -> str:
+    """`grit` where the first file holds its keys, otherwise `shards`; files of the Hub are not looked into."""
+    first = Path(name if os.path.exists(name) else min(glob.glob(name, recursive=True), default=name))
+    if not first.is_file():
+        return "shards"
+    if first.suffix.lower() != ".tar":
+        found = recognize(str(first))
+    else:
+        found = next(filter(None, map(_record_format, _first_samples(first))), None)
+    return "grit" if found == "grit" else "shards"
+
+
+def _first_samples(path: Path) -> Iterator[Any]:
+    """The JSON files at the beginning of a tar; none of one that is damaged, whose reader says so."""
+    import tarfile
+
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = (member for member in islice(tar, LINES_LOOKED_AT) if member.isfile())
+            for member in members:
+                if member.name.lower().endswith(".json") and member.size <= HEAD_BYTES:
+                    yield json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+    except (OSError, ValueError, RecursionError, tarfile.TarError):
+        return
 
 
 def _parquet_format(path: Path) -> str:

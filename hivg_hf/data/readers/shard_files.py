@@ -36,6 +36,7 @@ KINDS = {
 }
 METADATA_NAMES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")  # of an image folder, as `datasets` reads it
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what `datasets` stores for an Image
+PICTURE_KEYS = {field.name for field in PICTURE}
 ROWS_TO_INFER_FROM = 1000
 ROWS_AT_ONCE = 64  # that `records` decodes
 MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError)
@@ -333,7 +334,7 @@ def _infer(rows: Sequence[Any]) -> pa.Schema:
     fields = []
     for name in names:
         values = [row[name] for row in rows if isinstance(row, dict) and row.get(name) is not None]
-        if any(isinstance(value, dict) and value.keys() == {"bytes", "path"} for value in values):
+        if any(isinstance(value, dict) and value.keys() == PICTURE_KEYS for value in values):
             kind = PICTURE
         else:
             kind = next(filter(None, map(_type_of, (values, values[:1]))), pa.string())

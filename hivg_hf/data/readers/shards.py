@@ -23,14 +23,13 @@ import numpy as np
 from ..splits import resolve_split
 from .columns import CLASS_NAMES
 from .common import Annotations, Draft, cell_text
-from .shard_files import HUB, PICTURE, ShardFiles
+from .shard_files import HUB, PICTURE_KEYS, ShardFiles
 from .tabular import Table, own_fields
 
 READ_AHEAD = 256  # rows that one question reads, where nobody said which come next
 MOST_READERS = 128  # open files
 ROWS_LOOKED_AT = 256  # for a box format that the numbers contradict
 TEXT_FIELDS = ("txt", "text", "caption")
-PICTURE_KEYS = {field.name for field in PICTURE}
 
 
 def read_shards(
@@ -41,6 +40,7 @@ def read_shards(
     images: Any = None,
     columns: Mapping[str, str] | None = None,
     check_format: bool = True,
+    decimal_comma: bool = False,
     masks: bool = True,
     config: str | None = None,
     revision: str | None = None,
@@ -55,6 +55,7 @@ def read_shards(
         images: folder or folders of the pictures where the shards do not hold them.
         columns: our name to the shards' name.
         check_format: whether to refuse a box format that the first numbers contradict.
+        decimal_comma: whether numbers in text have decimal commas.
         masks: whether to keep masks.
         config: which of several configurations of a Hub dataset.
         revision: of a Hub dataset: branch, tag or commit.
@@ -66,7 +67,7 @@ def read_shards(
     files = _open(source, split, config, revision)
     records = ShardRecords(files)
     folder = images if images is not None else files.folder or "."
-    table = Table(records, Path(source), columns or {}, box_format, folder, masks)
+    table = Table(records, Path(source), columns or {}, box_format, folder, masks, decimal_comma)
     names, is_split = table.names, files.is_local and table.names["split"] in table.header
     if files.is_local and not is_split:
         split = resolve_split(split, ["all"], f"{source} (no column {names['split']!r})")
@@ -209,6 +210,26 @@ class ShardRecords(Sequence[dict[str, Any]]):
                 self._readers[start] = reader
             while len(self._readers) > MOST_READERS:
                 self._readers.popitem(last=False)
+
+
+class RowsOfShards:
+    """Shards whose records hold several rows each, by the positions of the rows.
+
+    Args:
+        records: the units.
+        units: (rows,) the position of every row's unit, ascending.
+
+    Attributes:
+        ends: (files,) the row at which each file ends.
+    """
+
+    def __init__(self, records: ShardRecords, units: np.ndarray) -> None:
+        self.records, self.units = records, units
+        self.ends = np.searchsorted(units, records.ends, side="left")
+
+    def hold(self, key: Hashable, spans: Iterable[tuple[int, int]]) -> None:
+        """Read the units of some spans of rows, as `ShardRecords.hold` does."""
+        self.records.hold(key, [(int(self.units[start]), int(self.units[stop - 1]) + 1) for start, stop in spans])
 
 
 def _flat(record: dict[str, Any] | str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .boxes import (
     possible_formats,
     refuse_contradicted,
     to_pixels,
+    with_point,
 )
 from .columns import CLASS_NAMES, DETECTION_CSV, resolve_columns
 from .common import (
@@ -61,6 +62,7 @@ def read_tabular(
     encoding: str | None = None,
     several: Several | None = None,
     check_format: bool = True,
+    decimal_comma: bool = False,
     masks: bool = True,
 ) -> Annotations:
     """Read one split of a JSONL, JSON, CSV, TSV or Parquet file.
@@ -79,6 +81,8 @@ def read_tabular(
         several: `apart`, every row is a row; `together`, rows of one image with the same expression are one row with
             several targets. Defaults to `together` where the expressions are class names.
         check_format: whether to refuse a box format that the numbers of the file contradict.
+        decimal_comma: whether numbers in text have decimal commas (`0,5`), as spreadsheets write them in much of
+            Europe. Without it they are refused, never read as two numbers.
         masks: whether to keep masks.
 
     Raises:
@@ -86,7 +90,8 @@ def read_tabular(
     """
     path = need_file(Path(source), "the table")
     records = open_records(path, encoding)
-    table = Table(records, path, columns or {}, box_format, images if images is not None else path.parent, masks)
+    folder = images if images is not None else path.parent
+    table = Table(records, path, columns or {}, box_format, folder, masks, decimal_comma)
     return table.annotations(split, path.stem, holdout, check_format, several)
 
 
@@ -100,6 +105,7 @@ def read_hub_table(
     holdout: float | None = None,
     several: Several | None = None,
     check_format: bool = True,
+    decimal_comma: bool = False,
     masks: bool = True,
     config: str | None = None,
     revision: str | None = None,
@@ -115,6 +121,7 @@ def read_hub_table(
         holdout: of a dataset in one piece, the share of the images whose rows are `val`, as for a file.
         several: whether rows of one image with the same expression are one row, as for a file.
         check_format: whether to refuse a box format that the numbers contradict.
+        decimal_comma: whether numbers in text have decimal commas.
         masks: whether to keep masks.
         config: which of several configurations.
         revision: branch, tag or commit.
@@ -124,7 +131,7 @@ def read_hub_table(
 
     def open_table(name: str | None) -> Table:
         records = open_stored(source, name, config, revision)
-        return Table(records, Path(source), columns or {}, box_format, folder, masks)
+        return Table(records, Path(source), columns or {}, box_format, folder, masks, decimal_comma)
 
     # A dataset of one split is a table like any other: `push_to_hub` calls everything train that has no name.
     whole = split in stored or (split in VALIDATION and bool({*VALIDATION} & {*stored}))
@@ -148,6 +155,7 @@ class Table:
         box_format: what its boxes mean.
         images: folder or folders of the pictures.
         masks: whether to keep masks.
+        decimal_comma: whether numbers in text have decimal commas.
     """
 
     def __init__(
@@ -158,8 +166,9 @@ class Table:
         box_format: str | None,
         images: Any,
         masks: bool,
+        decimal_comma: bool = False,
     ) -> None:
-        self.records, self.path, self.masks = records, path, masks
+        self.records, self.path, self.masks, self.decimal_comma = records, path, masks, decimal_comma
         self.find = ImageFinder(images)
         header = header_of(records)
         self.is_own_schema = set(header) >= set(FEATURES) and not columns
@@ -225,8 +234,28 @@ class Table:
         )
 
     def draft(self, position: int) -> Draft:
-        """The row at a position, not checked yet."""
-        return _draft(self.records[position], position, self.names, self.box_format, self.find, self.masks)
+        """The row at a position, not checked yet.
+
+        Raises:
+            ValueError: it cannot be read; the message says so where it could with decimal commas.
+        """
+        record = self.records[position]
+        rest = position, self.names, self.box_format, self.find, self.masks
+        if self.decimal_comma:
+            return _draft(with_points(record, self.names), *rest)
+        try:
+            return _draft(record, *rest)
+        except ValueError as error:
+            try:
+                changed = with_points(record, self.names)
+                boxes = _draft(changed, *rest).boxes if changed != record else []
+            except ROW_ERRORS:
+                boxes = []
+            if not boxes:
+                raise
+            raise ValueError(
+                f"{error}; if its commas are decimal ones, say decimal_comma=True, or --option decimal_comma=true"
+            ) from error
 
     def refuse_contradicted(self, positions: Sequence[int]) -> None:
         """Refuse a box format that the numbers of some rows contradict.
@@ -289,7 +318,7 @@ class Table:
         """Boxes all over some rows with the sizes of their images; rows that cannot be read are left out."""
         for position in positions[:: max(1, len(positions) // MOST_BOXES)]:
             try:
-                record = self.records[position]
+                record = with_points(self.records[position], names) if self.decimal_comma else self.records[position]
                 boxes = [numbers_of(box) for box in _raw_boxes(record, names)]
                 size = _size_of(record, names, self.find) if boxes else (None, None)
             except ROW_ERRORS:
@@ -374,6 +403,17 @@ def _draft(
         ref_id=cell_text(record.get(names["ref_id"])) or row_id,
         sent_id=row_id,
     )
+
+
+def with_points(record: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with decimal points in place of commas where its cells are numbers in text.
+
+    Raises:
+        ValueError: such a cell is not numbers with decimal commas.
+    """
+    box = names["box"] if isinstance(names["box"], tuple) else (names["box"],)
+    cells = {name: record[name] for name in (*box, names["width"], names["height"]) if name in record}
+    return {**record, **{name: with_point(cell) for name, cell in cells.items() if isinstance(cell, str)}}
 
 
 def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]:

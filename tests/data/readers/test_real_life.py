@@ -239,3 +239,54 @@ def test_a_coco_file_without_splits_is_held_out_like_a_table(folder, make_image)
     sides = [load_grounding_dataset(folder / "rows.json", side, holdout=0.25) for side in ("train", "val")]
     assert sorted(sides[0]["expression"][:] + sides[1]["expression"][:]) == [f"it {n}" for n in range(8)]
     assert (len(sides[0]), len(sides[1])) == (6, 2)
+
+
+COMMAS = {
+    "four columns": ("image;expression;x1;y1;x2;y2\n", "a.png;red;0,25;0,5;0,75;1\n"),
+    "one column, semicolons": ("image\texpression\tbox\n", "a.png\tred\t0,25;0,5;0,75;1\n"),
+    "one column, quoted": ("image;expression;box\n", 'a.png;red;"0,25;0,5;0,75;1,0"\n'),
+    "one column, spaces": ("image;expression;box\n", "a.png;red;[0,25 0,5 0,75 1]\n"),
+    "one column, commas and spaces": ("image;expression;box\n", "a.png;red;0,25, 0,5, 0,75, 1\n"),
+    "quoted in a comma file": ("image,expression,x1,y1,x2,y2\n", 'a.png,red,"0,25","0,5","0,75",1\n'),
+    "sides too": ("image;expression;box;width;height\n", "a.png;red;0,25 0,5 0,75 1,;400,0;300,00\n"),
+}
+
+
+@pytest.mark.parametrize("written", COMMAS)
+def test_decimal_commas_are_read_when_it_is_said_and_refused_otherwise(folder, written):
+    head, row = COMMAS[written]
+    path = _csv(folder, head + row, "rows.tsv" if "\t" in head else "rows.csv")
+    with pytest.raises(BrokenRowsError, match=r"if its commas are decimal ones, say decimal_comma=True") as caught:
+        load_grounding_dataset(path, "all", box_format="xyxy_normalized")
+    assert f"line 2 of {path.name}" in str(caught.value)
+    (read,) = load_grounding_dataset(path, "all", box_format="xyxy_normalized", decimal_comma=True)
+    assert read["box"] == [100, 150, 300, 300]
+    (read,) = load_grounding_dataset(f"{path.parent}/row[s]{path.suffix}", "all", box_format="xyxy_normalized",
+                                     decimal_comma=True)  # fmt: skip
+    assert read["box"] == [100, 150, 300, 300]
+
+
+@pytest.mark.parametrize(
+    "cell", ["1.234,5 2 3 4", "0.5 0,2 0,8 0,9", "1,2,3,4", "1,000,000 2 3 4", "1,5 2,5 3,5", "x 1 2 3"]
+)
+def test_what_is_not_decimal_commas_is_refused_though_they_were_said(folder, cell):
+    path = _csv(folder, f"image;expression;box\na.png;red;{cell}\n")
+    with pytest.raises(BrokenRowsError, match=r"is not numbers with decimal commas|is not four numbers"):
+        load_grounding_dataset(path, "all", box_format="xyxy", decimal_comma=True)
+
+
+def test_decimal_commas_are_no_advice_where_they_would_not_help(folder):
+    path = _csv(folder, "image;expression;box\na.png;red, small;left 2 3 4\n")
+    with pytest.raises(BrokenRowsError, match="is not four numbers") as caught:
+        load_grounding_dataset(path, "all", box_format="xyxy")
+    assert "decimal" not in str(caught.value)
+    path = _csv(folder, "image;expression;box\na.png;red, small;10,20,30,40\n")
+    (read,) = load_grounding_dataset(path, "all", box_format="xyxy")
+    assert read["box"] == [10, 20, 30, 40]
+
+
+def test_a_look_at_the_numbers_reads_decimal_commas(folder):
+    rows = "".join(f"a.png;b{number};{number},5;1,5;{number + 20},5;90\n" for number in range(30))
+    path = _csv(folder, "image;expression;x1;y1;x2;y2\n" + rows)
+    with pytest.raises(ValueError, match="boxes looked at cannot be xyxy_normalized, and all are possible as"):
+        load_grounding_dataset(path, "all", box_format="xyxy_normalized", decimal_comma=True)
