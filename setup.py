@@ -83,7 +83,7 @@ class BuildWithCode(build_py):
 
 setup(
     name="hivg-hf",
-    version="0.1.0",
+    version="0.2.0",
     description="HiVG visual grounding for the Hugging Face ecosystem: an expression and an image in, one box out.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
