@@ -12,7 +12,7 @@ INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 # transformers' own tests, which its wheel leaves out (tests/helpers/transformers_tests.py reads them here).
 TRANSFORMERS := $(subst ==,-,$(shell grep '^transformers==' constraints.txt))
 
-.PHONY: help demo test common-tests test-slow test-security test-lowest quality style docs build clean
+.PHONY: help demo test common-tests coverage walk test-slow test-security test-lowest quality style docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,12 @@ common-tests: .venv/.ready-dev  ## fetch transformers' own common tests, once; w
 		&& $(PYTHON) -m pip download --quiet --no-deps --no-binary :all: -d .cache $(subst -,==,$(TRANSFORMERS)) \
 		&& tar -xzf .cache/$(TRANSFORMERS).tar.gz -C .cache $(TRANSFORMERS)/tests; } \
 		|| echo "transformers' common tests could not be fetched from the package index: they will be skipped."
+
+coverage: .venv/.ready-dev common-tests  ## the same tests with the lines that they reach; too few is an error
+	$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadgroup --cov --cov-report=term --cov-report=html
+
+walk: .venv/.ready-dev  ## what a newcomer does, in a new environment: README.md and docs/fine-tune.md, command by command
+	BASE_PYTHON=$(BASE_PYTHON) scripts/walk_as_newcomer.sh
 
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
@@ -61,7 +67,7 @@ build: .venv/.ready-dev  ## wheel and source distribution in dist, checked for u
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove caches, builds and generated documents; .venv stays
-	rm -rf build dist site demo .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist site demo htmlcov .coverage .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
 # The stamps make a second call quick; a changed requirement or pin installs again.
@@ -75,11 +81,12 @@ clean:  ## remove caches, builds and generated documents; .venv stays
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.ready $@
 
-# torch stays at the pinned version, and what packages demand beyond a bound wins over it.
+# The lower bounds as exact versions, extras included; torch stays at the pinned version. What these packages need
+# themselves is the newest that fits.
 .venv-lowest/.ready: setup.py constraints.txt
 	[ -x .venv-lowest/bin/python ] || $(BASE_PYTHON) -m venv .venv-lowest
-	sed -n '/^REQUIRED/,/^EXTRAS\["dev"\]/p' setup.py | grep -oE '"[A-Za-z_]+>=[0-9.]+' | grep -vE 'torch|gradio|onnx' \
+	sed -n '/^REQUIRED/,/^EXTRAS\["dev"\]/p' setup.py | grep -oE '"[A-Za-z0-9_-]+(\[[a-z]+\])?>=[0-9.]+' | grep -v torch \
 		| tr -d '"' | sed 's/>=/==/' > .venv-lowest/bounds.txt
 	.venv-lowest/bin/python -m pip install --quiet -r .venv-lowest/bounds.txt $$(grep '^torch==' constraints.txt) \
-		build hypothesis pytest pytest-timeout pytest-xdist setuptools wheel
+		build codespell hypothesis jsonschema parameterized pytest pytest-timeout pytest-xdist selenium setuptools wheel
 	touch $@

@@ -19,7 +19,7 @@ REQUIRED = [
     "safetensors>=0.8",
     "httpx2>=2.0",
     "pyarrow>=24.0",
-    "tokenizers>=0.23.1",
+    "tokenizers>=0.23.3",
     "pillow>=12.0",
     "numpy>=2.0",
     "scipy>=1.14",
@@ -56,6 +56,7 @@ EXTRAS["dev"] = [
     "mypy>=2.4",
     "parameterized>=0.9",
     "pytest>=8.3",
+    "pytest-cov>=7.0",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17",
@@ -82,7 +83,7 @@ class BuildWithCode(build_py):
 
 setup(
     name="hivg-hf",
-    version="0.1.0",
+    version="0.2.0",
     description="HiVG visual grounding for the Hugging Face ecosystem: an expression and an image in, one box out.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

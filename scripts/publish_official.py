@@ -1,4 +1,4 @@
-"""Convert what the authors of HiVG publish and push each model as a repository of the Hub.
+"""Convert what the authors of HiVG publish and push each model as a repository of the Hub, with ONNX files beside it.
 
 python scripts/publish_official.py --namespace NAME --license LICENSE
 python scripts/publish_official.py --namespace NAME --license LICENSE --only base-mixup base-unc --images PICTURES
@@ -6,7 +6,9 @@ python scripts/publish_official.py --namespace NAME --license LICENSE --only bas
 Afterwards `--model NAME/hivg-base-mixup` works for everybody. The license of the authors' code is Apache-2.0; that of
 the weights is not stated, so whoever publishes them names one, and the card says all of this. Figures on the cards are
 the authors' and marked as such, beside those that are measured here where --images names the pictures of the data sets
-(the splits come from official:annotations). Log in first: `hf auth login`. The same command again does what is left.
+(the splits come from official:annotations). The ONNX files, fp32 and int8, need the extra `onnx`;
+--no-onnx omits them. Log in first: `hf auth login`. The same command again does what is left. On disk a model takes
+about three times the size of its weights.
 """
 
 import argparse
@@ -24,7 +26,9 @@ from hivg_hf.evaluation.model_card import CardFacts, load_results, write_card
 from hivg_hf.evaluation.published import published_figures
 from hivg_hf.evaluation.sources import open_data, open_model
 from hivg_hf.hub import open_official, push_folder
+from hivg_hf.inference import write_current_onnx
 from hivg_hf.utils.atomic import atomic_folder, write_json
+from hivg_hf.utils.imports import require_package
 
 MODELS = [name for name in OFFICIAL_NAMES if name != ANNOTATIONS and not name.endswith(f"-{CLIP}")]
 SPLITS = {
@@ -37,6 +41,10 @@ SPLITS = {
 SUMMARY = """The weights that the authors of HiVG published as `{name}`, converted for transformers: an image and a
 referring expression in, one box out. Converted by `hivg_hf` from the authors' file on Google Drive
 ({drive_id}, SHA-256 `{sha256}`), parameter by parameter; nothing was trained further."""
+ONNX = """
+
+`onnx/` has the same model for onnxruntime: `model.onnx` computes what the weights compute, `model_quantized.onnx` is
+smaller and faster with its matrices in 8 bits, and was not measured. `onnx/grounding.json` says how to feed them."""
 TRAINING = """By the authors: see their paper, and their code at <https://github.com/linhuixiao/HiVG>.
 
 ### The authors' figures
@@ -64,9 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     if not options.license:
         print("Name a license for the weights (--license apache-2.0, for example): the authors state none.")
         return 2
+    for package in ("onnx", "onnxscript", "onnxruntime") if options.onnx else ():  # before the first gigabyte
+        require_package(package, extra="onnx")
     for name in options.only or MODELS:
-        folder = _prepare(name, options)
-        report = push_folder(folder, repository(options.namespace, name), private=options.private, update=True)
+        folder, repo_id = _prepare(name, options), repository(options.namespace, name)
+        report = push_folder(folder, repo_id, private=options.private, update=True, onnx=options.onnx)
         state = "now holds" if report.changed else "held already"
         print(f"{report.repo_id} {state} {len(report.files)} files, commit {report.commit}")
     return 0
@@ -84,12 +94,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=MODELS, metavar="MODEL", help=f"among {', '.join(MODELS)}")
     parser.add_argument("--images", nargs="+", help="folders of the pictures; measures each model on its test splits")
     parser.add_argument("--out", type=Path, default=Path("published"), help="folder for what is pushed, and results")
+    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="push without ONNX files")
     parser.add_argument("--private", action="store_true", help="make new repositories visible to you alone")
     return parser.parse_args(arguments)
 
 
 def _prepare(name: str, options: argparse.Namespace) -> Path:
-    """The folder to push: the converted model with its card."""
+    """The folder to push: the converted model with its ONNX files and its card."""
     converted = open_official(name)
     results = options.out / "results" / name
     if options.images:
@@ -97,7 +108,7 @@ def _prepare(name: str, options: argparse.Namespace) -> Path:
     origin = json.loads((converted / "official.json").read_text(encoding="utf-8"))
     facts = CardFacts(
         name=repository(options.namespace, name),
-        summary=SUMMARY.format(**{**origin, "name": PREFIX + name}),
+        summary=SUMMARY.format(**{**origin, "name": PREFIX + name}) + (ONNX if options.onnx else ""),
         training=TRAINING.format(table=authors_table(name), license=options.license),
         limits=LIMITS,
         license=options.license,
@@ -105,6 +116,10 @@ def _prepare(name: str, options: argparse.Namespace) -> Path:
     target = options.out / f"hivg-{name}"
     with atomic_folder(target) as folder:
         shutil.copytree(converted, folder, dirs_exist_ok=True)
+        if options.onnx:
+            if (target / "onnx").is_dir():  # of an earlier run: not exported again while they are current
+                shutil.copytree(target / "onnx", folder / "onnx")
+            write_current_onnx(folder)
         write_card(folder, facts, load_results(results))
     return target
 

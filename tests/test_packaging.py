@@ -118,6 +118,14 @@ def test_versions_of_package_and_wheel_agree(wheel: zipfile.ZipFile) -> None:
     assert f"hivg_hf-{version}.dist-info/METADATA" in wheel.namelist()
 
 
+def test_the_citation_and_the_changelog_name_the_version() -> None:
+    from hivg_hf import __version__
+
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+
+
 def test_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hivg_hf"}
@@ -157,6 +165,18 @@ def test_oldest_python_has_the_libraries_that_are_required() -> None:
         demand = re.search(r">=\s*3\.(\d+)", metadata(library)["Requires-Python"])
         assert demand is not None, library
         assert (3, int(demand[1])) <= OLDEST_PYTHON, library
+
+
+def test_the_lowest_versions_are_those_of_every_requirement_and_extra() -> None:
+    """What `make test-lowest` installs; torch stays at its pin."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").partition(".venv-lowest/.ready:")[2]
+    (pattern,) = re.findall(r"grep -oE '(.+?)'", makefile)
+    bounds = (ROOT / "setup.py").read_text(encoding="utf-8").partition("\nREQUIRED")[2].partition('EXTRAS["dev"]')[0]
+    packages = re.findall(r'^ +"(?:\w+": \[")?|", "', bounds, re.MULTILINE)
+    assert len(re.findall(pattern, bounds)) == len(packages)
+    assert {'"ray[data]>=2.50', '"mkdocs-material>=9.8.2', '"gradio>=6.29.1', '"torch>=2.6'} <= {
+        match[0] for match in re.finditer(pattern, bounds)
+    }
 
 
 def test_peft_is_at_least_what_add_adapter_of_transformers_demands() -> None:

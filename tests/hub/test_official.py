@@ -394,13 +394,18 @@ finally:
 result = {"status": status, "out": out.getvalue()}
 """
 
+EXPORTED = """
+from huggingface_hub import cached_assets_path
+result = [str(path) for path in cached_assets_path("hivg_hf", "onnx", "any").parent.rglob("*.onnx")]
+"""
+
 
 def test_the_owner_publishes_with_one_command_and_everybody_grounds(
     start: Any, drive: Drive, hub: Hub, tmp_path: Path, picture: str, vocabulary: int
 ) -> None:
     drive.files[MIXUP] = zipped(**{"best_checkpoint.pth": official_file(vocabulary, "mixup")})
     process = start()
-    arguments = ["--namespace", "alice", "--only", "base-mixup", "--out", str(tmp_path / "published")]
+    arguments = ["--namespace", "alice", "--only", "base-mixup", "--out", str(tmp_path / "published"), "--no-onnx"]
     refused = process.run(PUBLISH, arguments=arguments)
     assert refused["status"] == 2
     assert "Name a license for the weights" in refused["out"]
@@ -409,22 +414,57 @@ def test_the_owner_publishes_with_one_command_and_everybody_grounds(
     done = process.run(PUBLISH, arguments=[*arguments, "--license", "apache-2.0"])
     assert done["status"] == 0
     assert "alice/hivg-base-mixup now holds" in done["out"]
-    card = hub.repositories["alice/hivg-base-mixup"].head.files["README.md"].decode()
+    files = hub.repositories["alice/hivg-base-mixup"].head.files
+    card = files["README.md"].decode()
     assert "license: apache-2.0" in card
     assert "**not measured with this repository**" in card
     assert "| refcoco val | 90.56 |" in card
     assert "They do not state a license of the weights" in card
     assert "model-index" not in card  # figures of the authors are no results of this repository
-    grounded = [
-        hivg(
-            process, "ground", picture, "the red star", "--model", model, "--device", "cpu", "--json", "--no-pictures"
-        )
-        for model in ("alice/hivg-base-mixup", "official:base-mixup")
-    ]
+    assert not any("onnx" in name for name in files)
+    assert "onnx" not in card
+    command = ("ground", picture, "the red star", "--device", "cpu", "--json", "--no-pictures", "--model")
+    grounded = [hivg(process, *command, model) for model in ("alice/hivg-base-mixup", "official:base-mixup")]
     assert [one["status"] for one in grounded] == [0, 0], grounded[0]["err"]
     assert json.loads(grounded[0]["out"])["results"] == json.loads(grounded[1]["out"])["results"]
     again = process.run(PUBLISH, arguments=[*arguments, "--license", "apache-2.0"])
     assert "alice/hivg-base-mixup held already" in again["out"]
+
+
+@pytest.mark.slow  # twelve layers are exported
+@pytest.mark.timeout(1200)
+def test_a_published_model_brings_onnx_files_that_answer_as_it_does(
+    start: Any, drive: Drive, hub: Hub, tmp_path: Path, picture: str, vocabulary: int
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    drive.files[MIXUP] = zipped(**{"best_checkpoint.pth": official_file(vocabulary, "mixup")})
+    process = start()
+    arguments = ["--namespace", "alice", "--license", "apache-2.0", "--only", "base-mixup"]
+    arguments += ["--out", str(tmp_path / "published")]
+    done = process.run(PUBLISH, arguments=arguments)
+    assert done["status"] == 0
+    files = hub.repositories["alice/hivg-base-mixup"].head.files
+    in_onnx = {name.removeprefix("onnx/") for name in files if name.startswith("onnx/")}
+    assert in_onnx >= {"model.onnx", "model_quantized.onnx", "grounding.json"}
+    assert "`onnx/` has the same model for onnxruntime" in files["README.md"].decode()
+    command = ("ground", picture, "the red star", "--device", "cpu", "--json", "--no-pictures", "--model")
+    expected = box_in(hivg(process, *command, "official:base-mixup"))
+    for precision, tolerance in (("fp32", 0.01), ("int8", 3.0)):  # pixels of a picture of 60 x 40
+        by_onnx = hivg(process, *command, "alice/hivg-base-mixup", "--backend", "onnx", "--precision", precision)
+        assert by_onnx["status"] == 0, by_onnx["err"]
+        assert box_in(by_onnx) == pytest.approx(expected, abs=tolerance)
+    assert process.run(EXPORTED) == []  # the published files answer
+    graph = tmp_path / "published" / "hivg-base-mixup" / "onnx" / "model.onnx"
+    written = graph.stat().st_mtime_ns
+    again = process.run(PUBLISH, arguments=arguments)
+    assert "alice/hivg-base-mixup held already" in again["out"]
+    assert graph.stat().st_mtime_ns == written  # not exported again
+
+
+def box_in(done: dict[str, Any]) -> list[float]:
+    """The box in what `hivg ground --json` printed, in pixels."""
+    return list(json.loads(done["out"])["results"][0]["box"].values())
 
 
 def test_where_the_pictures_are_the_card_has_measured_figures_beside_the_authors(
@@ -437,7 +477,7 @@ def test_where_the_pictures_are_the_card_has_measured_figures_beside_the_authors
     drive.files[TABLES] = zipped(**{f"unc_{split}.pth": buffer.getvalue() for split in ("val", "testA", "testB")})
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (60, 40), "white").save(tmp_path / "pictures" / "COCO_train2014_1.jpg")
-    arguments = ["--namespace", "alice", "--license", "apache-2.0", "--only", "base-unc"]
+    arguments = ["--namespace", "alice", "--license", "apache-2.0", "--only", "base-unc", "--no-onnx"]
     arguments += ["--out", str(tmp_path / "published"), "--images", str(tmp_path / "pictures")]
     done = start().run(PUBLISH, arguments=arguments)
     assert done["status"] == 0
