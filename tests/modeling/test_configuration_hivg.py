@@ -50,7 +50,10 @@ def test_custom_pipelines_are_written_but_not_shown(tmp_path, tiny_config):
         ({"loss_weights": {"bbox": "1"}}, "finite number of at least 0. Got {'bbox': '1'}"),
         ({"loss_weights": {"bbox": 10**400}}, "finite number of at least 0. Got {'bbox': 10+}"),
         ({"score_temperature": float("nan")}, "`score_temperature` must be a finite number above 0. Got nan"),
-        ({"score_temperature": 1e-300}, "`score_temperature` must be a finite number above 0. Got 1e-300"),  # 0 to torch
+        (
+            {"score_temperature": 1e-300},
+            "`score_temperature` must be a finite number above 0. Got 1e-300",
+        ),  # 0 to torch
         ({"score_temperature": 10**400}, "`score_temperature` must be a finite number above 0. Got 10+"),
         ({"score_bias": float("-inf")}, "`score_bias` must be a finite number. Got -inf"),
         ({"score_bias": 1e300}, "`score_bias` must be a finite number. Got 1e\\+300"),
