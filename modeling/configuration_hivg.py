@@ -7,8 +7,8 @@ arXiv 2404.13400. `Official:` names a file and line of the authors' code (commit
 
 import copy
 import difflib
-import math
 from dataclasses import fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -423,10 +423,11 @@ class HiVGConfig(PreTrainedConfig):
             raise ValueError(f'`score_inputs` must be "reg" and any of {list(SCORE_INPUTS)[1:]}, once. Got {inputs}.')
         if self.score != "head" and inputs != ["reg"]:
             raise ValueError(f'`score_inputs` are read by a score head: set `score="head"`. Got {self.score!r}.')
-        if not (math.isfinite(self.score_temperature) and self.score_temperature > 0):
+        if not (_is_float32(self.score_temperature) and self.score_temperature > 0):
             raise ValueError(f"`score_temperature` must be a finite number above 0. Got {self.score_temperature}.")
-        if not math.isfinite(self.score_bias):
-            raise ValueError(f"`score_bias` must be a finite number. Got {self.score_bias}.")
+        for name in ("score_bias", "score_similarity_scale", "score_similarity_bias", "adaptive_weight_init"):
+            if not _is_float32(value := getattr(self, name)):
+                raise ValueError(f"`{name}` must be a finite number. Got {value}.")
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise ValueError(f"`score_threshold` must be a score, 0 to 1, or None. Got {self.score_threshold}.")
 
@@ -435,7 +436,8 @@ class HiVGConfig(PreTrainedConfig):
         unknown = sorted(set(self.loss_weights) - set(known))
         if unknown:
             raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {known}.")
-        bad = {k: w for k, w in self.loss_weights.items() if not math.isfinite(w) or w < 0}
+        weights = self.loss_weights.items()
+        bad = {k: w for k, w in weights if not (isinstance(w, Real) and _is_float32(w) and w >= 0)}
         if bad:
             raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")
         if self.loss_weights.get("score") and self.score != "head":
@@ -456,6 +458,11 @@ def default_bridge_layers(depth: int) -> list[int]:
 def _is_known(name: str, config_class: type) -> bool:
     """Whether a config has a field of that name; what begins with an underscore is transformers' own."""
     return name.startswith("_") or name in UNDECLARED_NAMES or name in {field.name for field in fields(config_class)}
+
+
+def _is_float32(value: Any) -> bool:
+    """Whether the model can compute with a number: beyond float32's range it is infinite there, or 0, or NaN."""
+    return value == 0 or 1.2e-38 < abs(value) < 3.4e38
 
 
 def _nearest(name: str, config_class: type, cutoff: float = 0.6) -> str | None:

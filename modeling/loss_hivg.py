@@ -44,6 +44,17 @@ class LossTerm:
 EXTRA_LOSSES: dict[str, LossTerm] = {}
 
 
+def terms_of_targets(num_queries: int) -> tuple[str, ...]:
+    """Terms that are means over targets, of which a row may have none or several; the others are means over rows."""
+    return ("bbox", "giou") if num_queries == 1 else ("bbox", "giou", "mask_focal", "mask_dice")
+
+
+def count_targets(labels: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """() how many targets are learned from labels (B, 4) or (B, M, 4): of one row at most one for each query."""
+    there = has_target(labels)
+    return there.sum() if labels.ndim == 2 else there.sum(-1).clamp(max=num_queries).sum()
+
+
 def register_loss(name: str, function: Callable[..., torch.Tensor] | LossTerm, needs: tuple[str, ...] = ()) -> None:
     """Make a term known by a name, which `loss_weights` can then weigh. A second call replaces the first.
 
@@ -295,6 +306,7 @@ __all__ = [
     "box_l1_loss",
     "checked_labels",
     "contrastive_loss",
+    "count_targets",
     "dice_loss",
     "focal_loss",
     "gather_with_grad",
@@ -305,5 +317,6 @@ __all__ = [
     "register_loss",
     "same_pairs",
     "score_loss",
+    "terms_of_targets",
     "token_targets",
 ]

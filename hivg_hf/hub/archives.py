@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from hivg_hf.utils.checked_tar import CheckedTar
+
 MOST_MEMBERS = 10_000
 CHUNK = 2**20
 # Every file that torch.save writes is a zip as well, and has one of these inside.
@@ -87,11 +89,19 @@ def open_archive(path: Path, most_bytes: int) -> Iterator[list[Member] | None]:
                 names = {re.split(r"[/\\]", name)[-1] for name in zip_file.namelist()}
                 if names.isdisjoint(TORCH_MEMBERS):
                     members = _checked(path, _zip_members(zip_file), most_bytes)
-            elif tarfile.is_tarfile(path):
-                members = _checked(path, _tar_members(stack.enter_context(tarfile.open(path))), most_bytes)
+            elif _is_tar(path):
+                members = _checked(path, _tar_members(stack.enter_context(CheckedTar.open(path))), most_bytes)
         except _DAMAGE as error:
             raise ValueError(f"The archive {path} is damaged ({error}); delete it and fetch it again.") from None
         yield members
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        CheckedTar.open(path).close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[tuple[Member, bool]]:

@@ -25,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hivg_hf.data import EpochSampler, GroundingCollator, UniqueImageSampler
 from hivg_hf.data.order import image_ids_of
+from hivg_hf.modeling.loss_hivg import count_targets, terms_of_targets
 
 from .arguments import HiVGTrainingArguments, accumulation_steps
 from .batches import EpochDataLoader, GlobalBatchSampler
@@ -116,6 +117,7 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         self._term_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._term_steps = 0
         self._micro_step = (-1, 0)  # (optimizer step, micro-batches of it already seen)
+        self._step_targets = torch.zeros(())
         self._bad_loss: torch.Tensor | None = None
         if args.early_stop is not None:
             self.add_callback(EarlyStop(args.early_stop))
@@ -212,6 +214,15 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
 
     # ---- one step ----
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of a step, as of transformers; counts the targets in them, over all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [self._targets_in(inputs) for inputs in batches]
+        self._step_targets = torch.as_tensor(sum(counts), dtype=torch.float32, device=device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(self._step_targets)
+        return batches, items
+
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -236,15 +247,24 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The model's loss, weighted by the micro-batch's share of the global batch; its terms go to the log."""
+        """The model's loss, weighted by the micro-batch's share of the global batch; its terms go to the log.
+
+        Terms that are means over targets are weighted by its share of these: rows with none or several are not dealt
+        equally.
+        """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            share = self._share(inputs)
+            share, of_targets = self._share(inputs), self._share_of_targets(inputs)
             if share != 1:
                 loss = loss * share
-            scale = share / self.current_gradient_accumulation_steps
+            weights, num_queries = self._loss_weights()
             for name, value in (outputs.get("loss_dict") or {}).items():
-                self._term_sums[name] += value.detach().float() * scale
+                part = share
+                if name in terms_of_targets(num_queries) and of_targets is not None and of_targets != share:
+                    part = of_targets
+                    if self.compute_loss_func is None:
+                        loss = loss + weights[name] * (part - share) * value
+                self._term_sums[name] += value.detach().float() * part / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def _share(self, inputs: dict[str, Any]) -> float:
@@ -256,6 +276,21 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             size = inputs["pixel_values"].shape[0]
         pieces = self.args.world_size * self.current_gradient_accumulation_steps
         return size * pieces / self.args.global_batch_size
+
+    def _share_of_targets(self, inputs: dict[str, Any]) -> float | None:
+        """The same in targets, of which rows have none or several; None where it is all, or the step has none."""
+        pieces = self.args.world_size * self.current_gradient_accumulation_steps
+        total = float(self._step_targets) if pieces > 1 else 0
+        return float(self._targets_in(inputs)) * pieces / total if total else None
+
+    def _targets_in(self, inputs: dict[str, Any]) -> torch.Tensor | int:
+        labels = inputs.get("labels")
+        return count_targets(labels, self._loss_weights()[1]) if isinstance(labels, torch.Tensor) else 0
+
+    def _loss_weights(self) -> tuple[dict[str, float], int]:
+        """Weights of the model's loss terms, and its number of queries."""
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        return getattr(config, "loss_weights", {}), getattr(config, "num_queries", 1)
 
     def _stop_if_not_finite(self) -> None:
         """All processes look at the same flag, so that none waits for one that has stopped."""

@@ -51,6 +51,36 @@ def test_accumulation_changes_nothing(batch, per_device, tiny_model, tiny_proces
     assert_same_weights(one.model, many.model, 1e-4)
 
 
+def row_with_targets(row, count):
+    """A row that names nothing, or several things: its own box, and others beside it."""
+    x1, y1, x2, y2 = row["box"]
+    boxes = [[x1, y1 + 4 * place, x2, y2 + 4 * place] for place in range(count)]
+    return {**row, "boxes": boxes, "box": boxes[0] if boxes else None, "no_target": not boxes}
+
+
+@pytest.mark.parametrize(("num_queries", "counts"), [(1, (0, 0, 1, 1, 1, 0, 1, 1)), (3, (0, 4, 1, 0, 2, 3, 1, 1))])
+def test_accumulation_changes_nothing_where_rows_name_nothing_or_several_things(
+    num_queries, counts, tiny_model, tiny_processor, tmp_path, monkeypatch
+):
+    """Box terms are means over targets, and micro-batches of two rows hold from none to five of them."""
+    rows = [row_with_targets(row, counts[place % 8]) for place, row in enumerate(ROWS)]
+    monkeypatch.setattr("helpers.training.ROWS", rows)
+    trainers = []
+    for size in (8, 2):
+        model = fresh_model(tiny_model, contrastive=0.0)
+        if num_queries > 1:
+            model.add_queries(num_queries)
+        trainers.append(make_trainer(model, tiny_processor, tmp_path, per_device_train_batch_size=size))
+        trainers[-1].train()
+    one, many = trainers
+    assert many.args.gradient_accumulation_steps == 4
+    for first, second in zip(one.state.log_history[:-1], many.state.log_history[:-1], strict=True):
+        for name in first:
+            if name.startswith(("loss", "grad_norm")):
+                assert first[name] == pytest.approx(second[name], abs=1e-4, rel=1e-4), name
+    assert_same_weights(one.model, many.model, 2e-4)
+
+
 def test_every_term_is_logged_unweighted_and_averaged_over_the_window(tiny_model, tiny_processor, tmp_path):
     trainer = make_trainer(fresh_model(tiny_model), tiny_processor, tmp_path, logging_steps=2)
     trainer.train()

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hivg_hf.modeling.image_sources_hivg import MAX_BYTES
+from hivg_hf.utils.checked_tar import CheckedTar
 
 from .label_studio import IMAGE_SUFFIXES
 from .tables import header_of, open_records
@@ -291,7 +292,7 @@ def _samples(file: str, opened: Any, start: int, read: bool = True) -> Iterator[
     """
     key, number, sample = None, -1, {}
     try:
-        with opened, tarfile.open(fileobj=opened, mode="r|" if file.startswith(HUB) else "r:") as tar:
+        with opened, CheckedTar.open(fileobj=opened, mode="r|" if file.startswith(HUB) else "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would remember every one
                 folder, _, base = member.name.rpartition("/")
@@ -307,6 +308,8 @@ def _samples(file: str, opened: Any, start: int, read: bool = True) -> Iterator[
                     sample[field_name.lower()] = _member_value(
                         field_name.lower(), member.name, tar.extractfile(member)
                     )
+            if not file.startswith(HUB):
+                tar.check_end()
     except tarfile.TarError as error:
         raise ValueError(f"{file} is not a whole tar file ({error}); fetch it again.") from None
     if key is not None and number >= start:
