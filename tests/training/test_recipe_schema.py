@@ -2,7 +2,6 @@
 
 import copy
 
-import jsonschema
 import pytest
 import yaml
 
@@ -10,6 +9,8 @@ from helpers.training import tiny_recipe
 from hivg_hf.recipes import find_recipe, read_recipe, recipe_names
 from hivg_hf.training import HeadsPhase, parse_recipe, phase_kinds
 from hivg_hf.training.recipe_schema import recipe_schema
+
+jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install jsonschema")
 
 
 @pytest.fixture(scope="module")

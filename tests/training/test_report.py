@@ -1,9 +1,11 @@
 """What a run says: a readable log, and curves that survive whatever a phase has measured."""
 
-from matplotlib.figure import Figure
+import pytest
 from PIL import Image
 
 from hivg_hf.training.report import describe_log, write_curves
+
+figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed: pip install 'hivg_hf[plots]'")
 
 
 def test_log_entries_read_as_sentences():
@@ -30,9 +32,9 @@ def test_curves_of_phases_with_and_without_evaluation(tmp_path):
 
 
 def test_a_phase_that_was_logged_once_is_seen(tmp_path, monkeypatch):
-    drawn, save = [], Figure.savefig
+    drawn, save = [], figure.Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *args, **options: drawn.append(self) or save(self, *args, **options)
+        figure.Figure, "savefig", lambda self, *args, **options: drawn.append(self) or save(self, *args, **options)
     )
     entry = {"step": 50, "loss": 3.0, "loss_bbox": 0.5}
     phase = {"name": "stage_1", "kept": "after", "steps": 70, "accuracy_before": None, "log": [entry]}
