@@ -44,10 +44,10 @@ WRONG_SHARE = 0.1
 KINDS = ("swapped box", "shifted box", "wrong expression")
 THRESHOLD = 0.5  # the default of `hivg clean`
 DRAWS = 500  # of the bootstrap over rows
-RANKED = {"split": "val", "seed": 91, "size": 900, "masks": False}
-STYLE = {"style": "outline-noise", "masks": False, "stored_side": 112}
-VALIDATION = {"split": "val", "seed": 191, "size": 60, **STYLE}
-TEST = {"split": "val", "seed": 192, "size": 500, **STYLE}
+RANKED: dict[str, Any] = {"split": "val", "seed": 91, "size": 900, "masks": False}
+STYLE: dict[str, Any] = {"style": "outline-noise", "masks": False, "stored_side": 112}
+VALIDATION: dict[str, Any] = {"split": "val", "seed": 191, "size": 60, **STYLE}
+TEST: dict[str, Any] = {"split": "val", "seed": 192, "size": 500, **STYLE}
 ARMS = ("dirty", "cleaned", "true")
 FIGURES = ("acc@0.5", "mean_iou")
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     options.model = resolve_model(str(options.model))
-    found = {
+    found: dict[str, Any] = {
         "weights_sha256": weights_hash(options.model),
         "model": Path(options.model).name,
         "wrong_share": WRONG_SHARE,

@@ -24,7 +24,7 @@ from hivg_hf.utils.atomic import write_json
 
 from .run import describe_machine
 
-ENGINES = {
+ENGINES: dict[str, dict[str, Any]] = {
     "torch fp32": {"backend": "torch", "precision": "fp32"},
     "onnxruntime fp32": {"backend": "onnx", "precision": "fp32"},
     "onnxruntime int8": {"backend": "onnx", "precision": "int8"},
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(hashes) != 1:
         raise ValueError(f"The engines answered with different weights: {', '.join(sorted(hashes))}.")
     torch_one, fp32, int8 = (evaluations[name] for name in ENGINES)
-    found = {
+    found: dict[str, Any] = {
         "models": models,
         "data": describe_data(torch_one.rows.references, "refshapes", "val", drawn),
         "machine": describe_machine(),

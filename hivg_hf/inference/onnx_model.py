@@ -103,7 +103,8 @@ class OnnxModel(nn.Module):
         self.inputs = [value.name for value in file.graph.input]
         self.outputs = [value.name for value in file.graph.output]
         self._sessions: dict[tuple[str, ...], Any] = {}
-        self._in_parts, self._text_session = False, None
+        self._in_parts = False
+        self._text_session: Any = None
         self._said: tuple[bytes, dict[str, Any]] = (b"", {})  # the words of the last call, and what the text part gave
         self.eval()
 

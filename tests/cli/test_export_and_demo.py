@@ -33,7 +33,7 @@ def test_export_says_what_it_wrote_and_how_well_it_agrees(
     asked: dict[str, Any] = {}
 
     def export(model: Any, processor: Any, out: Path, *options: bool) -> dict[str, float]:
-        asked.update(zip(("masks", "tokens", "int8", "float16"), options, strict=True), dtype=model.dtype)
+        asked.update(zip(("masks", "tokens", "int8", "float16", "split"), options, strict=True), dtype=model.dtype)
         (out / "onnx").mkdir(parents=True)
         (out / "onnx" / "model.onnx").write_bytes(b"0" * 100_000)
         return {"pred_boxes": 2e-7, "int8_box": 0.01}
@@ -41,8 +41,9 @@ def test_export_says_what_it_wrote_and_how_well_it_agrees(
     monkeypatch.setattr(
         "hivg_hf.inference.onnx_export.export_onnx", export
     )  # tests/inference/test_onnx_export.py runs the real one
-    assert run("export", model_folder, "--out", str(tmp_path / "out"), "--masks", "--int8") == 0
-    assert asked == {"dtype": torch.float32, "masks": True, "tokens": False, "int8": True, "float16": False}
+    assert run("export", model_folder, "--out", str(tmp_path / "out"), "--masks", "--int8", "--split") == 0
+    given = {"masks": True, "tokens": False, "int8": True, "float16": False, "split": True}
+    assert asked == {"dtype": torch.float32, **given}
     printed = capsys.readouterr().out
     assert "pred_boxes: differs from torch by at most 2e-07" in printed
     assert "int8_box: boxes move by at most (share of the square) 0.01" in printed

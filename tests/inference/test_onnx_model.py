@@ -456,3 +456,16 @@ def test_a_model_that_mixes_its_batch_stays_whole(
         onnx_export.write_onnx_files(
             HiVGForVisualGrounding(config), tiny_processor, tmp_path, model.identity, split=True
         )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_export_in_parts_is_compared_with_the_whole(
+    copy_of_folder: Path, tiny_model: HiVGForVisualGrounding, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = onnx_export.GroundingGraph(tiny_model, True, True)
+    path = copy_of_folder / "onnx" / onnx_model.MODEL_FILES[precision]
+    assert onnx_export._split_difference(graph, path) <= 1e-5
+    assert all((path.parent / name).is_file() for name in onnx_split.SPLIT_FILES[path.name])
+    monkeypatch.setattr(onnx_export, "SPLIT_TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match=r"in two parts differs from itself in one by .* in its boxes"):
+        onnx_export._split_difference(graph, path)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from hivg_hf.utils.strict_mapping import refuse_other
 
 from ..schema import shown
@@ -75,7 +77,7 @@ def read_grit(
     annotations = file.annotations(split, holdout)
     if in_shards:
         records.hold("ahead", [])
-        annotations.shards = RowsOfShards(records, annotations.records[:, 0])
+        annotations.shards = RowsOfShards(records, np.asarray(annotations.records)[:, 0])
     return annotations
 
 
