@@ -101,8 +101,9 @@ def calibrate_score(
         What was fitted. Nothing is changed where this raises.
 
     Raises:
-        ValueError: the model computes in half precision, there are too few rows, all boxes are right or all wrong, the rows have no score that a head could
-            give, cannot stand for the base rate, or no threshold has the precision.
+        ValueError: the model computes in half precision, there are too few rows, all boxes are right or all wrong,
+            the rows have no score that a head could give, cannot stand for the base rate, or no threshold has the
+            precision.
     """
     if isinstance(dataset, NegativeRows):
         dataset = dataset.table()
@@ -219,8 +220,8 @@ def _measure(model: HiVGForVisualGrounding, processor: HiVGProcessor, dataset: D
     for result in pipe(asked, batch_size=batch_size):
         if not 0 < result["score"] < 1:  # NaN, too
             raise ValueError(
-                f"The score of a row lies beyond what float32 tells from 0 or 1 (a logit of {1 / PROBE_SCALE:.0f} times "
-                "17 or more), or is none: such a score cannot be calibrated. Train the score head first."
+                "The score of a row lies beyond what float32 tells from 0 or 1, or is none: it cannot be calibrated. "
+                "Train the score head first."
             )
         values.append(math.log(result["score"] / (1 - result["score"])) / PROBE_SCALE)
         boxes.append(list(result["box"].values()))
