@@ -58,6 +58,10 @@ WORD_GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
+# Far beyond any list of words; all of them are looked for at every place of every expression.
+MOST_WORDS = 5_000
+MOST_CHARACTERS = 100
+
 
 class WordEdits:
     """Every way to replace one word (or "left of", "in front of") of an expression within its group.
@@ -68,7 +72,7 @@ class WordEdits:
             alternatives of the group's first set, or the set of a new group.
 
     Raises:
-        ValueError: A group is not known, or a set has one alternative only.
+        ValueError: A group is not known, a set has one alternative only, or there are too many words.
     """
 
     def __init__(self, groups: Sequence[str], words: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -84,12 +88,12 @@ class WordEdits:
         unknown = [name for name in groups if name not in known]
         if unknown:
             raise ValueError(f"there is no word group {', '.join(unknown)}; the groups are {', '.join(known)}.")
-        # Term -> the sets that it stands in, each as its other alternatives (lists of synonyms).
-        self._others: dict[str, list[list[list[str]]]] = defaultdict(list)
-        for name in groups:
+        # Term -> the sets that it stands in, each as all alternatives (lists of synonyms) and which of them it is.
+        self._sets: dict[str, list[tuple[list[list[str]], int]]] = defaultdict(list)
+        for name in dict.fromkeys(groups):
             for text in known[name]:
                 self._add_set(name, text)
-        terms = sorted(self._others, key=len, reverse=True)  # "left of" before "left"
+        terms = sorted(self._sets, key=len, reverse=True)  # "left of" before "left"
         self._terms = re.compile(rf"\b(?:{'|'.join(map(re.escape, terms))})\b", re.IGNORECASE) if terms else None
 
     def _add_set(self, name: str, text: str) -> None:
@@ -101,7 +105,13 @@ class WordEdits:
             )
         for number, words in enumerate(alternatives):
             for word in words:
-                self._others[word].append([*alternatives[:number], *alternatives[number + 1 :]])
+                self._sets[word].append((alternatives, number))
+        longest = max(len(word) for words in alternatives for word in words)
+        if longest > MOST_CHARACTERS or len(self._sets) > MOST_WORDS:
+            raise ValueError(
+                f"the word groups have {len(self._sets):,} words, the longest in {name} of {longest:,} characters; at "
+                f"most {MOST_WORDS:,} words of {MOST_CHARACTERS} characters are looked for in every expression."
+            )
 
     def edits(self, expression: str, rng: np.random.Generator) -> Iterator[str]:
         """The expression with one word replaced, every way once, in random order."""
@@ -109,8 +119,9 @@ class WordEdits:
         ways = [
             (match, word)
             for match in found
-            for others in self._others[match.group().lower()]
-            for words in others
+            for alternatives, own in self._sets[match.group().lower()]
+            for number, words in enumerate(alternatives)
+            if number != own
             for word in words
         ]
         for number in rng.permutation(len(ways)):

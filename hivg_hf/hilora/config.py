@@ -10,10 +10,10 @@ Two modes:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft import LoraConfig
@@ -22,12 +22,13 @@ from torch import nn
 
 from hivg_hf.utils.atomic import check_name
 
-from .options import check_lora_options
+from .options import MOST_RANK, check_lora_options, check_patterns, is_finite
 
 if TYPE_CHECKING:
     from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
 PROGRESSIVE_ADAPTER = "hilora"
+MOST_LAYERS = 200  # as in configuration_hivg.MOST
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP_TARGETS = ("fc1", "fc2")
 TARGET_SETS = {"attention": ATTENTION_TARGETS, "mlp": MLP_TARGETS, "all-linear": ATTENTION_TARGETS + MLP_TARGETS}
@@ -76,7 +77,9 @@ class HiLoraStage:
         check_adapter_name(self.name)
         if self.rank < 1:
             raise ValueError(f"HiLoraStage.rank must be at least 1. Got {self.rank} in stage {self.name!r}.")
-        if not math.isfinite(self.alpha) or not 0 <= self.dropout < 1:
+        if self.rank > MOST_RANK:
+            raise ValueError(f"HiLoraStage.rank may be at most {MOST_RANK:,}. Got more in stage {self.name!r}.")
+        if not is_finite(self.alpha) or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"Stage {self.name!r} needs a finite alpha and a dropout from 0 to below 1. Got alpha={self.alpha} "
                 f"and dropout={self.dropout}."
@@ -85,6 +88,11 @@ class HiLoraStage:
             raise ValueError(
                 f"Stage {self.name!r} must adapt at least one layer. Got vision_layers={self.vision_layers} and "
                 f"text_layers={self.text_layers}."
+            )
+        if max(self.vision_layers, self.text_layers) > MOST_LAYERS:
+            raise ValueError(
+                f"Stage {self.name!r} may adapt at most {MOST_LAYERS} layers of a tower, far more than any has. Got "
+                f"vision_layers={self.vision_layers} and text_layers={self.text_layers}."
             )
 
 
@@ -171,7 +179,14 @@ class HiLoraConfig:
                 raise ValueError(f"HiLoraConfig.lora_options do not go together: {error}") from error
 
     def _check_patterns(self) -> None:
-        """Refuse a pattern that hits no layer, which PEFT would pass over in silence, and a stage without layers."""
+        """Refuse a pattern that never ends, or that hits no layer, which PEFT would pass over in silence; and a stage
+        without layers."""
+        try:
+            check_patterns(
+                SimpleNamespace(**self.lora_options), self._adapted_layers(self.stages[-1], excluding=False)
+            )
+        except ValueError as error:
+            raise ValueError(f"HiLoraConfig.lora_options: {error}.") from None
         for stage in self.stages:
             if not (names := self._adapted_layers(stage)):
                 raise ValueError(f"HiLoraConfig.lora_options exclude_modules leaves stage {stage.name!r} no layer.")

@@ -7,7 +7,6 @@ Each field of `LoraConfig` is in one of three tables, and one that a newer PEFT 
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -39,11 +38,19 @@ OWN_FIELDS = {
 }
 
 
+MOST_RANK = 65_536  # beyond the width of any CLIP
+
+
 def _is_pattern(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(re.compile(value))
     except re.error:
         return False
+
+
+def is_finite(value: float) -> bool:
+    """Whether a model can compute with a number: an integer may be beyond every float, which `math` refuses."""
+    return -3.4e38 < value < 3.4e38
 
 
 def _is_bool(value: Any) -> bool:
@@ -60,14 +67,14 @@ def _are_modules(value: Any) -> bool:
 
 def _are_ranks(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        _is_pattern(name) and isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+        _is_pattern(name) and isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= MOST_RANK
         for name, rank in value.items()
     )
 
 
 def _are_alphas(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        _is_pattern(name) and isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and math.isfinite(alpha)
+        _is_pattern(name) and isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and is_finite(alpha)
         for name, alpha in value.items()
     )
 
@@ -85,7 +92,7 @@ ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "pass over the data first, or freeze what a stage trains: what is published would not be what was trained)",
     ),
     "exclude_modules": (_are_modules, "a list of module names or a regular expression"),
-    "rank_pattern": (_are_ranks, "a mapping of regular expressions to ranks of at least 1"),
+    "rank_pattern": (_are_ranks, "a mapping of regular expressions to ranks of at least 1 and at most 65,536"),
     "alpha_pattern": (_are_alphas, "a mapping of regular expressions to numbers"),
 }
 
@@ -142,7 +149,6 @@ def check_lora_options(options: Mapping[str, Any], where: str) -> None:
 
 
 MOST_ENTRIES = 2_000  # of a stored list or mapping; ViT-L has some 400 modules that could be named
-MOST_RANK = 65_536  # beyond the width of any CLIP
 
 
 def check_stored_options(path: Path) -> None:
@@ -184,7 +190,7 @@ def _is_finite(value: Any) -> bool:
         return all(map(_is_finite, value.values()))
     if isinstance(value, list):
         return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, int | float) or is_finite(value)
 
 
 _MATCH = """
@@ -196,22 +202,26 @@ for pattern in patterns:
 """
 
 
-def check_patterns(config: LoraConfig, names: Iterable[str], seconds: float = 10) -> None:
+def check_patterns(config: Any, names: Iterable[str], seconds: float = 10) -> None:
     """Refuse regular expressions of an adapter that take forever on a model's names, as `(.*)*x` does.
 
     Nothing can stop Python's `re` from inside its process, so another one tries them first.
 
     Args:
-        config: Of the adapter.
+        config: Of the adapter, or what has its fields of this kind.
         names: Of the model's modules.
         seconds: That all of them may take; milliseconds are usual.
 
     Raises:
         ValueError: They take longer.
     """
-    given = (getattr(config, field, None) for field in ("target_modules", "exclude_modules"))
-    patterns = [pattern for pattern in given if isinstance(pattern, str)]
-    patterns += [*(getattr(config, "rank_pattern", None) or {}), *(getattr(config, "alpha_pattern", None) or {})]
+    # `target_modules`, `feedforward_modules`, `rank_pattern`, `layers_pattern`, ...: a text, a list, or the keys of a
+    # mapping; of modules, texts alone are patterns
+    given = {name: value for name, value in vars(config).items() if name.endswith(("_modules", "_pattern"))}
+    patterns = [value for value in given.values() if isinstance(value, str)]
+    for name, value in given.items():
+        if name.endswith("_pattern") and isinstance(value, (Mapping, list, tuple, set)):
+            patterns += [pattern for pattern in value if isinstance(pattern, str)]
     if not any(set(pattern) & set("*+?{") for pattern in patterns):
         return
     question = json.dumps([patterns, list(names)])

@@ -19,6 +19,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from .config import HiLoraConfig
+from .options import check_patterns
 
 if TYPE_CHECKING:
     from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
@@ -48,6 +49,10 @@ def start_stage(model: nn.Module, config: HiLoraConfig, stage: int) -> PeftModel
         raise ValueError(f"stage must be between 1 and {len(config.stages)}. Got {stage}.")
     _check_depth(model, config, stage)
     name = config.adapter_name(stage)
+    try:
+        check_patterns(config.lora_config(stage), [path for path, _ in model.named_modules()])
+    except ValueError as error:
+        raise ValueError(f"HiLoraConfig.lora_options: {error}.") from None
     if not isinstance(model, PeftModel):
         model = get_peft_model(model, config.lora_config(stage), adapter_name=name)
     elif name not in model.peft_config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from hivg_hf.utils.strict_mapping import nearest, refuse_unknown
 
 from .config import ATTENTION_TARGETS, check_adapter_name, target_pattern
+from .options import MOST_RANK, check_patterns
 from .stages import is_new_parameter
 
 _OWN_FIELDS = (
@@ -52,6 +54,8 @@ def tuner_config(content: Mapping[str, Any], targets: Iterable[str] = ATTENTION_
         raise ValueError(f"The tuner {name} is put on no linear layers, so it cannot adapt the towers: take another.")
     if own := sorted(set(given) & set(_OWN_FIELDS)):
         raise ValueError(f"`{own[0]}` is set by the phase, which always trains bridge and grounding_head: omit it.")
+    if isinstance(rank := given.get("r"), int) and rank > MOST_RANK:
+        raise ValueError(f"`r` of the tuner {name} may be at most {MOST_RANK:,}.")
     refuse_unknown(given, sorted(fields - {"peft_type", *_OWN_FIELDS}), f"the config of {name}")
     try:
         return kind(**{"target_modules": target_pattern(None, None, targets), **given})
@@ -67,8 +71,9 @@ def add_tuner(model: Any, config: PeftConfig, name: str) -> PeftModel:
     """
     kind, own = config.peft_type.value, is_new_parameter
     try:
+        check_patterns(config, [path for path, _ in model.named_modules()])
         adapted = get_peft_model(model, copy.deepcopy(config), adapter_name=check_adapter_name(name))
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, re.error) as error:
         raise ValueError(f"PEFT cannot put {kind} on this model: {' '.join(str(error).split())}") from error
     layers = [path for path, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)]
     if inside := [path.removeprefix("base_model.model.") for path in layers if own(f"{path}.")]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, Image
 
 from hivg_hf.data import NegativeRows
@@ -100,8 +101,9 @@ def calibrate_score(
         What was fitted. Nothing is changed where this raises.
 
     Raises:
-        ValueError: there are too few rows, all boxes are right or all wrong, the rows have no score that a head could
-            give, cannot stand for the base rate, or no threshold has the precision.
+        ValueError: the model computes in half precision, there are too few rows, all boxes are right or all wrong,
+            the rows have no score that a head could give, cannot stand for the base rate, or no threshold has the
+            precision.
     """
     if isinstance(dataset, NegativeRows):
         dataset = dataset.table()
@@ -111,6 +113,11 @@ def calibrate_score(
         raise ValueError(f"The precision must be above 0 and at most 1, got {precision}.")
     if base_rate is not None and not 0 <= base_rate < 1:
         raise ValueError(f"The base rate must be from 0 to below 1, got {base_rate}.")
+    if model.dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"This model computes in {model.dtype}, which is too coarse to read its scores back: call model.float() "
+            "and calibrate then; what is fitted holds for both."
+        )
     config = model.config
     before = {name: getattr(config, name) for name in FIELDS}
     try:
@@ -211,6 +218,11 @@ def _measure(model: HiVGForVisualGrounding, processor: HiVGProcessor, dataset: D
     asked = dataset.select_columns(["image", "expression"]).cast_column("image", Image(decode=False))
     values, boxes = [], []
     for result in pipe(asked, batch_size=batch_size):
+        if not 0 < result["score"] < 1:  # NaN, too
+            raise ValueError(
+                "The score of a row lies beyond what float32 tells from 0 or 1, or is none: it cannot be calibrated. "
+                "Train the score head first."
+            )
         values.append(math.log(result["score"] / (1 - result["score"])) / PROBE_SCALE)
         boxes.append(list(result["box"].values()))
     targets = _targets(dataset)

@@ -19,6 +19,8 @@ from hivg_hf.utils.strict_mapping import nearest, read_options, read_yaml
 
 from .files import find_recipe
 
+MOST_BASES = 20
+
 
 def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The content of a recipe with what it extends, and with `key.sub=value` overrides.
@@ -56,6 +58,10 @@ def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if path in below:
         chain = " -> ".join(file.name for file in (*below, path))
         raise ValueError(f"A recipe cannot extend itself ({chain}): remove one `extends`.")
+    if len(below) > MOST_BASES:
+        raise ValueError(
+            f"{below[0].name} extends more than {MOST_BASES} recipes, one through the other: write it out."
+        )
     content = dict(read_yaml(path, "recipe"))
     base = content.pop("extends", None)
     if base is None:

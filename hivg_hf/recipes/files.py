@@ -1,5 +1,6 @@
 """Where recipes and accelerate configurations are: a path as it stands, or the name of one that ships."""
 
+import os
 from pathlib import Path
 
 from hivg_hf.utils.strict_mapping import nearest
@@ -30,7 +31,7 @@ def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
         FileNotFoundError: It is neither.
     """
     for path in [Path(name), *([beside / name] if beside else [])]:
-        if path.is_file():
+        if os.path.isfile(path):  # unlike `is_file`, not an error for a name that no file can have
             return path
     return _find(name, {path.stem: path for folder in (BASES, FOLDER) for path in folder.glob("*.yaml")}, "recipe")
 

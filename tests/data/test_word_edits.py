@@ -81,3 +81,22 @@ def test_a_user_adds_alternatives_sets_and_groups():
 def test_groups_that_cannot_be_used_are_named(groups, words, message):
     with pytest.raises(ValueError, match=message):
         WordEdits(groups, words)
+
+
+def test_a_group_that_is_named_twice_gives_every_way_once():
+    once, twice = (
+        list(WordEdits(groups).edits("red", np.random.default_rng(0))) for groups in (["color"], ["color"] * 2)
+    )
+    assert sorted(once) == sorted(twice)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" | ".join(f"w{number}" for number in range(30_000)), "have 30,000 words"),
+        ("a" * 200_000 + " | b", "the longest in mine of 200,000 characters"),
+    ],
+)
+def test_lists_of_words_beyond_any_use_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        WordEdits(["mine"], {"mine": [text]})

@@ -1,6 +1,7 @@
 """Tuners of the installed PEFT that fit linear layers train, save, reload and merge, as docs/peft.md says."""
 
 import copy
+import functools
 import importlib.util
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from helpers.peft_tuners import (
 from hivg_hf.hilora import add_tuner, load_adapter_state, save_adapter_state, tuner_config
 from hivg_hf.hilora.config import TARGET_SETS
 from hivg_hf.hilora.folders import save_export
+from hivg_hf.hilora.options import check_patterns
 from hivg_hf.hilora.tuners import REFUSED_TUNERS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "peft.md").read_text(encoding="utf-8")
@@ -140,3 +142,25 @@ def test_the_page_lists_every_tuner_of_the_installed_peft():
     listed = {line.split(" | ")[0].removeprefix("| ") for line in PAGE.splitlines() if line.startswith("| ")}
     assert {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} <= listed
     assert set(NOT_FOR_LAYERS) <= {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"peft_type": "IA3", "feedforward_modules": [], "target_modules": "(.*)*x"},
+        {"peft_type": "IA3", "feedforward_modules": "(.*)*x", "target_modules": "clip.*q_proj"},
+        {"peft_type": "LOHA", "rank_pattern": {"(.*)*(.*)*x": 2}},
+    ],
+)
+def test_patterns_of_a_tuner_that_never_end_are_refused(fields, monkeypatch):
+    monkeypatch.setattr("hivg_hf.hilora.tuners.check_patterns", functools.partial(check_patterns, seconds=1))
+    with pytest.raises(ValueError, match=r"its regular expressions .* take more than 1 seconds"):
+        add_tuner(small_model(), tuner_config(fields), "mine")
+
+
+def test_a_pattern_that_is_none_and_a_rank_beyond_any_model_are_refused():
+    fields = {"peft_type": "IA3", "feedforward_modules": [], "target_modules": "(["}
+    with pytest.raises(ValueError, match="unterminated character set"):
+        add_tuner(small_model(), tuner_config(fields), "mine")
+    with pytest.raises(ValueError, match="`r` of the tuner VERA may be at most 65,536"):
+        tuner_config({"peft_type": "VERA", "r": 10**9})

@@ -1,6 +1,7 @@
 """HiLoRA stages: what trains, how much of it, and that it is the same model in every form on disk."""
 
 import copy
+import functools
 import subprocess
 import sys
 from dataclasses import fields
@@ -25,7 +26,7 @@ from hivg_hf.hilora import (
     start_stage,
     target_pattern,
 )
-from hivg_hf.hilora.options import ACCEPTED, OWN_FIELDS, REFUSED
+from hivg_hf.hilora.options import ACCEPTED, OWN_FIELDS, REFUSED, check_patterns
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 
 OFFICIAL_STAGES = tuple(
@@ -102,6 +103,9 @@ def test_targets_are_anchored_on_the_towers(tiny_model):
         (lambda: HiLoraStage("a", 1, 1, dropout=1), r"needs a finite alpha and a dropout .* dropout=1"),
         (lambda: HiLoraConfig((HiLoraStage("A", 1, 1), HiLoraStage("a", 2, 1))), r"different names. Got \['A', 'a'\]"),
         (lambda: HiLoraStage("a", 1, 1, rank=0), r"rank must be at least 1. Got 0"),
+        (lambda: HiLoraStage("a", 1, 1, rank=10**400), r"rank may be at most 65,536"),
+        (lambda: HiLoraStage("a", 1, 1, alpha=10**400), r"needs a finite alpha and a dropout"),
+        (lambda: HiLoraStage("a", 10**9, 1), r"may adapt at most 200 layers of a tower.*vision_layers=1000000000"),
         (lambda: HiLoraStage("a", 0, 0), r"must adapt at least one layer"),
         (lambda: HiLoraConfig.for_model(HiVGConfig.preset("base"), stages=13), r"between 1 and .* depth 12. Got 13"),
     ],
@@ -109,6 +113,21 @@ def test_targets_are_anchored_on_the_towers(tiny_model):
 def test_impossible_stages_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude_modules": "(.*)*x"}, r"regular expressions \(\(\.\*\)\*x\) take more than"),
+        ({"rank_pattern": {"(.*)*(.*)*x": 2}}, r"regular expressions .* take more than"),
+        ({"rank_pattern": {"q_proj": 10**9}}, r"ranks of at least 1 and at most 65,536"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, r"must be a mapping of regular expressions to numbers"),
+    ],
+)
+def test_options_of_a_recipe_that_never_end_or_fit_nowhere_are_refused(options, message, monkeypatch):
+    monkeypatch.setattr("hivg_hf.hilora.config.check_patterns", functools.partial(check_patterns, seconds=1))
+    with pytest.raises(ValueError, match=message):
+        HiLoraConfig((HiLoraStage("a", 1, 1),), lora_options=options)
 
 
 def test_a_stage_deeper_than_the_model_is_refused(tiny_model):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hivg_hf import VisualGroundingPipeline
 from hivg_hf.data.refshapes import refshapes_dataset
@@ -177,3 +178,24 @@ def similar(model: Any) -> Any:
 def ask(model: Any, processor: Any, rows: Any, **options: Any) -> list[dict[str, Any]]:
     pipe = VisualGroundingPipeline(model, processor=processor, device="cpu")
     return pipe([{"image": row["image"], "text": row["expression"]} for row in rows], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_too_coarse_to_be_read_back(
+    dtype: torch.dtype, tiny_model: Any, tiny_processor: Any, rows: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"too coarse to read its scores back: call model\.float\(\)"):
+        calibrate_score(copy.deepcopy(tiny_model).to(dtype), tiny_processor, rows)
+
+
+@pytest.mark.parametrize("bias", [1e6, -1e6])
+def test_a_score_that_float32_does_not_tell_from_0_or_1_is_refused(
+    bias: float, tiny_model: Any, tiny_processor: Any, rows: Any
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    before = model.config.to_dict()
+    with torch.no_grad():
+        model.grounding_head.score_head.bias.fill_(bias)
+    with pytest.raises(ValueError, match="beyond what float32 tells from 0 or 1"):
+        calibrate_score(model, tiny_processor, rows)
+    assert model.config.to_dict() == before

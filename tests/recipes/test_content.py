@@ -102,3 +102,16 @@ def test_values_are_overridden_at_any_depth():
 def test_an_override_that_leads_nowhere_is_refused(pair, message):
     with pytest.raises(ValueError, match=message):
         override({"phases": [{"name": "stage_1"}]}, [pair])
+
+
+def test_what_no_file_can_be_named_by_is_not_found(tmp_path):
+    for name in ("a" * 5000, "a\0b"):
+        with pytest.raises(FileNotFoundError, match="No recipe at a"):
+            read_recipe(write(tmp_path / "mine.yaml", extends=name))
+
+
+def test_a_chain_of_recipes_ends(tmp_path):
+    for number in range(30):
+        write(tmp_path / f"{number}.yaml", extends=f"{number + 1}.yaml")
+    with pytest.raises(ValueError, match=r"^0\.yaml extends more than 20 recipes"):
+        read_recipe(tmp_path / "0.yaml")
