@@ -437,7 +437,7 @@ class HiVGConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(f"Unknown terms in `loss_weights`: {unknown}. Known terms: {known}.")
         weights = self.loss_weights.items()
-        bad = {k: w for k, w in weights if not (isinstance(w, Real) and _is_float32(w) and w >= 0)}
+        bad = {k: w for k, w in weights if not _is_float32(w) or w < 0}
         if bad:
             raise ValueError(f"Each of `loss_weights` must be a finite number of at least 0. Got {bad}.")
         if self.loss_weights.get("score") and self.score != "head":
@@ -462,7 +462,8 @@ def _is_known(name: str, config_class: type) -> bool:
 
 def _is_float32(value: Any) -> bool:
     """Whether the model can compute with a number: beyond float32's range it is infinite there, or 0, or NaN."""
-    return value == 0 or 1.2e-38 < abs(value) < 3.4e38
+    is_number = isinstance(value, Real)
+    return is_number and (value == 0 or 1.2e-38 < abs(value) < 3.4e38)
 
 
 def _nearest(name: str, config_class: type, cutoff: float = 0.6) -> str | None:
