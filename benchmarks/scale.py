@@ -151,7 +151,7 @@ def command(pattern: str, out: Path, model: str) -> list[str]:
 
 def watch(arguments: list[str], out: Path, kills: int = 0, kill_actor: bool = False) -> dict[str, Any]:
     """Run the command to its end, killing it or one of its actors on the way."""
-    start, killed = time.monotonic(), 0
+    start, killed, actors_killed = time.monotonic(), 0, 0
     while killed < kills:
         process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         wanted = done(out) + 1 + killed
@@ -172,8 +172,8 @@ def watch(arguments: list[str], out: Path, kills: int = 0, kill_actor: bool = Fa
             memory[rows] = psutil.Process(last_run.pid).memory_info().rss / 2**20 or memory.get(
                 rows, 0.0
             )  # 0: it just ended
-            if kill_actor and rows >= 2 * SHARD_SIZE:
-                kill_actor = not kill_one_actor(last_run.pid)
+            if kill_actor and not actors_killed and rows >= 2 * SHARD_SIZE:
+                actors_killed += kill_one_actor(last_run.pid)
         except psutil.Error:
             pass
         time.sleep(0.5)
@@ -188,6 +188,7 @@ def watch(arguments: list[str], out: Path, kills: int = 0, kill_actor: bool = Fa
         "memory_mb_at_end": memory[last],
         "rows_at_end": last,
         "kills": killed,
+        "actors_killed": actors_killed,
     }
 
 
