@@ -71,7 +71,7 @@ class UnknownSplitError(ValueError):
     def __init__(self, source: str, split: str, known: Sequence[str]) -> None:
         self.known = tuple(known)
         super().__init__(
-            f"{source} has no split {split!r}; it has {', '.join(known)}. No other split is read instead."
+            f"{source} has no split {split!r}; it has {', '.join(known)}. No other split is read instead: name one of these."
         )
 
 
