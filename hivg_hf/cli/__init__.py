@@ -8,7 +8,8 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +80,8 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _words_without_options():
+                return super().invoke(ctx)
         except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
             raise
         except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
@@ -157,6 +159,22 @@ def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = Fals
         return
     _noted.append(model)
     say(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
+
+
+@contextmanager
+def _words_without_options() -> Iterator[None]:
+    """`--out OUT` where a verb takes OUT as a plain word, and the like: the refusal says so."""
+    try:
+        yield
+    except Exception as error:
+        # NoSuchOption of click, or of the copy that newer versions of typer bring
+        name, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+        if name and context is not None and type(error).__name__ == "NoSuchOption":
+            wanted = name.lstrip("-").replace("-", "_")
+            if any(one.name == wanted and one.param_type_name == "argument" for one in context.command.params):
+                error.message = f"No option {name}: its value stands alone here, as in the line of usage above."  # type: ignore[attr-defined]
+                error.possibilities = None  # type: ignore[attr-defined]
+        raise
 
 
 def run_verb(verb: str) -> None:

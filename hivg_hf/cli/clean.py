@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import run_verb, say
-from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
+from . import note_what_tiny_knows, run_verb, say
+from ._options import BoxFormat, Column, Images, Quiet, ReaderOption, reader_options
 
 HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression", "boxes", "model_box", "reasons")
 
@@ -35,6 +35,7 @@ def clean(
         typer.Option(help="Rows with this probability of a wrong label or a higher one are listed.", min=0, max=1),
     ] = 0.5,
     batch_size: Annotated[int, typer.Option(help="Rows of one forward pass.", min=1)] = 32,
+    quiet: Quiet = False,
 ) -> None:
     """Rank suspicious rows by a model's disagreement and by contradictions between rows."""
     from hivg_hf.data import load_grounding_dataset
@@ -46,6 +47,8 @@ def clean(
     if "negatives" in options:
         raise ValueError("negatives change what rows say, and here they are judged as they are: omit negatives.")
     rows = load_grounding_dataset(source, split, **options)
+    if source != "refshapes":
+        note_what_tiny_knows(model, quiet=quiet)
     opened = open_model(model)
     predictions = predict(opened[0], opened[1], rows, batch_size=batch_size, description="looking")
     found = find_suspects(rows, predictions)

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
 
-from . import run_verb, say
-from ._options import Column, Device, Dtype, ReduceJpeg, TrustRemoteCode
+from . import note_what_tiny_knows, run_verb, say
+from ._options import Column, Device, Dtype, Quiet, ReduceJpeg, TrustRemoteCode
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -98,6 +98,7 @@ def ground_dataset(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new Hub dataset visible to you alone.")] = False,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
 ) -> None:
     """Ground every row of a table: adds box, score, found and error, and writes Parquet shards."""
     from hivg_hf.utils.strict_mapping import refuse_other
@@ -128,6 +129,7 @@ def ground_dataset(
         engine={**options, "trust_remote_code": trust_remote_code or None},
     )
     run = DatasetRun(rows, ground, out, shard_size)
+    note_what_tiny_knows(model or DEFAULT_MODEL, quiet=quiet)
     with folder_lock(run.folder, "writing to"):
         sweep_leftovers(run.folder)
         failed = _compute(run, engine, address, concurrency, num_gpus)

@@ -77,6 +77,8 @@ def survey(
 
 
 def _source_and_split(name: str) -> dict[str, str]:
+    if Path(name).exists():  # all of somebody's own file
+        return {"source": name, "split": "all"}
     source, colon, split = name.rpartition(":")
     if not colon or not source or not split:
         raise ValueError(f"{name!r} names no split; write SOURCE:SPLIT, for example refcoco:val.")

@@ -158,13 +158,12 @@ def _plan_own_data(
     batch_size: int | None,
 ) -> dict[str, Any]:
     """A recipe for somebody's own file, with defaults by its size."""
-    from hivg_hf.hub import resolve_model
     from hivg_hf.training import plan_user_training
 
     return plan_user_training(
         data=str(data),
         images=None if images is None else str(images),
-        base=resolve_model(base),
+        base=base,
         out=None if out is None else str(out),
         box_format=box_format,
         val=None if val is None else str(val),

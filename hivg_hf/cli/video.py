@@ -16,8 +16,8 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.inert import printable
 
-from . import run_verb, say
-from ._options import Device, Dtype, TrustRemoteCode
+from . import note_what_tiny_knows, run_verb, say
+from ._options import Device, Dtype, Quiet, TrustRemoteCode
 
 
 def video(
@@ -42,6 +42,7 @@ def video(
     backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find expressions in every frame of a video: prints boxes, or draws them into a new video."""
     from hivg_hf.inference import answer_as_json, load_pipeline
@@ -52,6 +53,7 @@ def video(
     if out is not None and out.resolve() == source.resolve():
         raise ValueError(f"Writing would overwrite the video '{source}' itself: choose another --out.")
     rate = frame_rate(source)
+    note_what_tiny_knows(model or DEFAULT_MODEL, quiet=quiet)
     engine: dict[str, Any] = {"backend": backend, "precision": precision}
     engine = {name: value for name, value in engine.items() if value is not None}
     pipe = load_pipeline(model or DEFAULT_MODEL, device, dtype, trust_remote_code, **engine)

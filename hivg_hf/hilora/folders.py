@@ -111,6 +111,9 @@ def save_export(model: PeftModel, target: str | Path, base: str | Path, processo
     if isinstance(config.target_modules, str) and "bridge" in config.target_modules:  # in the bridge's weights now
         config.target_modules = rf"(?!.*\.bridge\.){config.target_modules}"
     config.base_model_name_or_path = str(Path(base).resolve())
+    if not Path(base).exists():  # a repository on the Hub
+        config.base_model_name_or_path, _, revision = str(base).partition("@")
+        config.revision = revision or None
     config.modules_to_save = [name for name in NEW_MODULES if _has_module(model, name)]
     state.update({f"base_model.model.{name}": tensor for name, tensor in new_modules_state(model).items()})
     with atomic_folder(target) as folder:

@@ -146,10 +146,11 @@ def fit_score(
     """
     weights = np.ones(len(rows.values)) if base_rate is None else base_rate_weights(rows.nothing, base_rate)
     scale, bias = fit_logistic(rows.values, rows.right, weights=weights)
-    if kind == "head" and scale <= 0:
+    if scale <= 0:  # a negative one would turn the order of all scores round
+        untrained = "score head is not trained for them" if kind == "head" else "similarity says nothing about them"
         raise ValueError(
-            f"On these {len(rows.values)} rows right boxes score no higher than wrong ones: the score head is not "
-            "trained for them. Train it first, or calibrate on rows like those of its training."
+            f"On these {len(rows.values)} rows right boxes score no higher than wrong ones: the {untrained}. Train "
+            "the model first, or calibrate on rows like those of its training."
         )
     scores, earlier = _sigmoid(scale * rows.values + bias), _sigmoid(before[0] * rows.values + before[1])
     threshold = _choose(scores, rows, weights, precision)

@@ -17,6 +17,7 @@ from hivg_hf.hub import DEFAULT_MODEL, is_tiny
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.pipeline_streams_hivg import answers_of
+from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
 from hivg_hf.utils.imports import require_package
 from hivg_hf.visualize import draw_grounding, draw_heatmap
 
@@ -49,7 +50,7 @@ def answer_question(
     pipe: VisualGroundingPipeline,
     image: Any,
     lines: str,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     mask: bool = True,
     multiple: bool = False,
 ) -> tuple[PIL.Image.Image | None, list[tuple[PIL.Image.Image, str]], list[list[Any]], str]:
@@ -59,7 +60,7 @@ def answer_question(
         pipe: The pipeline.
         image: The upload, in any form the pipeline takes, or None.
         lines: One expression per line.
-        threshold: Scores below it count as not found; 0 turns that off.
+        threshold: Scores below it count as not found; 0 turns that off, None takes the model's own.
         mask: Whether to tint the object's pixels.
         multiple: Whether to find every object that fits.
 
@@ -72,7 +73,7 @@ def answer_question(
         expressions = _checked_expressions(lines)
         if image is None:
             raise ValueError("Choose an example or upload a picture first.")
-        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        if threshold is not None and (not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1):
             raise ValueError(f"The threshold must be a number from 0 to 1, got {str(threshold)[:20]}.")
         picture, scale = _open_picture(image)
         options: dict[str, Any] = {
@@ -81,7 +82,7 @@ def answer_question(
             "map_side": DISPLAY_SIDE,
             "batch_size": len(expressions),
         }
-        if threshold > 0:
+        if threshold is not None:
             options["threshold"] = threshold
         if multiple:
             options["multiple"] = True
@@ -142,7 +143,9 @@ def build_page(
                     max_length=MOST_EXPRESSIONS * (MOST_CHARACTERS + 1),
                 )
                 with gr.Accordion("Options", open=False):
-                    threshold = gr.Slider(0, 1, value=0, step=0.01, label="Not found below this score (0: never)")
+                    threshold = gr.Slider(
+                        0, 1, value=_first_threshold(pipe), step=0.01, label="Not found below this score (0: never)"
+                    )
                     mask = gr.Checkbox(value=True, label="Tint the object's pixels")
                     several = _answers_with_several(pipe)
                     every = gr.Checkbox(value=several, visible=several, label="Every object that fits")
@@ -171,6 +174,15 @@ def build_page(
 
 def _answers_with_several(pipe: Any) -> bool:
     return getattr(getattr(getattr(pipe, "model", None), "config", None), "num_queries", 1) > 1
+
+
+def _first_threshold(pipe: Any) -> float:
+    """Where the slider begins: what the pipeline would take by itself."""
+    config = getattr(getattr(pipe, "model", None), "config", None)
+    own = getattr(config, "score_threshold", None)
+    if own is None:
+        return DEFAULT_THRESHOLD if _answers_with_several(pipe) else 0.0
+    return float(own)
 
 
 def _what_is_found(pipe: Any) -> str:

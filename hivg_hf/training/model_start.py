@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from hivg_hf.conversion import load_official_clip
 from hivg_hf.hilora import PROGRESSIVE_ADAPTER, is_new_parameter, load_adapter_state, start_stage
 from hivg_hf.hilora.loading import add_trained_adapter
-from hivg_hf.hub import resolve_model
+from hivg_hf.hub import download_checked, resolve_model
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.presets_hivg import preset_fields
@@ -108,14 +108,14 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     """
     fields, kind = {**recipe.config, **changes}, find_model_class(recipe.model_class)
     if recipe.checkpoint:
-        model = load_growing(resolve_model(plain_checkpoint(recipe.checkpoint)), fields, kind)
+        model = load_growing(plain_checkpoint(recipe), fields, kind)
         _check_places(model)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
     elif recipe.clip:
         shape = preset_fields(recipe.preset) if recipe.preset else {}
         shape.pop("clip_config", None)
-        model = _around_clip(_place(recipe.clip), {**shape, **fields}, kind)
+        model = _around_clip(locate(recipe.clip), {**shape, **fields}, kind)
     else:
         config = HiVGConfig.preset(recipe.preset or "", **fields)
         tokenizer = load_tokenizer(recipe)
@@ -146,10 +146,33 @@ def continued_adapter(recipe: ModelRecipe) -> Path | None:
     return folder if recipe.checkpoint and folder.is_dir() else None
 
 
-def plain_checkpoint(checkpoint: str) -> str:
-    """The model itself: `base/` of a folder that also holds adapters."""
-    base = Path(checkpoint) / "base"
-    return str(base) if base.is_dir() else checkpoint
+def plain_checkpoint(recipe: ModelRecipe, weights: bool = True) -> str:
+    """Where the model itself lies that a recipe names as its checkpoint; `weights` as in `locate`."""
+    return locate(start_name(recipe) or "", weights)
+
+
+def start_name(recipe: ModelRecipe) -> str | None:
+    """A recipe's checkpoint, as an adapter names its base: a folder, or a repository with its revision.
+
+    Of a run it is the finished model, since `base/` lacks what additive stages learned; under an adapter that training
+    continues, it is `base/`.
+    """
+    if adapter := continued_adapter(recipe):
+        return str(adapter.parents[1] / "base")
+    return resolve_model(recipe.checkpoint) if recipe.checkpoint else None
+
+
+def locate(name: str, weights: bool = True) -> str:
+    """Where a model or a tokenizer lies: folder, file or repository on the Hub; a revision of one is downloaded.
+
+    Args:
+        name: What `hivg_hf.hub.resolve_model` knows, or a file.
+        weights: Whether more than configurations will be read.
+    """
+    place = name if Path(name).is_file() else resolve_model(name)
+    if "@" in place and not Path(place).exists():
+        return str(download_checked(place, **({} if weights else {"patterns": ["*.json"]})))
+    return place
 
 
 def load_growing(
@@ -187,7 +210,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any], kind: type[HiVGForVisualG
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(resolve_model(plain_checkpoint(recipe.checkpoint)))
+        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe))
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 
@@ -200,9 +223,4 @@ def load_tokenizer(recipe: ModelRecipe) -> Any:
     source = recipe.tokenizer or recipe.clip
     if source is None or Path(source).is_file():
         raise ValueError("The file in model.clip has no tokenizer: name CLIP's folder or Hub id in model.tokenizer.")
-    return AutoTokenizer.from_pretrained(_place(source))
-
-
-def _place(name: str) -> str:
-    """Where a CLIP or a tokenizer lies: a file or folder as it is, else what the name of a model stands for."""
-    return name if Path(name).exists() else resolve_model(name)
+    return AutoTokenizer.from_pretrained(source if Path(source).is_dir() else locate(source))

@@ -20,7 +20,7 @@ from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 
 from .arguments import accumulation_steps
-from .model_start import load_tokenizer, plain_checkpoint
+from .model_start import load_tokenizer, locate, plain_checkpoint
 from .phases import GroundingPhase, Phase
 from .recipe import ModelRecipe, Recipe
 from .recipe_checks import find_model_class
@@ -102,11 +102,11 @@ def empty_model(recipe: ModelRecipe, **changes: Any) -> HiVGForVisualGrounding:
     """The recipe's model without storage (on torch's meta device)."""
     fields = {**recipe.config, **changes}
     if recipe.checkpoint:
-        config = HiVGConfig.from_pretrained(plain_checkpoint(recipe.checkpoint), **fields)
+        config = HiVGConfig.from_pretrained(plain_checkpoint(recipe, weights=False), **fields)
     elif recipe.preset:
         config = HiVGConfig.preset(recipe.preset, **fields)
     else:
-        config = HiVGConfig(clip_config=CLIPConfig.from_pretrained(recipe.clip), **fields)
+        config = HiVGConfig(clip_config=CLIPConfig.from_pretrained(locate(recipe.clip or "", weights=False)), **fields)
     if recipe.preset and not recipe.clip:
         config.clip_config.text_config.vocab_size = len(load_tokenizer(recipe))
     with torch.device("meta"):

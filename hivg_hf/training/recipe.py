@@ -46,7 +46,8 @@ class ModelRecipe:
     """Where the model comes from: exactly one of `checkpoint`, `clip`, or `preset` alone (random weights).
 
     Args:
-        checkpoint: HiVG folder or Hub id, with its processor.
+        checkpoint: HiVG model with its processor, by any name that `hivg_hf.hub.resolve_model` knows: folder of a
+            model or of a run, Hub id, `tiny`, `official:base-mixup`.
         clip: Plain CLIP folder or Hub id; bridge and heads are new. `preset` and `config` shape them.
         preset: A name for `HiVGConfig.preset`.
         tokenizer: Folder or Hub id of the tokenizer, or `refshapes` for the one made for RefShapes; needed for a

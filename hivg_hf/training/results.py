@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from hivg_hf.evaluation.model_card import CardFacts, write_card
+from hivg_hf.hub import resolve_model, split_revision
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.utils.imports import is_package_available
 from hivg_hf.utils.inert import markdown_code
@@ -43,7 +44,6 @@ def measure(recipe: Recipe, folder: Path, model: Any, processor: Any, rows: RowC
 
 def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], results: Mapping[str, Any]) -> Path:
     """Write the model card of a run beside its final model."""
-    base = recipe.model.checkpoint or recipe.model.clip
     several = HiVGConfig.from_pretrained(target).num_queries > 1
     facts = CardFacts(
         name=recipe.name,
@@ -57,7 +57,7 @@ def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], r
             *([] if several else ["One box for one expression; not made to find every instance of a phrase."]),
             "Measured only on the rows named above; other pictures and other ways of speaking may do worse.",
         ],
-        base_model=base if base and not Path(base).exists() else None,
+        base_model=_base_on_the_hub(recipe),
         load_as=f'"{target.name}"',
     )
     return write_card(target, facts, results)
@@ -95,6 +95,14 @@ def _training_table(recipe: Recipe, phases: list[dict[str, Any]]) -> str:
             f"{before} | {best} | {outcome['kept']} |"
         )
     return "\n".join(lines)
+
+
+def _base_on_the_hub(recipe: Recipe) -> str | None:
+    """The repository that a run began with; None for a folder, a file, or a name that stands for one."""
+    name = recipe.model.checkpoint or recipe.model.clip
+    if not name or Path(name).exists() or Path(resolve_model(name)).exists():
+        return None
+    return split_revision(name)[0]
 
 
 def _start_of(recipe: Recipe) -> str:

@@ -38,7 +38,7 @@ from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 from hivg_hf.utils.manifest import write_manifest
 from hivg_hf.utils.plugins import allowing_code
 
-from .model_start import load_after
+from .model_start import load_after, start_name
 from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
 from .phases import Phase
 from .preflight import check_before_training
@@ -180,7 +180,7 @@ class StagedTraining:
     def _write_result(self, place: PhaseFolder, model: Any, processor: HiVGProcessor, outcome: dict[str, Any]) -> None:
         """Write result/, whole or not at all; a `peft` phase leaves a plain model, and its adapter as an export."""
         if place.phase.merges and isinstance(model, PeftModel):  # and not what it began with
-            base = self.recipe.model.checkpoint or self.folder
+            base = start_name(self.recipe.model) or self.folder
             save_export(model, self.folder / "exports" / place.phase.name, base=base, processor=processor)
             model = model.merge_and_unload()
         with atomic_folder(place.result) as folder:

@@ -16,6 +16,7 @@ from hivg_hf.data.augmentation import DIRECTION_WORDS
 from hivg_hf.data.negatives import Negatives, TableNegatives, served_share
 from hivg_hf.data.readers.common import ROW_ERRORS
 from hivg_hf.data.reading import list_splits, open_source
+from hivg_hf.hub import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def plan_user_training(
             A `split` column with `train` and `val` is followed, and so are splits that are stored apart; without
             either, images are held out for validation.
         images: folder of the pictures; defaults to the table's own folder.
-        base: folder or Hub id of a HiVG model or of a plain CLIP.
+        base: a HiVG model by any name that `hivg_hf.hub.resolve_model` knows, or folder or Hub id of a plain CLIP.
         out: folder of the run; only its name is read, as the name of the run.
         box_format: what the boxes mean; required for every format but COCO's.
         val: a table of its own for validation.
@@ -86,6 +87,7 @@ def plan_user_training(
             reader is wrong.
         FileNotFoundError: a file or a folder is missing.
     """
+    base = resolve_model(base)
     kind, config = _open_base(base)
     chosen = {"negatives": options.pop("negatives")} if "negatives" in options else None
     reading = {"source": data, "images": images, "box_format": box_format, **options}
@@ -136,10 +138,12 @@ def _open_base(base: str) -> tuple[str, Mapping[str, Any]]:
     """
     from transformers import PretrainedConfig
 
+    from .model_start import locate
+
     if Path(base).is_file():
         raise ValueError(f"{base} is a file; convert it first: hivg convert {base} FOLDER, then --base FOLDER.")
     try:
-        config, _ = PretrainedConfig.get_config_dict(base)
+        config, _ = PretrainedConfig.get_config_dict(locate(base, weights=False))
     except OSError as error:
         raise ValueError(f"{base} is neither a model folder nor a Hub id that can be reached: {error}") from error
     model_type = config.get("model_type")

@@ -81,6 +81,27 @@ def test_refusal_of_a_config_is_its_own_sentence(add_verb: Callable[[Callable[..
 
 
 @pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["clean", "a.csv", "--out", "review"], "--out"),
+        (["calibrate", "--model", "tiny", "--data", "a.csv"], "--model"),
+        (["ground-dataset", "--source", "a.csv", "out"], "--source"),
+    ],
+)
+def test_an_option_for_what_is_a_plain_word_is_told_so(words: list[str], option: str) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("\u2502", " ").split())
+    assert f"No option {option}: its value stands alone here" in said
+
+
+def test_other_unknown_options_keep_the_parsers_words() -> None:
+    result = CliRunner().invoke(app, ["clean", "a.csv", "review", "--modle", "tiny"])
+    assert result.exit_code == 2
+    assert "No such option: --modle" in result.output
+
+
+@pytest.mark.parametrize(
     ("verb", "sentence"),
     [("train", "hivg: stopped; the same command resumes.\n"), ("evaluate", "hivg: stopped.\n")],
 )

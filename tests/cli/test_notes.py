@@ -1,5 +1,7 @@
 """What the shipped model does not know is said where it is used, once; and a closed pipe ends a command quietly."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import hivg_hf.cli
-from hivg_hf.cli import main, note_what_tiny_knows
+from hivg_hf.cli import VERBS, main, note_what_tiny_knows
+from hivg_hf.hub import DEFAULT_MODEL
 
+SAY_IT_ELSEWHERE = ("demo",)  # on its page
 LINE = "hivg: the model tiny knows rendered shapes only; for photos: --model official:base-mixup\n"
 
 
@@ -41,6 +45,23 @@ def test_ground_says_once_what_its_default_model_knows(scene: str, capsys: pytes
 def test_quiet_says_nothing(scene: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ground", scene, "the red star", "--no-pictures", "--device", "cpu", "--quiet") == 0
     assert "rendered shapes" not in capsys.readouterr().err
+
+
+def test_clean_says_it_too_unless_asked_to_be_quiet(scene: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text(f"image,expression,x1,y1,x2,y2\n{scene},the red star,1,1,20,20\n")
+    words = ("clean", "rows.csv", "review", "--box-format", "xyxy")
+    assert run(*words, "--quiet") == 0
+    assert "rendered shapes" not in capsys.readouterr().err
+    assert run(*words) == 0
+    assert capsys.readouterr().err.count(LINE) == 1
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_whose_default_is_the_shipped_model_can_be_quiet(verb: str) -> None:
+    module, _, name = VERBS[verb][0].partition(":")
+    words = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    takes_it = "model" in words and words["model"].default in ("tiny", "", DEFAULT_MODEL)
+    assert "quiet" in words or not takes_it or verb in SAY_IT_ELSEWHERE
 
 
 def test_other_models_and_other_options_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:

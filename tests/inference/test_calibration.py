@@ -43,7 +43,7 @@ def rows() -> Any:
 def some_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model finds nothing; let a quarter of its boxes be right."""
     monkeypatch.setattr(
-        calibration, "paired_iou", lambda boxes, targets: np.where(np.arange(len(boxes)) % 4, 0.0, 1.0)
+        calibration, "paired_iou", lambda boxes, targets: np.where(np.arange(len(boxes)) % 4 == 1, 1.0, 0.0)
     )
 
 
@@ -144,10 +144,14 @@ def test_a_base_rate_needs_rows_of_both_kinds() -> None:
         fit_score(mixed(400, share=0.0), "similarity", base_rate=0.1)
 
 
-def test_a_head_that_scores_wrong_boxes_higher_is_not_turned_round() -> None:
+@pytest.mark.parametrize(("kind", "why"), [("head", "score head is not trained"), ("similarity", "similarity says")])
+def test_a_score_that_is_higher_for_wrong_boxes_is_not_turned_round(kind: str, why: str) -> None:
     rows = mixed(400)
-    with pytest.raises(ValueError, match="On these 400 rows right boxes score no higher than wrong ones"):
-        fit_score(calibration.ScoredRows(-rows.values, rows.right, rows.nothing), "head")
+    pattern = f"On these 400 rows right boxes score no higher than wrong ones: the {why}"
+    with pytest.raises(ValueError, match=pattern):
+        fit_score(calibration.ScoredRows(-rows.values, rows.right, rows.nothing), kind)
+    with pytest.raises(ValueError, match=pattern):
+        fit_score(calibration.ScoredRows(np.zeros(400), rows.right, rows.nothing), kind)  # all scores alike
 
 
 def test_few_rows_and_rows_of_one_kind_change_nothing(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:

@@ -53,6 +53,23 @@ def test_each_line_gets_a_row_and_a_heat_map(pipe: VisualGroundingPipeline, phot
     assert message == "Below the threshold, so perhaps not in the picture: the star."
 
 
+def test_the_models_own_threshold_is_where_the_slider_begins_and_zero_turns_it_off(
+    pipe: VisualGroundingPipeline, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slider() -> float:
+        components = build_page(pipe).config["components"]
+        return next(one["props"]["value"] for one in components if one["type"] == "slider")
+
+    assert slider() == 0
+    monkeypatch.setattr(pipe.model.config, "num_queries", 3)
+    assert slider() == 0.5  # as the pipeline has it for several boxes
+    monkeypatch.setattr(pipe.model.config, "num_queries", 1)
+    monkeypatch.setattr(pipe.model.config, "score_threshold", 1.0)
+    assert slider() == 1
+    assert answer_question(pipe, photo, "the star")[-1].startswith("Below the threshold")
+    assert answer_question(pipe, photo, "the star", threshold=0)[-1] == ""
+
+
 @pytest.mark.parametrize(
     ("image", "lines", "message"),
     [
