@@ -171,7 +171,7 @@ def locate(name: str, weights: bool = True) -> str:
     """
     place = name if Path(name).is_file() else resolve_model(name)
     if "@" in place and not Path(place).exists():
-        return str(download_checked(place, **({} if weights else {"patterns": ["*.json"]})))
+        return str(download_checked(place) if weights else download_checked(place, patterns=["*.json"]))
     return place
 
 
