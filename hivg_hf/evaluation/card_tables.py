@@ -35,7 +35,8 @@ def figures_table(results: Mapping[str, Results]) -> str:
     header = ["data", "expressions", *(title for _, title in names), *(["control: other expression"] * controlled)]
     lines = []
     for label, one in results.items():
-        cells = [label, f"{one['counts']['one_target']:,}", *(_with_interval(one, key) for key, _ in names)]
+        asked = one["counts"]["one_target"] or one["counts"]["skipped_several_targets"]
+        cells = [label, f"{asked:,}", *(_with_interval(one, key) for key, _ in names)]
         if controlled:
             entry = _control(one, "other-expression")
             cells.append(_percent(entry["figures"]["acc@0.5"]["second"]) if entry else "")
