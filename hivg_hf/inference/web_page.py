@@ -50,7 +50,7 @@ def answer_question(
     pipe: VisualGroundingPipeline,
     image: Any,
     lines: str,
-    threshold: float | None = None,
+    threshold: float = 0.0,
     mask: bool = True,
     multiple: bool = False,
 ) -> tuple[PIL.Image.Image | None, list[tuple[PIL.Image.Image, str]], list[list[Any]], str]:
@@ -60,7 +60,8 @@ def answer_question(
         pipe: The pipeline.
         image: The upload, in any form the pipeline takes, or None.
         lines: One expression per line.
-        threshold: Scores below it count as not found; 0 turns that off, None takes the model's own.
+        threshold: Scores below it count as not found; 0 turns that off; with `multiple` it takes
+            the model's own.
         mask: Whether to tint the object's pixels.
         multiple: Whether to find every object that fits.
 
@@ -73,7 +74,7 @@ def answer_question(
         expressions = _checked_expressions(lines)
         if image is None:
             raise ValueError("Choose an example or upload a picture first.")
-        if threshold is not None and (not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1):
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise ValueError(f"The threshold must be a number from 0 to 1, got {str(threshold)[:20]}.")
         picture, scale = _open_picture(image)
         options: dict[str, Any] = {
@@ -82,7 +83,7 @@ def answer_question(
             "map_side": DISPLAY_SIDE,
             "batch_size": len(expressions),
         }
-        if threshold is not None:
+        if threshold > 0 or not multiple:  # 0 as well, over the threshold of a calibrated model
             options["threshold"] = threshold
         if multiple:
             options["multiple"] = True
@@ -143,11 +144,10 @@ def build_page(
                     max_length=MOST_EXPRESSIONS * (MOST_CHARACTERS + 1),
                 )
                 with gr.Accordion("Options", open=False):
-                    threshold = gr.Slider(
-                        0, 1, value=_first_threshold(pipe), step=0.01, label="Not found below this score (0: never)"
-                    )
-                    mask = gr.Checkbox(value=True, label="Tint the object's pixels")
                     several = _answers_with_several(pipe)
+                    label = "Not found below this score" + ("" if several else " (0: never)")
+                    threshold = gr.Slider(0, 1, value=_first_threshold(pipe), step=0.01, label=label)
+                    mask = gr.Checkbox(value=True, label="Tint the object's pixels")
                     every = gr.Checkbox(value=several, visible=several, label="Every object that fits")
                 button = gr.Button("Find", variant="primary", elem_id="find")
                 if examples:

@@ -87,8 +87,8 @@ def plan_user_training(
             reader is wrong.
         FileNotFoundError: a file or a folder is missing.
     """
-    base = resolve_model(base)
     kind, config = _open_base(base)
+    base = resolve_model(base)
     chosen = {"negatives": options.pop("negatives")} if "negatives" in options else None
     reading = {"source": data, "images": images, "box_format": box_format, **options}
     reading = {key: value for key, value in reading.items() if value is not None}

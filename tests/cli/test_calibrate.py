@@ -55,11 +55,13 @@ def table(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, row in enumerate(rows):
         row["image"].convert("RGB").save(folder / f"{number}.png")
     asked = [{"image": str(folder / f"{i}.png"), "text": word} for i in range(20) for word in WORDS]
-    found = load_pipeline(official)(asked, batch_size=32)
+    answers = list(zip(asked, load_pipeline(official)(asked, batch_size=32), strict=True))
+    # Of each two the surer one comes first, so that the score says something about which is right.
+    pairs = [sorted(answers[at : at + 2], key=lambda pair: -pair[1]["score"]) for at in range(0, len(answers), 2)]
     with (folder / "table.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "expression", "xmin", "ymin", "xmax", "ymax"])
-        for number, (question, result) in enumerate(zip(asked, found, strict=True)):
+        for number, (question, result) in enumerate(pair for both in pairs for pair in both):
             box = list(result["box"].values()) if number % 2 == 0 else [0, 0, 2, 2]
             writer.writerow([Path(question["image"]).name, question["text"], *box])
     return folder / "table.csv"

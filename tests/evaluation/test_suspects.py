@@ -117,6 +117,20 @@ def test_the_probability_never_falls_where_the_loss_grows():
     assert noise_probability(np.zeros(5)).tolist() == [0.0] * 5
 
 
+@pytest.mark.parametrize("spread", ["normal", "uniform", "skewed"])
+def test_where_all_labels_agree_with_the_model_none_is_doubted(spread):
+    """Fitted to losses of one kind, the two distributions lie on each other, and shares say nothing."""
+    rng = np.random.default_rng(5)
+    loss = {
+        "normal": np.abs(rng.normal(0.066, 0.03, 200)),
+        "uniform": rng.uniform(0.0, 0.13, 200),
+        "skewed": rng.exponential(0.03, 200),
+    }[spread]
+    assert (noise_probability(loss) > 0.5).sum() <= 4  # what lies far from the rest
+    with_wrong = np.append(loss, [0.45, 0.8])
+    assert (noise_probability(with_wrong)[-2:] > 0.5).all()
+
+
 def test_every_row_needs_a_prediction():
     with pytest.raises(ValueError, match="Expected a prediction for each of 2 rows, got 1"):
         find_suspects(_dataset([_row(0, [1.0, 1, 9, 9]), _row(1, [1.0, 1, 9, 9])]), _predictions([[1, 1, 9, 9]]))

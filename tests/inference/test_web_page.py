@@ -66,7 +66,7 @@ def test_the_models_own_threshold_is_where_the_slider_begins_and_zero_turns_it_o
     monkeypatch.setattr(pipe.model.config, "num_queries", 1)
     monkeypatch.setattr(pipe.model.config, "score_threshold", 1.0)
     assert slider() == 1
-    assert answer_question(pipe, photo, "the star")[-1].startswith("Below the threshold")
+    assert answer_question(pipe, photo, "the star", slider())[-1].startswith("Below the threshold")
     assert answer_question(pipe, photo, "the star", threshold=0)[-1] == ""
 
 

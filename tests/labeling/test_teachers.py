@@ -19,6 +19,13 @@ def test_the_kind_of_model_decides(grounding_dino, clip, tiny_tokenizer, tmp_pat
         load_teacher(str(tmp_path / "clip"))
 
 
+@pytest.mark.parametrize("name", ["tiny", "no/such/teacher"])
+def test_a_teacher_that_is_not_there_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"The teacher '{name}' is neither a folder nor a Hub id that can be reached"):
+        load_teacher(name, ["star"])
+
+
 def test_another_kind_of_model_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a bert model; a teacher is one of .*owlv2.*, florence2 or clip"):

@@ -1,5 +1,6 @@
 """Where a run's model comes from, by every name that a model has."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_training_on_ones_own_table_takes_each_name_too(
 ) -> None:
     lines = ["image,expression,x1,y1,x2,y2"]
     for number in range(8):
-        make_image(tmp_path / f"{number}.png")
+        make_image(tmp_path / f"{number}.png", seed=number)
         lines.append(f"{number}.png,the red box,1,1,20,20")
     (tmp_path / "rows.csv").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
@@ -95,8 +96,6 @@ def test_training_on_ones_own_table_takes_each_name_too(
 def test_an_exported_adapter_names_its_base_so_that_it_can_be_found(
     base: str, named: tuple[str, str | None], tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import copy
-
     monkeypatch.chdir(tmp_path)
     base, named = base.replace("FOLDER", str(tmp_path)), (named[0].replace("FOLDER", str(tmp_path)), named[1])
     targets = r"clip\.text_model\.encoder\.layers\.0\.self_attn\.q_proj"
