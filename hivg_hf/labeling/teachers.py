@@ -43,8 +43,10 @@ def load_teacher(model: str, nouns: Sequence[str] | None = None, device: str | N
     try:
         config = AutoConfig.from_pretrained(model)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"The teacher '{model}' is neither a folder nor a Hub id that can be reached: {reason}") from None
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"The teacher '{model}' is neither a folder nor a Hub id that can be reached: {why}"
+        ) from None
     kind = config.model_type
     if kind == "florence2":
         return FlorenceTeacher.from_pretrained(model, nouns, device)
