@@ -168,7 +168,8 @@ def noise_probability(loss: np.ndarray) -> np.ndarray:
     """(N,) the probability that each loss belongs to the higher of two normal distributions, by maximum likelihood.
 
     It never falls where the loss grows: above the higher mean, and below the lower one, it stays what it is there.
-    Where the two lie closer than their deviations, the losses are of one kind (a clean table), and none is doubted.
+    Where the two lie closer than the wider of them is wide, the losses are of one kind (a clean table): they keep
+    their order and stay below one half.
     """
     if len(loss) < 2 or np.ptp(loss) == 0:
         return np.zeros(len(loss))
@@ -181,8 +182,8 @@ def noise_probability(loss: np.ndarray) -> np.ndarray:
         means = (share * loss[:, None]).sum(axis=0) / mass
         deviations = np.sqrt((share * (loss[:, None] - means) ** 2).sum(axis=0) / mass) + 0.02
         weights = mass / mass.sum()
-    if np.ptp(means) < deviations.sum():
-        return np.zeros(len(loss))
+    if np.ptp(means) < deviations.max():
+        return np.clip(loss, 0.0, 0.99) / 2
     high = int(np.argmax(means))
     return _shares(np.clip(loss, means.min(), means.max()), means, deviations, weights)[:, high]
 
