@@ -5,6 +5,7 @@ edited. Which rows, and what they ask, is a function of (seed, epoch, row), as a
 exact, and workers and processes play no part.
 """
 
+import copy
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,7 @@ class NegativeRows:
             self.options,
         )
         self._may_change = ~np.asarray(column_values(self.positives, "no_target"), dtype=bool)
+        self._numbers = np.arange(len(self.positives))  # of the rows in the table that `maker` knows
         self._check_that_some_can_be_made()
 
     def __len__(self) -> int:
@@ -131,9 +133,16 @@ class NegativeRows:
 
     def negative_at(self, epoch: int, index: int) -> str | None:
         """What a row asks in an epoch in place of its own expression; None where it keeps that."""
-        rng = np.random.default_rng([self.options.seed, epoch, index, NEGATIVE_STREAM])
+        number = int(self._numbers[index])
+        rng = np.random.default_rng([self.options.seed, epoch, number, NEGATIVE_STREAM])
         is_chosen = rng.random() < self.options.share
-        return self._make(index, rng) if is_chosen and self._may_change[index] else None
+        return self._make(number, rng) if is_chosen and self._may_change[number] else None
+
+    def select(self, indices: Sequence[int]) -> "NegativeRows":
+        """Some of the rows; each asks in every epoch what it asks here."""
+        chosen = copy.copy(self)
+        chosen.positives, chosen._numbers = self.positives.select(indices), self._numbers[list(indices)]
+        return chosen
 
     def image_ids(self, epoch: int) -> list[str]:
         """The image of every index, for `UniqueImageSampler`; the same in every epoch."""

@@ -79,6 +79,17 @@ def find_suspects(dataset: Any, predictions: Sequence[dict[str, Any]], content: 
     return found
 
 
+def label_agreement(dataset: Any, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+    """How far a model agrees with each label (N,) in 0..1: the IoU of both boxes; for a no-target row, 1 - its score.
+
+    Args:
+        dataset: rows of the schema.
+        predictions: as for `find_suspects`.
+    """
+    rows = _Rows.of(dataset, predictions)
+    return np.where(rows.none, 1 - np.nan_to_num(rows.score, nan=0.0), rows.iou)
+
+
 @dataclass
 class _Rows:
     """Labels and predictions as arrays."""

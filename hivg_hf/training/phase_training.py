@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,18 @@ logger = logging.getLogger(__name__)
 
 
 def make_trainer(
-    recipe: Recipe, place: PhaseFolder, model: Any, processor: HiVGProcessor, rows: RowCache
+    recipe: Recipe,
+    place: PhaseFolder,
+    model: Any,
+    processor: HiVGProcessor,
+    rows: RowCache,
+    kept: Sequence[int] | None = None,
 ) -> HiVGTrainer:
-    """The trainer of a phase, with validation rows where the phase evaluates on some."""
+    """The trainer of a phase, with validation rows where the phase evaluates on some; on the `kept` rows alone."""
     phase, config = place.phase, plain_model(model).config
     train_rows = rows.training_rows(recipe, phase, config.num_queries)
+    if kept is not None:
+        train_rows = train_rows.select(kept)
     validation = recipe.data.validation if phase.evaluates else None
     schedule = _schedule(recipe, phase, rows, config.num_queries)
     has_unused = phase.may_lack_gradients(phase.loss_weights_on(config.loss_weights))

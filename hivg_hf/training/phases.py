@@ -16,6 +16,7 @@ from hivg_hf.utils.atomic import check_name
 from hivg_hf.utils.plugins import find_plugin, is_code_name, load_code, plugin_names
 
 from .recipe_checks import LOSS_PLUGINS, check_augmentation, check_config_fields, check_loss_weights, check_rows
+from .reliability import Reliability
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,6 +169,8 @@ class GroundingPhase(Phase):
         loss: In place of HiVG's own: `(outputs, labels, num_items_in_batch) -> the batch's mean` as in
             `transformers.Trainer(compute_loss_func=...)`, by the name under which a package offers it
             (`hivg_hf.losses`), or `package.module:function`.
+        reliability: Train only on rows whose labels the model agrees with, as the phase before left it; `{}` decides
+            like `hivg clean`, see `hivg_hf.training.reliability.Reliability`.
     """
 
     masks: bool | None = None
@@ -175,6 +178,7 @@ class GroundingPhase(Phase):
     loss_weights: dict[str, float] | None = None
     early_stop: int | None = None
     loss: str | None = None
+    reliability: Reliability | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

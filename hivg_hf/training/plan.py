@@ -49,6 +49,8 @@ class PhasePlan:
         negatives: Other expressions that an image is compared with in the contrastive loss; 0 where it is off.
         memory: Bytes that one process may need: weights, gradients, AdamW's moments and activations.
         disk: Bytes that the phase's checkpoints may need.
+        kept: Which of the rows it keeps, as a phrase; "" where it takes all.
+        steps_are_most: Whether it takes fewer steps where it keeps fewer rows.
         negatives_of_rows: How many of them ask, in each epoch, for what is not there; "" where none does.
     """
 
@@ -64,6 +66,8 @@ class PhasePlan:
     memory: int
     disk: int
     negatives_of_rows: str = ""
+    kept: str = ""
+    steps_are_most: bool = False
 
     @property
     def trainable(self) -> int:
@@ -122,6 +126,7 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
     gather = plain.config.contrastive_gather if recipe.contrastive_gather is None else recipe.contrastive_gather
     is_contrastive = isinstance(phase, GroundingPhase) and weights.get("contrastive", 0) > 0
     parameters = count_parameters(model)
+    reliability = getattr(phase, "reliability", None)
     trainable, total = (sum(counts[index] for counts in parameters.values()) for index in (0, 1))
     return PhasePlan(
         name=phase.name,
@@ -137,6 +142,8 @@ def _plan_phase(recipe: Recipe, phase: Phase, model: nn.Module, cache: RowCache,
         memory=4 * (total + 3 * trainable) + micro * activation_bytes(plain.config, phase.idle, recipe),
         disk=disk_needed(model),
         negatives_of_rows=_describe_negatives(phase.data or recipe.data.train),
+        kept=str(reliability or ""),
+        steps_are_most=reliability is not None and phase.steps is None,
     )
 
 
@@ -213,12 +220,14 @@ def describe_plan(plans: list[PhasePlan]) -> str:
         rows = "unknown (no data there)" if plan.rows is None else f"{plan.rows:,}"
         rows += " (published count: the data is not there)" if plan.rows_are_published and plan.rows else ""
         rows += f", {plan.negatives_of_rows}" if plan.negatives_of_rows else ""
+        rows += f", {plan.kept}" if plan.kept else ""
+        most = "up to " if plan.steps_are_most else ""
         parts = ", ".join(f"{part} {train:,}" for part, (train, _) in plan.parameters.items() if train)
         frozen = ", ".join(part for part, (train, _) in plan.parameters.items() if not train)
         blocks.append(
             f"{plan.name}: trains {plan.train}\n"
             f"  rows                   {rows}\n"
-            f"  optimizer steps        {'unknown' if plan.steps is None else f'{plan.steps:,}'}\n"
+            f"  optimizer steps        {'unknown' if plan.steps is None else f'{most}{plan.steps:,}'}\n"
             f"  batch                  {plan.batch}\n"
             f"  learning rate          {plan.learning_rate:g}\n"
             f"  trainable parameters   {plan.trainable:,} ({parts})\n"

@@ -69,6 +69,8 @@ def row_specs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
     for phase in recipe.phases:
         if phase.data is not None:
             yield f"phases.{phase.name}.data", phase.data
+        if trusted := getattr(getattr(phase, "reliability", None), "trusted", None):
+            yield f"phases.{phase.name}.reliability.trusted", trusted
 
 
 def count_records(spec: Mapping[str, Any]) -> int | None:

@@ -187,7 +187,30 @@ class Recipe:
         if stopping and self.data.validation is None:
             raise ValueError(f"`early_stop` of phase {stopping[0]!r} needs `data.validation`, which is missing.")
         self.hilora_config()
+        self._check_reliability()
         self._check_shared_schedule()
+
+    def _check_reliability(self) -> None:
+        """Labels are judged by a model that has learned to ground, on rows that can be chosen by number."""
+        knows = self.model.checkpoint is not None
+        for phase in self.phases:
+            reliability = getattr(phase, "reliability", None)
+            if reliability is not None:
+                if not knows:
+                    raise ValueError(
+                        f"{phase} keeps rows by `reliability`, and its model has not learned to ground yet: let a "
+                        "phase on all rows come before it."
+                    )
+                for spec in (phase.data or self.data.train, reliability.trusted or {}):
+                    if spec.get("streaming") or spec.get("source") == "mixture":
+                        kind = "a stream" if spec.get("streaming") else "a mixture"
+                        raise ValueError(f"{phase} keeps rows by `reliability`, which needs one table. Got {kind}.")
+                if self.hilora.schedule == "shared" and phase.steps is None:
+                    raise ValueError(
+                        f"{phase} keeps rows by `reliability`, so nobody knows its steps when the schedule that "
+                        "hilora.schedule shares begins: give `steps`, not `epochs`."
+                    )
+            knows = knows or isinstance(phase, GroundingPhase)
 
     def _check_shared_schedule(self) -> None:
         """One schedule over all stages has one form and one warm-up."""

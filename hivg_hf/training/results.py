@@ -75,6 +75,7 @@ def describe_outcome(folder: Path, results: Mapping[str, Any]) -> str:
         lines.append(f"{name}: {found} on {measured['counts']['rows']:,} expressions{began}")
     verdicts = {"after": "kept", "before": "undone"}
     lines += [f"{phase['name']}: {verdicts[phase['kept']]}, {phase['why']}" for phase in phases]
+    lines += _kept_rows(phases)
     lines.append(f'Next: hivg ground PICTURE "AN EXPRESSION" --model {folder} --out boxed.png')
     if "validation" in results["evaluation"]:
         lines.append(f"      hivg evaluate --model {folder} --split held-out --out {folder}-held-out")
@@ -94,7 +95,13 @@ def _training_table(recipe: Recipe, phases: list[dict[str, Any]]) -> str:
             f"| {phase.name} | {phase.train} | {outcome['steps']} | {phase.batch_size} | {phase.learning_rate:g} | "
             f"{before} | {best} | {outcome['kept']} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n{line}." for line in _kept_rows(phases))])
+
+
+def _kept_rows(phases: list[dict[str, Any]]) -> list[str]:
+    """A sentence for every phase that chose among its rows."""
+    chosen = [(phase["name"], phase["reliability"]) for phase in phases if "reliability" in phase]
+    return [f"{name} trained on {one['kept']:,} of {one['rows']:,} rows, {one['rule']}" for name, one in chosen]
 
 
 def _base_on_the_hub(recipe: Recipe) -> str | None:

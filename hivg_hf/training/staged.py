@@ -5,6 +5,7 @@
       start.json                which weights the run began from, where they are a folder
       .lock .lock-holder        held while a process trains here, by the one of that id; the system drops it with it
       phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
+        kept.json               rows that a phase with `reliability` keeps, and why
         result/                 its outcome; the phase is done when this folder exists (it appears whole)
       base/ adapters/ exports/ merged/   what HiLoRA stages publish (hivg_hf/hilora/folders.py)
       model/                    the final plain model of a run without HiLoRA stages
@@ -43,6 +44,7 @@ from .phase_training import choose_weights, heads_of, make_trainer, plain_model,
 from .phases import Phase
 from .preflight import check_before_training
 from .recipe import Recipe
+from .reliability import describe_kept, kept_rows
 from .report import read_json, write_curves
 from .results import measure, write_run_card
 from .rows import RowCache
@@ -119,8 +121,11 @@ class StagedTraining:
             place.path.mkdir(parents=True, exist_ok=True)
         self.state.wait_for_everyone()
         model, processor = self._begin(phase, done)
+        kept = self._kept_rows(place, done, plain_model(model).config.num_queries)
         # a copy, since a tokenizer keeps the settings of its last call
-        trainer = make_trainer(self.recipe, place, model, copy.deepcopy(processor), self.rows)
+        trainer = make_trainer(
+            self.recipe, place, model, copy.deepcopy(processor), self.rows, kept["kept"] if kept else None
+        )
         trainer.add_callback(FolderWatch(self._check_folder))
         before = None
         if trainer.eval_dataset is not None:
@@ -136,6 +141,8 @@ class StagedTraining:
         with training_config(plain_model(model).config, self.recipe, phase):
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(place.path)) is not None)
         outcome = choose_weights(phase, trainer, before)
+        if kept:
+            outcome["reliability"] = describe_kept(kept)
         model = self._kept_model(place, done, model, trainer, outcome)
         if self.state.is_main_process:
             self._write_result(place, model, processor, outcome)
@@ -146,6 +153,12 @@ class StagedTraining:
         """Model and processor as a phase trains them."""
         model, processor = self._load_after(done, phase.config)
         return phase.begin(model, self.recipe), processor
+
+    def _kept_rows(self, place: PhaseFolder, done: list[PhaseFolder], num_queries: int) -> dict[str, Any] | None:
+        """What a phase keeps of its rows, by the model that it finds; None where it takes all."""
+        if getattr(place.phase, "reliability", None) is None:
+            return None
+        return kept_rows(place, self.recipe, self.rows, num_queries, lambda: self._load_after(done))
 
     def _load_after(
         self, done: list[PhaseFolder], changes: Mapping[str, Any] | None = None
