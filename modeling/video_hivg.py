@@ -105,6 +105,7 @@ class BoxTrack:
         self.velocity = np.zeros(4)  # pixels per frame
         self.doubted: np.ndarray | None = None
         self.held = 0
+        self.surest = 0.0  # the best score so far: what a high score is differs by model and calibration
 
     def follow(self, result: dict[str, Any]) -> dict[str, Any]:
         """A frame's result with its box steadied; `"raw_box"` keeps the frame's own."""
@@ -115,16 +116,18 @@ class BoxTrack:
         return {**result, "box": dict(zip(SIDES, self.box.tolist())), "raw_box": result["box"]}
 
     def _update(self, box: np.ndarray, score: float) -> None:
+        self.surest = max(self.surest, score)
         if self.box is None or self.held >= LONGEST_HOLD:
             self._start(box)
             return
         expected = self.box + self.velocity
+        weight = score / self.surest if self.surest else 1.0  # 0..1
         if score < LEAST_SCORE:
             self._hold(expected)
         elif iou(box, expected) >= LEAST_OVERLAP:
             error = box - expected
-            self.box = expected + POSITION_GAIN * score * error
-            self.velocity = self.velocity + VELOCITY_GAIN * score * error
+            self.box = expected + POSITION_GAIN * weight * error
+            self.velocity = self.velocity + VELOCITY_GAIN * weight * error
             self.held, self.doubted = 0, None
         elif self.doubted is not None and iou(box, self.doubted) >= LEAST_OVERLAP:
             self._start(box)  # twice in the same new place: the object is there, or the scene has changed

@@ -96,8 +96,10 @@ def _first_samples(path: Path) -> Iterator[Any]:
     """The JSON files at the beginning of a tar; none of one that is damaged, whose reader says so."""
     import tarfile
 
+    from hivg_hf.utils.checked_tar import CheckedTar
+
     try:
-        with tarfile.open(path, "r:") as tar:
+        with CheckedTar.open(path, "r:") as tar:
             members = (member for member in islice(tar, LINES_LOOKED_AT) if member.isfile())
             for member in members:
                 if member.name.lower().endswith(".json") and member.size <= HEAD_BYTES:
