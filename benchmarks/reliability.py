@@ -35,7 +35,7 @@ from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.refshapes.scenes import SHAPES
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict
 from hivg_hf.evaluation.sources import open_model
-from hivg_hf.evaluation.suspects import find_suspects, label_agreement
+from hivg_hf.evaluation.suspects import find_suspects, label_agreement, wrong_probability
 from hivg_hf.labeling import label_pictures, load_teacher
 from hivg_hf.metrics import score_auc
 from hivg_hf.metrics.overlaps import paired_iou
@@ -64,8 +64,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--results", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--rows", type=int, default=1200, help="rows to train on")
-    parser.add_argument("--steps", type=int, default=120, help="of each of the three phases")
+    parser.add_argument("--rows", type=int, default=800, help="rows to train on")
+    parser.add_argument("--steps", type=int, default=60, help="of each later phase; the first has twice as many")
     parser.add_argument("--batch", type=int, default=16, help="rows of a step")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -74,7 +74,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     make_start(options.out / "start")
     found: dict[str, Any] = {
         **{"shipped_weights_sha256": weights_hash(str(TINY_CHECKPOINT)), "wrong_share": WRONG_SHARE},
-        **{"rows": options.rows, "steps_of_each_phase": options.steps, "batch_size": options.batch},
+        **{
+            "rows": options.rows,
+            "steps": [2 * options.steps, options.steps, options.steps],
+            "batch_size": options.batch,
+        },
         **{"test": TEST, "trusted": TRUSTED, "runs": [], "differences": {}},
     }
     for study, arms in (("noise", NOISE_ARMS), ("pseudo", PSEUDO_ARMS)):
@@ -171,10 +175,13 @@ def train(table: Path, split: str, arm: str, seed: int, folder: Path, options: a
         "defaults": {
             **{"train": "heads", "steps": options.steps, "batch_size": options.batch, "learning_rate": 1.0e-3},
             **{"warmup": 0.1, "max_grad_norm": 1.0, "weight_decay": 0.01, "schedule": "linear", "keep": "last"},
-            **{"save_every": options.steps, "log_every": options.steps, "masks": False},
+            **{"save_every": 1000, "log_every": options.steps, "masks": False},
             "loss_weights": {"contrastive": 0.1, "mask_focal": 0.0, "mask_dice": 0.0},
         },
-        "phases": [{"name": "first"}, *({"name": name, "reliability": choice} for name in ("second", "third"))],
+        "phases": [
+            {"name": "first", "steps": 2 * options.steps},
+            *({"name": name, "reliability": choice} for name in ("second", "third")),
+        ],
     }
     return folder / StagedTraining(parse_recipe(content), folder).run()["model"]
 
@@ -198,11 +205,11 @@ def kept_rows(folder: Path, wrong: np.ndarray) -> dict[str, dict[str, Any]]:
 
 
 def ranking(model: Path, rows: datasets.Dataset, wrong: np.ndarray) -> dict[str, float]:
-    """AUROC of right above wrong labels: by the IoU of label and model's box, and by what `hivg clean` says."""
+    """AUROC of right above wrong labels: by the IoU of label and model's box, by the losses, and as `hivg clean` says."""
     opened = open_model(str(model))
     said = predict(opened[0], opened[1], rows, batch_size=50, progress=False)
-    doubt = find_suspects(rows, said, content=False).probability
-    scores = {"iou": label_agreement(rows, said), "probability": -doubt}
+    doubt = {"loss": wrong_probability(rows, said), "clean": find_suspects(rows, said, content=False).probability}
+    scores = {"iou": label_agreement(rows, said), **{name: -values for name, values in doubt.items()}}
     return {name: float(score_auc(score, ~wrong)) for name, score in scores.items()}
 
 
