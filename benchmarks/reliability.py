@@ -6,12 +6,12 @@ Every run starts from the CLIP of the shipped checkpoint, with its bridges, and 
 everything to learn: where the label says. Three seeds; each has rows and errors of its own.
 
 1. **Wrong labels**: RefShapes rows, 30 percent of which have another object's box, a shifted box, or another object's
-   expression. A first phase on all of them, then two more: on all (`all`), on those that the model agrees with, as
-   `reliability: {}` finds them (`filtered`) or by a threshold that 60 rows with true labels choose (`trusted`). Beside
-   them all phases on the rows whose labels are right (`clean`). Equal steps.
+   expression. A first phase on all of them, then two more: on all (`all`), or on those that the model agrees with, as
+   `reliability: {}` finds them (`filtered`). Beside them, all phases on the rows whose labels are right (`clean`).
+   Equal steps.
 2. **Pseudo-labels**: pictures of RefShapes without their labels, labeled by `hivg_hf.labeling` with the shipped
-   checkpoint as teacher and the names of the shapes as nouns (`pseudo`), then filtered as above (`pseudo filtered`),
-   against the true expressions and boxes of as many rows of the same pictures (`true`). Equal steps.
+   checkpoint as teacher and the names of the shapes as nouns (`pseudo`), against the true expressions and boxes of as
+   many rows of the same pictures (`true`). Equal steps.
 
 Measured on other rows. What is finished is in the results file, and a run that was killed resumes.
 """
@@ -48,15 +48,11 @@ from .starts import SEEDS, paired
 WRONG_SHARE = 0.3
 LABELS: dict[str, Any] = {"kinds": ["attribute"], "masks": False, "stored_side": 112}
 TEST: dict[str, Any] = {"split": "val", "seed": 4200, "size": 500, **LABELS}
-TRUSTED: dict[str, Any] = {"split": "val", "seed": 4300, "size": 60, **LABELS}
 SIDE = 224  # of the pictures that the teacher sees
 FIGURES = ("acc@0.5", "mean_iou")
-NOISE_ARMS = ("all", "filtered", "trusted", "clean")
-PSEUDO_ARMS = ("pseudo", "pseudo filtered", "true")
-PAIRS = (
-    *(("noise", "all", "filtered"), ("noise", "all", "trusted"), ("noise", "clean", "filtered")),
-    *(("pseudo", "true", "pseudo"), ("pseudo", "pseudo", "pseudo filtered")),
-)
+NOISE_ARMS = ("all", "filtered", "clean")
+PSEUDO_ARMS = ("pseudo", "true")
+PAIRS = (("noise", "all", "filtered"), ("noise", "clean", "filtered"), ("pseudo", "true", "pseudo"))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -79,7 +75,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "steps": [2 * options.steps, options.steps, options.steps],
             "batch_size": options.batch,
         },
-        **{"test": TEST, "trusted": TRUSTED, "runs": [], "differences": {}},
+        **{"test": TEST, "runs": [], "differences": {}},
     }
     for study, arms in (("noise", NOISE_ARMS), ("pseudo", PSEUDO_ARMS)):
         for seed in SEEDS:
@@ -107,7 +103,7 @@ def make_start(folder: Path) -> None:
 
 def run(study: str, arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one and measure it; what was measured before is read."""
-    folder = options.out / f"{study}-{arm.replace(' ', '-')}-{seed}"
+    folder = options.out / f"{study}-{arm}-{seed}"
     measured = folder / "measured.json"
     if not measured.is_file():
         began = time.process_time()
@@ -166,9 +162,7 @@ def is_right(label: Mapping[str, Any], objects: list[dict[str, Any]]) -> bool:
 
 def train(table: Path, split: str, arm: str, seed: int, folder: Path, options: argparse.Namespace) -> Path:
     """Three phases on a table; the later two choose their rows in some arms."""
-    choice: dict[str, Any] | None = {} if arm in ("filtered", "pseudo filtered") else None
-    if arm == "trusted":
-        choice = {"trusted": {"source": "refshapes", **TRUSTED}}
+    choice: dict[str, Any] | None = {} if arm == "filtered" else None
     content = {
         **{"name": folder.name, "seed": seed, "model": {"checkpoint": str(options.out / "start")}},
         "data": {"train": {"source": str(table), "split": split, "box_format": "xyxy"}},
@@ -205,7 +199,7 @@ def kept_rows(folder: Path, wrong: np.ndarray) -> dict[str, dict[str, Any]]:
 
 
 def ranking(model: Path, rows: datasets.Dataset, wrong: np.ndarray) -> dict[str, float]:
-    """AUROC of right above wrong labels: by the IoU of label and model's box, by the losses, and as `hivg clean` says."""
+    """AUROC of right above wrong labels: by the IoU of label and model's box, by the losses, as `hivg clean` says."""
     opened = open_model(str(model))
     said = predict(opened[0], opened[1], rows, batch_size=50, progress=False)
     doubt = {"loss": wrong_probability(rows, said), "clean": find_suspects(rows, said, content=False).probability}

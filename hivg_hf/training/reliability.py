@@ -37,8 +37,8 @@ DOUBTFUL = 0.5  # probability of a wrong label from which on a row is left out
 class Reliability:
     """Which of its training rows a phase keeps, as the model that it begins with sees them.
 
-    With neither `threshold` nor `trusted`, rows whose label is more likely right than wrong: the losses of all rows are
-    seen as a mixture of two distributions, as `hivg clean` does, here without the model's score.
+    With neither `threshold` nor `trusted`, rows whose label is more likely right than wrong: the losses of all rows
+    are seen as a mixture of two distributions, as `hivg clean` does, here without the model's score.
 
     Args:
         threshold: Keep rows whose label and the model's box have this IoU or more (of a no-target row: whose score is
