@@ -140,8 +140,7 @@ def evaluate(
     )
     _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
     _refuse_what_does_not_apply({"--card": card}, robustness or adversarial, "--robustness or --adversarial")
-    _refuse_what_does_not_apply({"--card": card}, not set_config, "the model's own config (omit --set)")
-    folder = _card_folder(model) if card else None
+    folder = _card_folder(model, bool(set_config)) if card else None
     reaching = [name for name, given in {"--controls": controls, "--adversarial": adversarial}.items() if given]
     if reaching and backend != "torch":
         raise ValueError(f"{' and '.join(reaching)} reaches into the torch model: omit it, or omit --backend onnx.")
@@ -211,14 +210,20 @@ def _refuse_what_does_not_apply(given: dict[str, bool], applies: bool, needs: st
         raise ValueError(f"{' and '.join(unread)} would change nothing without {needs}: omit it.")
 
 
-def _card_folder(model: str) -> Path:
+def _card_folder(model: str, is_changed: bool) -> Path:
     """The folder whose card is written.
 
+    Args:
+        model: As it was named.
+        is_changed: Whether the evaluation changes its config.
+
     Raises:
-        ValueError: The model has none of the user's own.
+        ValueError: The model has none of the user's own, or is not what is measured.
     """
     from hivg_hf.hub import is_tiny, resolve_model
 
+    if is_changed:
+        raise ValueError("--card tells what the model is as it is saved, and --set changes it: omit one.")
     if is_tiny(model):
         raise ValueError(
             "--card: the card of the shipped checkpoint is made of model_cards/results by scripts/make_cards.py: copy "
