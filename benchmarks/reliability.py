@@ -1,6 +1,7 @@
 """What training gains from keeping reliable rows, and what pseudo-labels are worth.
 
-    python -m benchmarks.reliability OUT --results benchmarks/results/reliability/DATE-cpu.json
+    python -m benchmarks.reliability OUT --results benchmarks/results/reliability/DATE-cpu.json \\
+        --document docs/labels.md
 
 Every run starts from the CLIP of the shipped checkpoint, with its bridges, and a new `grounding_head`, which has
 everything to learn: where the label says. Three seeds; each has rows and errors of its own.
@@ -19,6 +20,7 @@ Measured on other rows. What is finished is in the results file, and a run that 
 import argparse
 import json
 import logging
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +36,7 @@ from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.refshapes.scenes import SHAPES
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict
+from hivg_hf.evaluation.card_tables import markdown_table
 from hivg_hf.evaluation.sources import open_model
 from hivg_hf.evaluation.suspects import find_suspects, label_agreement, wrong_probability
 from hivg_hf.labeling import label_pictures, load_teacher
@@ -60,6 +63,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--results", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables are written anew")
     parser.add_argument("--rows", type=int, default=800, help="rows to train on")
     parser.add_argument("--steps", type=int, default=60, help="of each later phase; the first has twice as many")
     parser.add_argument("--batch", type=int, default=16, help="rows of a step")
@@ -84,6 +88,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 found["differences"] = compare(found["runs"])
                 write_json(options.results, found)
                 logging.info("%s", {name: found["runs"][-1][name] for name in ("arm", "seed", *FIGURES)})
+    if options.document:
+        text = with_tables(options.document.read_text(encoding="utf-8"), found)
+        options.document.write_text(text, encoding="utf-8")
     return found
 
 
@@ -214,6 +221,53 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
         one, other = ([run for run in runs if (run["study"], run["arm"]) == (study, arm)] for arm in (first, second))
         found[f"{study}: {second} - {first}"] = paired(one, other, FIGURES)
     return found
+
+
+def with_tables(text: str, result: dict[str, Any]) -> str:
+    """A document with the tables of the results, each between its two comments."""
+    for study in ("noise", "pseudo"):
+        begin, end = f"<!-- {study}: begin -->", f"<!-- {study}: end -->"
+        head, marked, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not (marked and closed):
+            raise ValueError(f"The document needs the lines {begin} and {end}, in this order.")
+        text = f"{head}{begin}\n{arms_table(study, result)}\n\n{sentences(study, result)}\n{end}{tail}"
+    return text
+
+
+def arms_table(study: str, result: dict[str, Any]) -> str:
+    """The arms of a study: rows of the last phase and how many of them are wrong, and accuracy, means over seeds."""
+    lines = []
+    for arm in {"noise": NOISE_ARMS, "pseudo": PSEUDO_ARMS}[study]:
+        runs = [run for run in result["runs"] if (run["study"], run["arm"]) == (study, arm)]
+        last = [run["kept"].get("03-third", run) for run in runs]
+        each = ", ".join(f"{100 * run['acc@0.5']:.1f}" for run in runs)
+        accuracy, iou = (100 * np.mean([run[name] for run in runs]) for name in FIGURES)
+        counts = [f"{np.mean([one[name] for one in last]):,.0f}" for name in ("rows", "wrong")]
+        lines.append([arm, *counts, f"{accuracy:.1f} ({each})", f"{iou:.1f}"])
+    header = ["trained on", "rows at the end", "wrong among them", "Acc@0.5 (each seed)", "mean IoU"]
+    return markdown_table(header, lines)
+
+
+def sentences(study: str, result: dict[str, Any]) -> str:
+    """Paired differences with their intervals, and what the ranking is worth."""
+    found = []
+    for one, first, second in PAIRS:
+        if one == study:
+            entry = result["differences"][f"{one}: {second} - {first}"]["acc@0.5"]
+            low, high = (100 * bound for bound in entry["interval"])
+            found.append(f"`{second}` - `{first}`: {100 * entry['mean']:+.1f} points ({low:+.1f} to {high:+.1f})")
+    judged = [run["auroc"] for run in result["runs"] if run["study"] == study and "auroc" in run]
+    ranked = [
+        f"{name} {np.mean([one['01-first'][key] for one in judged]):.3f} and "
+        f"{np.mean([one['02-second'][key] for one in judged]):.3f}"
+        for key, name in (("loss", "by the losses"), ("iou", "by IoU"), ("clean", "as `hivg clean`"))
+    ]
+    text = (
+        f"Acc@0.5, paired by seed, 95 % intervals: {'; '.join(found)}. AUROC of right above wrong labels after the "
+        f"first phase and after the second, both on all rows: {'; '.join(ranked)}."
+    )
+    return textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
