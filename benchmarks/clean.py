@@ -91,13 +91,15 @@ def weights_hash(folder: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def plant(spec: dict[str, Any], seed: int) -> tuple[datasets.Dataset, datasets.Dataset, dict[int, str]]:
+def plant(
+    spec: dict[str, Any], seed: int, share: float = WRONG_SHARE
+) -> tuple[datasets.Dataset, datasets.Dataset, dict[int, str]]:
     """Rows of RefShapes as they are, the same with wrong labels, and the kind of each wrong one by position."""
     true = load_grounding_dataset("refshapes", objects=True, **spec)
     others = load_grounding_dataset("refshapes", foils=True, **spec)  # each expression names another object
     foils = dict(zip(others["sent_id"], others["expression"], strict=True))
     rng = np.random.default_rng(seed)
-    chosen = set(rng.choice(len(true), int(len(true) * WRONG_SHARE), replace=False).tolist())
+    chosen = set(rng.choice(len(true), int(len(true) * share), replace=False).tolist())
     rows, kinds = [], {}
     for number, row in enumerate(without_image_decoding(true)):
         if number in chosen:

@@ -5,7 +5,7 @@ hivg evaluate --model me/hivg-base --data refcoco --split testA --option root=/d
 hivg evaluate --model best.pth --data unc --split val --option root=/data --protocol official \\
     --compare-published base-unc --out B
 hivg evaluate --model FOLDER --data refshapes --split val+none --controls --out results/controls
-hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --out R
+hivg evaluate --model FOLDER --data refshapes --split val --seed 7 --size 300 --robustness --adversarial --card --out R
 hivg evaluate --model FOLDER --data my.csv --split val --compare results/other --out results/mine
 hivg evaluate --model runs/mine --split held-out --out results/held-out
 accelerate launch --config_file multi_cpu.yaml -m hivg_hf evaluate --model ...
@@ -90,6 +90,10 @@ def evaluate(
     adversarial: Annotated[
         bool, typer.Option("--adversarial", help="Also: pixels attacked along the gradient (PGD) in five strengths.")
     ] = False,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Put the summary of --robustness and --adversarial into the card of --model."),
+    ] = False,
     compare: Annotated[
         str | None, typer.Option(help="Folder of an earlier evaluation, or another model: compared row by row.")
     ] = None,
@@ -112,6 +116,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
+    from hivg_hf.evaluation.model_card import add_robustness
     from hivg_hf.evaluation.predict import process_state
     from hivg_hf.evaluation.published import compare_published as beside_published
     from hivg_hf.evaluation.published import expect_published
@@ -134,6 +139,8 @@ def evaluate(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
     _refuse_what_does_not_apply({"--constant-expression": constant_expression is not None}, controls, "--controls")
+    _refuse_what_does_not_apply({"--card": card}, robustness or adversarial, "--robustness or --adversarial")
+    folder = _card_folder(model, bool(set_config)) if card else None
     reaching = [name for name, given in {"--controls": controls, "--adversarial": adversarial}.items() if given]
     if reaching and backend != "torch":
         raise ValueError(f"{' and '.join(reaching)} reaches into the torch model: omit it, or omit --backend onnx.")
@@ -184,6 +191,8 @@ def evaluate(
         evaluation.results["published"] = beside_published(evaluation.results, compare_published, data, split)
     if state.is_main_process:
         files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
+        if folder is not None:
+            files.append(add_robustness(folder, evaluation.results))
         _print_results(evaluation.results, files)
     if compare:
         _compare(compare, evaluation, dataset, settings, out, gallery, engine)
@@ -199,6 +208,30 @@ def _refuse_what_does_not_apply(given: dict[str, bool], applies: bool, needs: st
     unread = [name for name, is_given in given.items() if is_given]
     if unread and not applies:
         raise ValueError(f"{' and '.join(unread)} would change nothing without {needs}: omit it.")
+
+
+def _card_folder(model: str, is_changed: bool) -> Path:
+    """The folder whose card is written.
+
+    Args:
+        model: As it was named.
+        is_changed: Whether the evaluation changes its config.
+
+    Raises:
+        ValueError: The model has none of the user's own, or is not what is measured.
+    """
+    from hivg_hf.hub import is_tiny, resolve_model
+
+    if is_changed:
+        raise ValueError("--card tells what the model is as it is saved, and --set changes it: omit one.")
+    if is_tiny(model):
+        raise ValueError(
+            "--card: the card of the shipped checkpoint is made of model_cards/results by scripts/make_cards.py: copy "
+            "results.json there, and omit --card."
+        )
+    if not Path(model).is_dir():
+        raise ValueError(f"--card writes into a folder, and {model} is none: download the model, or omit --card.")
+    return Path(resolve_model(model))
 
 
 def _robustness(

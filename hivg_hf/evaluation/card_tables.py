@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from hivg_hf.metrics import PROTOCOLS
@@ -119,6 +120,24 @@ def robustness_table(results: Mapping[str, Results]) -> str:
     return ""
 
 
+def robustness_section(results: Mapping[str, Results]) -> str:
+    """How a model breaks, with its heading; "" where nobody measured it."""
+    table = robustness_table(results)
+    one = next((one for one in results.values() if one.get("robustness")), None)
+    if not table or one is None:
+        return ""
+    rows = f"{one['counts']['rows']:,} rows of {markdown_text(PurePath(one['data']['source']).name)}"
+    return f"""{ROBUSTNESS_HEADING}
+
+Mean Acc@0.5 over the changes of each kind, on the same rows before and after ({rows}):
+
+{table}
+
+Noise, blur, weather and digital changes of the picture in five strengths each, smaller pictures, JPEG files, and
+changes of the expression; docs/robustness.md says what they are."""
+
+
+ROBUSTNESS_HEADING = "### How it breaks"
 _ROBUSTNESS_NAMES = {
     "jpeg": "JPEG quality",
     "wording": "the same said otherwise",

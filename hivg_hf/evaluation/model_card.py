@@ -133,7 +133,7 @@ def build_card(facts: CardFacts, results: Mapping[str, Mapping[str, Any]]) -> Mo
             "shapes": card_tables.shapes_table(sets),
             "controls": card_tables.controls_table(sets),
             "scores": card_tables.score_sentences(sets),
-            "robustness": card_tables.robustness_table(results),
+            "robustness": card_tables.robustness_section(results),
         },
         protocols=card_tables.protocol_sentences(results) + card_tables.threshold_sentence(results),
         commands=card_tables.commands(results),
@@ -158,6 +158,36 @@ def write_card(folder: str | Path, facts: CardFacts, results: Mapping[str, Mappi
     text = card_text(facts, results)
     path = Path(folder) / CARD_NAME
     write_text(path, text)
+    return path
+
+
+def add_robustness(folder: str | Path, results: Mapping[str, Any]) -> Path:
+    """Put how a model breaks into its card, in place of what stood there; a folder without a card gets one.
+
+    Args:
+        folder: where the weights are.
+        results: those of one evaluation, with `robustness`.
+
+    Returns:
+        The card.
+    """
+    path, label = Path(folder) / CARD_NAME, results["data"]["split"]
+    if not path.is_file():
+        name = Path(folder).resolve().name
+        facts = CardFacts(
+            name=name,
+            summary="A HiVG model for visual grounding: an image and an expression in, a box out.",
+            training="Nobody has written it down yet.",
+            limits=["Measured only on the rows named above; other pictures and other ways of speaking may do worse."],
+        )
+        return write_card(folder, facts, {label: {**results, "model": {**results["model"], "id": name}}})
+    text, section = path.read_text(encoding="utf-8"), card_tables.robustness_section({label: results})
+    heading = re.escape(card_tables.ROBUSTNESS_HEADING)
+    text = re.sub(f"^{heading}\n.*?(?=^#{{1,3}} |\\Z)", "", text, count=1, flags=re.DOTALL | re.MULTILINE)
+    following = re.search("^### How it was measured|^## How it was trained|\\Z", text, re.MULTILINE)
+    assert following is not None  # the end of the text, where neither is there
+    before, after = text[: following.start()].rstrip(), text[following.start() :].strip()
+    write_text(path, "\n\n".join(part for part in (before, section, after) if part) + "\n")
     return path
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.imports import require_package
 
-_BLUE, _GREY, _RED = "#4575b4", "#9a9a9a", "#d73027"
+_BLUE, _GREY, _RED, _GREEN = "#4575b4", "#9a9a9a", "#d73027", "#1a9850"
 
 
 def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
@@ -68,12 +68,12 @@ def plot_scores(path: str | Path, score: dict[str, Any]) -> None:
         path: the PNG file.
         score: what `describe_scores` returned.
     """
-    figure, (left, right) = new_figure(width=9.6, columns=2)
+    figure, (left, right) = new_figure(width=9.6, height=4.6, columns=2)
     left.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
-    for color, report in zip((_BLUE, _GREY, _RED), score["reports"], strict=False):
+    for color, report in zip((_BLUE, _RED, _GREEN), score["reports"], strict=False):
         label = f"{report['rate']:.0%} name nothing"
         bins, curve = report["bins"], report["curve"]
-        shown = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.5}
+        shown = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.5, "clip_on": False}
         left.plot(
             [entry["score"] for entry in bins],
             [entry["accuracy"] for entry in bins],
@@ -90,9 +90,10 @@ def plot_scores(path: str | Path, score: dict[str, Any]) -> None:
     left.set_ylabel("share of right boxes")
     right.set_xlabel("share of expressions answered")
     right.set_ylabel("wrong among the answers (%)")
-    right.set_ylim(bottom=0)
-    for axes in (left, right):
-        axes.legend(frameon=False)
+    right.set_ylim(0, max(5.0, right.get_ylim()[1]))  # where nothing is wrong, an axis would show thousandths
+    left.set_ylim(-0.02, 1.02)
+    for axes in (left, right):  # below, where no line runs
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     save_figure(figure, path)
 
 

@@ -57,7 +57,7 @@ def write_evaluation(
             files[-1],
             dataset,
             worst_failures(rows, evaluation.predictions, gallery),
-            title=f"Worst failures of {name}",
+            title=f"Where {name} is worst",
             subtitle=f"{len(rows.ids):,} rows, split {split}, protocol {results['protocol']}.",
             legend={"target": "target", "first": "predicted"},
         )

@@ -182,7 +182,8 @@ def describe_scores(rows: RowScores, settings: EvaluationSettings) -> dict[str, 
 
     `auc`: right boxes against wrong ones and answers to expressions that name nothing. `calibration_error`: distance
     of the score from the share that is right; `aurc`: the risk averaged over coverages; `reports`: both, the
-    reliability diagram and the curve, for the rows as they are and with rows of both kinds for `BASE_RATES` of them.
+    reliability diagram and the curve, for the rows as they are and, with rows of both kinds, for other shares of them
+    (`BASE_RATES`).
     With rows of both kinds, too, how well a threshold finds the expressions that name nothing: `best_threshold` (best
     F1) and `balanced_threshold` (N-acc and T-acc alike) are chosen on these very rows, `given_threshold` is the one
     that was asked for.
@@ -193,7 +194,8 @@ def describe_scores(rows: RowScores, settings: EvaluationSettings) -> dict[str, 
         return {}
     scores, correct, nothing = rows.scores[judged], rows.correct(settings.protocol)[judged], no_target[judged]
     mixed = bool(nothing.any() and not nothing.all())
-    rates = (None, *BASE_RATES) if mixed else (None,)
+    own = nothing.mean()
+    rates = [None, *(rate for rate in BASE_RATES if mixed and not np.isclose(rate, own, atol=5e-3))]
     reports = [score_report(scores, correct, nothing, rate) for rate in rates]
     described: dict[str, Any] = {name: reports[0][name] for name in ("calibration_error", "aurc")}
     described["reports"] = reports

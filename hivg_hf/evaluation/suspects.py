@@ -79,6 +79,18 @@ def find_suspects(dataset: Any, predictions: Sequence[dict[str, Any]], content: 
     return found
 
 
+def wrong_probability(dataset: Any, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The probability (N,) that each label is wrong, from the losses of all rows alone.
+
+    Unlike `find_suspects`, the model's score plays no part, which says little while the model is being trained.
+
+    Args:
+        dataset: rows of the schema.
+        predictions: as for `find_suspects`.
+    """
+    return noise_probability(_Rows.of(dataset, predictions).loss())
+
+
 def label_agreement(dataset: Any, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
     """How far a model agrees with each label (N,) in 0..1: the IoU of both boxes; for a no-target row, 1 - its score.
 

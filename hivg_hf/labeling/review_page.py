@@ -27,7 +27,8 @@ figure { margin: 0; border: 1px solid #8884; border-radius: 8px; padding: .6rem;
 label { display: block; overflow-wrap: anywhere; }
 label:has(:checked) { text-decoration: line-through; opacity: .6; }
 small { opacity: .75; }
-button { position: sticky; top: .5rem; z-index: 1; font: inherit; padding: .3rem .8rem; }"""
+button { position: sticky; top: .5rem; z-index: 1; font: inherit; padding: .3rem .8rem;
+  margin-bottom: 1rem; }"""
 _TOP = """
 <p>Tick what is wrong, save <code>rejected.txt</code> into the label folder, and run the same command again.</p>
 <button id="save">Save rejected.txt</button>

@@ -170,7 +170,7 @@ class GroundingPhase(Phase):
             `transformers.Trainer(compute_loss_func=...)`, by the name under which a package offers it
             (`hivg_hf.losses`), or `package.module:function`.
         reliability: Train only on rows whose labels the model agrees with, as the phase before left it; `{}` decides
-            like `hivg clean`, see `hivg_hf.training.reliability.Reliability`.
+            by all rows' losses, see `hivg_hf.training.reliability.Reliability`.
     """
 
     masks: bool | None = None

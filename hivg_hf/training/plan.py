@@ -220,13 +220,13 @@ def describe_plan(plans: list[PhasePlan]) -> str:
         rows = "unknown (no data there)" if plan.rows is None else f"{plan.rows:,}"
         rows += " (published count: the data is not there)" if plan.rows_are_published and plan.rows else ""
         rows += f", {plan.negatives_of_rows}" if plan.negatives_of_rows else ""
-        rows += f", {plan.kept}" if plan.kept else ""
+        kept = f"  keeps rows             {plan.kept.removeprefix('kept ')}\n" if plan.kept else ""
         most = "up to " if plan.steps_are_most else ""
         parts = ", ".join(f"{part} {train:,}" for part, (train, _) in plan.parameters.items() if train)
         frozen = ", ".join(part for part, (train, _) in plan.parameters.items() if not train)
         blocks.append(
             f"{plan.name}: trains {plan.train}\n"
-            f"  rows                   {rows}\n"
+            f"  rows                   {rows}\n{kept}"
             f"  optimizer steps        {'unknown' if plan.steps is None else f'{most}{plan.steps:,}'}\n"
             f"  batch                  {plan.batch}\n"
             f"  learning rate          {plan.learning_rate:g}\n"

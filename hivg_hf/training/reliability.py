@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEPT_FILE = "kept.json"
-DOUBTFUL = 0.5  # probability of a wrong label from which on `hivg clean` lists a row
+DOUBTFUL = 0.5  # probability of a wrong label from which on a row is left out
 
 
 @dataclass(frozen=True)
 class Reliability:
     """Which of its training rows a phase keeps, as the model that it begins with sees them.
 
-    With neither `threshold` nor `trusted`, rows whose label is wrong with a probability below 0.5: what `hivg clean`
-    finds in the losses of all rows.
+    With neither `threshold` nor `trusted`, rows whose label is more likely right than wrong: the losses of all rows
+    are seen as a mixture of two distributions, as `hivg clean` does, here without the model's score.
 
     Args:
         threshold: Keep rows whose label and the model's box have this IoU or more (of a no-target row: whose score is
@@ -80,12 +80,12 @@ class Reliability:
             batch_size: Rows of one forward pass.
         """
         from hivg_hf.evaluation import predict
-        from hivg_hf.evaluation.suspects import find_suspects, label_agreement
+        from hivg_hf.evaluation.suspects import label_agreement, wrong_probability
 
         model, processor = opened
         said = predict(model, processor, rows, batch_size=batch_size, progress=False)
         if self.threshold is None and trusted is None:
-            return find_suspects(rows, said, content=False).probability < DOUBTFUL, None
+            return wrong_probability(rows, said) < DOUBTFUL, None
         threshold = self.threshold
         if trusted is not None:
             known = predict(model, processor, trusted, batch_size=batch_size, progress=False)

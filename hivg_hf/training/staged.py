@@ -121,11 +121,10 @@ class StagedTraining:
             place.path.mkdir(parents=True, exist_ok=True)
         self.state.wait_for_everyone()
         model, processor = self._begin(phase, done)
-        kept = self._kept_rows(place, done, plain_model(model).config.num_queries)
+        judged = self._judged_rows(place, done, plain_model(model).config.num_queries)
+        kept = None if judged is None else judged["kept"]
         # a copy, since a tokenizer keeps the settings of its last call
-        trainer = make_trainer(
-            self.recipe, place, model, copy.deepcopy(processor), self.rows, kept["kept"] if kept else None
-        )
+        trainer = make_trainer(self.recipe, place, model, copy.deepcopy(processor), self.rows, kept)
         trainer.add_callback(FolderWatch(self._check_folder))
         before = None
         if trainer.eval_dataset is not None:
@@ -141,8 +140,8 @@ class StagedTraining:
         with training_config(plain_model(model).config, self.recipe, phase):
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(place.path)) is not None)
         outcome = choose_weights(phase, trainer, before)
-        if kept:
-            outcome["reliability"] = describe_kept(kept)
+        if judged is not None:
+            outcome["reliability"] = describe_kept(judged)
         model = self._kept_model(place, done, model, trainer, outcome)
         if self.state.is_main_process:
             self._write_result(place, model, processor, outcome)
@@ -154,7 +153,7 @@ class StagedTraining:
         model, processor = self._load_after(done, phase.config)
         return phase.begin(model, self.recipe), processor
 
-    def _kept_rows(self, place: PhaseFolder, done: list[PhaseFolder], num_queries: int) -> dict[str, Any] | None:
+    def _judged_rows(self, place: PhaseFolder, done: list[PhaseFolder], num_queries: int) -> dict[str, Any] | None:
         """What a phase keeps of its rows, by the model that it finds; None where it takes all."""
         if getattr(place.phase, "reliability", None) is None:
             return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from hivg_hf.checkpoints import TINY_CHECKPOINT
 from hivg_hf.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +175,9 @@ def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint
         (["--data", "refshapes", "--set", "fusion_layer=2"], "did you mean `fusion_layers`?"),
         (["--data", "refshapes", "--constant-expression", "x"], "--constant-expression would change nothing without"),
         (["--data", "refshapes", "--controls", "--backend", "onnx"], "--controls reaches into the torch model"),
+        (["--data", "refshapes", "--card"], "--card would change nothing without --robustness or --adversarial"),
+        (["--data", "refshapes", "--robustness", "--card"], "--card writes into a folder, and nowhere is none"),
+        (["--data", "refshapes", "--robustness", "--card", "--set", "score_threshold=0.5"], "--set changes it"),
         (["--data", "refshapes", "--precision", "int8"], "torch backend has the precisions fp32, bf16, got 'int8'"),
     ],
 )
@@ -180,6 +185,27 @@ def test_options_that_do_not_apply_are_refused(words, message, tmp_path):
     result = run("--model", "nowhere", *words, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_the_card_of_the_shipped_checkpoint_is_not_written_into_the_package(tmp_path):
+    before = (Path(TINY_CHECKPOINT) / "README.md").read_bytes()
+    for name in ("tiny", TINY_CHECKPOINT):
+        result = run("--model", name, *DATA, "--adversarial", "--card", "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "is made of model_cards/results by scripts/make_cards.py" in " ".join(result.output.split())
+    assert (Path(TINY_CHECKPOINT) / "README.md").read_bytes() == before
+
+
+def test_one_command_puts_how_a_model_breaks_on_its_card(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "my-model")
+    (model / "README.md").write_text("# mine\n\nMy words.\n")
+    words = ["--adversarial", "--card", "--no-plots", "--gallery", 0, "--resamples", 0]
+    result = run("--model", model, *DATA[:-1], 4, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    card = (model / "README.md").read_text()
+    assert card.startswith("# mine\n\nMy words.\n\n### How it breaks\n")
+    assert "| attacked pixels, 8 of 255 | val |" in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -221,6 +222,18 @@ def test_a_facts_file_with_a_misspelt_key_is_refused(tmp_path):
 
 def test_cards_and_readme_of_this_repository_are_up_to_date():
     assert make_cards(ROOT, write=False) == [], "run: python scripts/make_cards.py"
+
+
+def test_a_share_of_empty_questions_that_the_rows_have_is_described_once():
+    scores, nothing = np.array([0.9, 0.8, 0.3, 0.2]), [False, False, True, True]
+    box, size = [0, 0, 9, 9], {"width": 20, "height": 20}
+    references = [
+        {"id": at, "box": None if none else box, "boxes": [] if none else [box], "no_target": none, **size}
+        for at, none in enumerate(nothing)
+    ]
+    predictions = [{"id": at, "box_xyxy": [0, 0, 9, 9], "score": score} for at, score in enumerate(scores)]
+    described = describe_scores(score_rows(predictions, references), EvaluationSettings())
+    assert [report["rate"] for report in described["reports"]] == [0.5, 0.1]
 
 
 def test_scores_are_described_at_two_shares_of_empty_questions(results):

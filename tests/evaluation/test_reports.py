@@ -115,6 +115,18 @@ def test_the_plot_of_scores_shows_each_share_of_empty_questions(monkeypatch):
     assert [line.get_ydata()[-1] for line in risk.lines] == pytest.approx([75.0, 55.0])
     said = [text.get_text() for text in risk.get_legend().get_texts()]
     assert [words.partition(":")[0] for words in said] == ["50% name nothing", "10% name nothing"]
+    figure = reliability.figure
+    figure.draw_without_rendering()
+    for axes in drawn:  # no line runs through a legend
+        assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
+
+
+def test_risk_of_a_model_without_errors_has_an_axis_of_whole_percents(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.extend(figure.axes))
+    reports = [score_report(np.array([0.9, 0.8]), np.array([True, True]), np.array([False, False]))]
+    plots.plot_scores("x.png", {"reports": reports})
+    assert drawn[1].get_ylim() == (0, 5)
 
 
 def test_a_comparison_is_written_with_its_pictures(evaluation, scenes, tmp_path):

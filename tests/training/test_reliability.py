@@ -172,14 +172,15 @@ def test_kept_rows_ask_what_they_asked_among_all():
 def test_the_plan_says_which_rows_and_that_steps_may_be_fewer(tiny_checkpoint):
     text = describe_plan(plan_training(parse_recipe(recipe_with(tiny_checkpoint))))
     warmup, stage = text.split("\n\n")
-    assert "rows                   24, kept where the model finds the label more likely right than wrong" in stage
+    assert "rows                   24\n" in stage
+    assert "keeps rows             where the model finds the label more likely right than wrong\n" in stage
     assert "optimizer steps        up to 3\n" in stage
-    assert "kept" not in warmup
+    assert "keeps" not in warmup
     content = recipe_with(tiny_checkpoint, trusted=TRUSTED)
     content["phases"][1] = {**content["phases"][1], "steps": 5}
     del content["phases"][1]["epochs"]
     stage = describe_plan(plan_training(parse_recipe(content))).split("\n\n")[1]
-    assert "24, kept where the model agrees as much as with 90% of trusted rows" in stage
+    assert "keeps rows             where the model agrees as much as with 90% of trusted rows\n" in stage
     assert "optimizer steps        5\n" in stage
 
 

@@ -12,7 +12,10 @@ from hivg_hf.utils.html_page import html_table, write_page
 from ..plots import new_figure, save_figure
 
 PLOT_NAME, PAGE_NAME = "robustness.png", "robustness.html"
-_FAMILY_COLORS = {"noise": "#d73027", "blur": "#4575b4", "weather": "#1a9850", "digital": "#984ea3"}
+_COLORS = {
+    **{"noise": "#d73027", "blur": "#4575b4", "weather": "#1a9850", "digital": "#984ea3"},
+    **{"resolution": "#444444", "JPEG quality": "#f09000"},
+}
 
 _STYLE = """
 table { border-collapse: collapse; }
@@ -22,7 +25,8 @@ img { max-width: 100%; }"""
 _INTRODUCTION = (
     "Acc@0.5 in percent on the unchanged rows and under each change, the paired difference with its 95 percent "
     "interval (bootstrap over images), the mean score before and after, and the AUC of the score under the change. "
-    "Rows to which a change of wording does not apply are left out on both sides."
+    "Rows to which a change of wording does not apply are left out on both sides. Behind a change stand its strength, "
+    "1 to 5, and in brackets its value: the side of smaller pictures relative to their own, the quality of JPEG files."
 )
 _TITLES = {
     "corruption": "Corrupted pictures",
@@ -61,27 +65,25 @@ def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
     """Mean accuracy by strength, one line per family of corruptions, with resolution, JPEG quality and the attack."""
     from .corruptions import FAMILIES
 
-    figure, axes = new_figure(7.0, 4.4)
+    figure, axes = new_figure(8.0, 4.4)
     entries = [entry for entry in report["conditions"].values() if entry["n"]]
     lines = {
         **{family: ([e for e in entries if e["name"] in names], "-") for family, names in FAMILIES.items()},
         "resolution": ([e for e in entries if e["kind"] == "resolution"], "--"),
-        "JPEG quality": ([e for e in entries if e["kind"] == "jpeg"], ":"),
+        "JPEG quality": ([e for e in entries if e["kind"] == "jpeg"], "--"),
     }
     for label, (chosen, style) in lines.items():
         strengths = sorted({entry["strength"] for entry in chosen})
         means = [_mean([e["after"] for e in chosen if e["strength"] == strength]) for strength in strengths]
         if chosen:
             before = _mean([entry["before"] for entry in chosen])
-            color = _FAMILY_COLORS.get(label, "#444444")
-            axes.plot(
-                [0, *strengths], [100 * v for v in (before, *means)], style, color=color, marker="o", label=label
-            )
+            shown: dict[str, Any] = {"color": _COLORS[label], "marker": "o", "markersize": 4, "clip_on": False}
+            axes.plot([0, *strengths], [100 * v for v in (before, *means)], style, label=label, **shown)
     axes.set_xlabel("strength (0: unchanged)")
     axes.set_ylabel("Acc@0.5 (%)")
     axes.set_xticks(range(6))
     axes.set_ylim(0, 100)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))  # no line runs there
     save_figure(figure, path)
 
 
@@ -114,10 +116,15 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
         entry["name"].replace("_", " ") + strength + value,
         f"{entry['n']:,}",
         *(f"{100 * entry[key]:.1f}" for key in ("before", "after")),
-        f"{100 * entry['difference']:+.1f}",
-        f"{100 * low:+.1f} to {100 * high:+.1f}",
+        _points(entry["difference"]),
+        f"{_points(low)} to {_points(high)}",
         *scores,
     ]
+
+
+def _points(difference: float) -> str:
+    """A difference in points with its sign, "0.0" without one."""
+    return f"{100 * difference:+.1f}" if round(100 * difference, 1) else "0.0"
 
 
 def _mean(values: list[float]) -> float:

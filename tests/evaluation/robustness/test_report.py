@@ -9,12 +9,14 @@ import torch
 from hivg_hf.data import GroundingCollator
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model
 from hivg_hf.evaluation.card_tables import robustness_table
+from hivg_hf.evaluation.model_card import add_robustness, check_card
 from hivg_hf.evaluation.robustness import (
     ChangedRows,
     Condition,
     all_conditions,
     measure_adversarial,
     measure_robustness,
+    page,
     write_report,
 )
 from hivg_hf.evaluation.robustness import report as report_module
@@ -127,3 +129,70 @@ def test_the_page_and_the_card_tell_what_was_measured(measured, tiny_model, tiny
     assert "| weather | val |" in table
     assert "| attacked pixels, 2 of 255 | val |" in table
     assert robustness_table({"val": {}}) == ""
+
+
+def robust_results(before=0.9):
+    results = {
+        "data": {"source": "/home/me/rows/mine.csv", "split": "val", "options": {}},
+        "counts": {"rows": 300},
+        "robustness": {"summary": {"fog": {"before": before, "after": 0.5}}},
+    }
+    return results
+
+
+def test_a_card_that_is_there_gets_one_section_in_its_place_and_keeps_all_else(tmp_path):
+    card = tmp_path / "README.md"
+    before = "---\nlicense: mit\n---\n\n# mine\n\nWords.\n\n"
+    after = "## How it was trained\n\n```bash\n# by hand\n```\n\n### How it feels\n\nGood.\n"
+    card.write_text(before + after)
+    assert add_robustness(tmp_path, robust_results()) == card
+    first = card.read_text()
+    assert first.startswith(before + "### How it breaks\n")
+    assert first.endswith("\n\n" + after)
+    assert "| fog | val | 90.0 | 50.0 |" in first
+    assert "(300 rows of mine.csv)" in first
+    assert "/home/me" not in first
+    add_robustness(tmp_path, robust_results(before=0.8))
+    second = card.read_text()
+    assert second == first.replace("| 90.0 |", "| 80.0 |")
+
+
+def test_a_card_without_known_sections_gets_it_at_its_end(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# mine\n\nWords.\n")
+    add_robustness(tmp_path, robust_results())
+    assert card.read_text().startswith("# mine\n\nWords.\n\n### How it breaks\n")
+    once = card.read_text()
+    add_robustness(tmp_path, robust_results())
+    assert card.read_text() == once
+
+
+def test_a_folder_without_a_card_gets_one(measured, tiny_model, tiny_processor, scenes, tmp_path):
+    (tmp_path / "out").mkdir()
+    report = measure_robustness(tiny_model, tiny_processor, scenes, measured, SETTINGS, tmp_path / "out", FEW)
+    results = {**measured.results, "robustness": {"summary": report["summary"]}}
+    (tmp_path / "my-model").mkdir()
+    text = add_robustness(tmp_path / "my-model", results).read_text()
+    check_card(text)
+    assert text.count("### How it breaks") == 1
+    assert "hivg evaluate --model my-model" in text
+
+
+def test_lines_of_the_plot_are_told_apart_and_the_legend_covers_none(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(page, "save_figure", lambda figure, path: drawn.append(figure))
+    shared = {"n": 4, "before": 1.0, "after": 1.0, "value": None}
+    kinds = [("corruption", "fog"), ("corruption", "contrast"), ("resolution", "resolution"), ("jpeg", "quality")]
+    entries = {f"{name}-{at}": {**shared, "kind": kind, "name": name, "strength": at} for kind, name in kinds
+               for at in (1, 2)}  # fmt: skip
+    page.plot_report("x.png", {"conditions": entries})
+    (figure,) = drawn
+    (axes,) = figure.axes
+    assert len({line.get_color() for line in axes.lines}) == len(axes.lines) == 4
+    assert not any(line.get_clip_on() for line in axes.lines)  # markers at 100 percent are whole
+    figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+
+
+def test_no_difference_has_no_sign():
+    assert [page._points(value) for value in (0.0, -0.0001, 0.0123, -0.0123)] == ["0.0", "0.0", "+1.2", "-1.2"]
