@@ -57,6 +57,26 @@ def paired_iou_and_giou(boxes_xyxy: torch.Tensor, others_xyxy: torch.Tensor) -> 
     return iou, giou
 
 
+def suppress_overlaps(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou: float) -> torch.Tensor:
+    """Which of a few boxes name objects of their own (greedy non-maximum suppression).
+
+    Args:
+        boxes_xyxy: (K, 4), any unit.
+        scores: (K,).
+        iou: a box is left out where one that is kept and scores higher overlaps it by this IoU or more.
+
+    Returns:
+        (n,) indices of those kept, the highest score first.
+    """
+    kept: list[int] = []
+    for place in scores.argsort(descending=True).tolist():
+        better = boxes_xyxy[kept]
+        overlaps, _ = paired_iou_and_giou(boxes_xyxy[place].expand_as(better), better)  # (n,)
+        if not (overlaps >= iou).any():
+            kept.append(place)
+    return torch.tensor(kept, dtype=torch.long, device=boxes_xyxy.device)
+
+
 def box_coverage(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Share of each cell of a grid over the unit square that a box covers.
 
@@ -121,4 +141,5 @@ __all__ = [
     "box_xyxy_to_cxcywh",
     "paired_iou_and_giou",
     "rasterize_boxes",
+    "suppress_overlaps",
 ]

@@ -143,6 +143,8 @@ class HiVGConfig(PreTrainedConfig):
         score_similarity_scale, score_similarity_bias (`float`): calibrated constants of the similarity score.
         score_threshold (`float`, *optional*): from which score on a box counts as found, where a call names none.
             Default: none, every box is given and nothing is said about it.
+        multiple_threshold (`float`, *optional*): where every box is asked for (`multiple=True`) and the best reaches
+            `score_threshold`, from which score on the others are given too. Default: the same.
         loss_weights (`dict[str, float]`, *optional*):
             Weight of each loss term; 0 turns a term and what only it needs off. Terms that are not named keep their
             weight: the official one, and 1 for a score head. Terms of your own: `register_loss`; a saved config
@@ -213,6 +215,7 @@ class HiVGConfig(PreTrainedConfig):
     score_similarity_scale: float | int = 1.0
     score_similarity_bias: float | int = 0.0
     score_threshold: float | int | None = None
+    multiple_threshold: float | int | None = None
 
     # Input
     skip_padded_patches: bool = True
@@ -428,8 +431,9 @@ class HiVGConfig(PreTrainedConfig):
         for name in ("score_bias", "score_similarity_scale", "score_similarity_bias", "adaptive_weight_init"):
             if not _is_float32(value := getattr(self, name)):
                 raise ValueError(f"`{name}` must be a finite number. Got {value}.")
-        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"`score_threshold` must be a score, 0 to 1, or None. Got {self.score_threshold}.")
+        for name in ("score_threshold", "multiple_threshold"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be a score, 0 to 1, or None. Got {value}.")
 
     def _validate_loss_weights(self) -> None:
         known = [*LOSS_NAMES, *EXTRA_LOSSES]

@@ -115,8 +115,9 @@ class VisualGroundingPipeline(Pipeline):
             map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
                 at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
             multiple: give every box that reaches the threshold (the model's own, or 0.5, unless it is given), the
-                highest score first: a list for each expression, empty where it names nothing. A model with one query
-                (`num_queries=1`) has one box to give.
+                highest score first: a list for each expression, empty where it names nothing. Of a calibrated model,
+                where the best box reaches its threshold, the others need only its `multiple_threshold`. A model with
+                one query (`num_queries=1`) has one box to give.
             reduce_jpeg: decode large JPEG files at a reduced scale, of at least twice the model's side: several times
                 faster, with slightly other pixels. Boxes and masks stay in pixels of the whole picture. Never for
                 official models.
@@ -317,13 +318,18 @@ class VisualGroundingPipeline(Pipeline):
         multiple: bool = False,
     ) -> list[Any]:
         """Model outputs of a batch -> one plain dict per pair; with `multiple`, a list of them."""
-        if threshold is None:
-            threshold = getattr(self.model.config, "score_threshold", None)  # a calibrated model's own
+        multiple_threshold = threshold
+        if threshold is None:  # a calibrated model's own
+            threshold, multiple_threshold = (
+                getattr(self.model.config, name, None) for name in ("score_threshold", "multiple_threshold")
+            )
         if multiple and threshold is None:
             threshold = DEFAULT_THRESHOLD
         sizes = outputs["target_sizes"]
         map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
-        asked = {"threshold": threshold, "multiple": True} if multiple else {}
+        asked = {}
+        if multiple:
+            asked = {"threshold": threshold, "multiple": True, "multiple_threshold": multiple_threshold}
         found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes, **asked)
         heatmaps = None
         if "token_logits" in outputs:
@@ -337,7 +343,8 @@ class VisualGroundingPipeline(Pipeline):
                 continue
             masks = entry.get("masks", [None] * len(entry["boxes"]))
             every = zip(entry["boxes"], entry["scores"], masks)
-            each = [_answer(box, score, own, threshold, mask, heatmap) for box, score, own in every]
+            # What is given is found: the model's second threshold has decided that.
+            each = [_answer(box, score, own, 0.0, mask, heatmap) for box, score, own in every]
             results.append(GroundingResults(each, best))
         return results
 

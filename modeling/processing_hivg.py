@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from .box_ops_hivg import rasterize_boxes
+from .box_ops_hivg import rasterize_boxes, suppress_overlaps
 from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, HiVGImageProcessorKwargs, image_list, output_value
 from .processing_inputs_hivg import box_rows, check_threshold, checked_boxes, expression_rows, mask_rows
@@ -25,6 +25,7 @@ NORMALIZATION_CONSTANTS = {
 LONG_TEXT_CHOICES = ("warn", "error")
 # From which score on a box is one of several answers, where nobody has chosen: more likely right than not.
 DEFAULT_THRESHOLD = 0.5
+DUPLICATE_IOU = 0.5  # of two boxes that overlap so much, the lower one is taken for the same object
 # Tokens that a model may have beyond its tokenizer's: embeddings are often enlarged to a multiple of up to 128.
 SPARE_TOKENS = 128
 # CLIP configs of before transformers 4.31 hold ids up to this in place of CLIP's own.
@@ -317,11 +318,13 @@ class HiVGProcessor(ProcessorMixin):
         threshold: float | None = None,
         map_sizes: Sequence[tuple[int, int]] | None = None,
         multiple: bool = False,
+        multiple_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per row `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
         With `multiple`, a row also has every box that reaches the threshold, the highest score first: `boxes (n, 4)`,
-        `scores (n,)` and, where there are masks, `masks (n, height, width)`.
+        `scores (n,)` and, where there are masks, `masks (n, height, width)`. Of boxes that overlap by an IoU of
+        `DUPLICATE_IOU` or more only the best is given: two queries then answer with one object.
 
         Args:
             outputs: A `HiVGOutput` or dict with `pred_boxes (B, 4)` and, where computed, `scores (B,)` and
@@ -332,6 +335,8 @@ class HiVGProcessor(ProcessorMixin):
             threshold: Add `"found"`, whether the score reaches this value. With `multiple`, 0.5 unless it is given.
             map_sizes: (height, width) of each mask, where it is not that of the image.
             multiple: Give every box that reaches the threshold.
+            multiple_threshold: With `multiple`, where a row's best box reaches `threshold`, give every other one that
+                reaches this value: `threshold` decides whether anything is there, this how much. Default: `threshold`.
 
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
@@ -342,6 +347,7 @@ class HiVGProcessor(ProcessorMixin):
             output_value(outputs, name) for name in ("pred_boxes", "scores", "mask_logits")
         )
         check_threshold(threshold)
+        check_threshold(multiple_threshold)
         if threshold is not None and scores is None:
             raise ValueError("These outputs have no scores, so that no threshold can be applied: omit threshold.")
         boxes = self.image_processor.boxes_in_images(pred_boxes, target_sizes)
@@ -361,11 +367,15 @@ class HiVGProcessor(ProcessorMixin):
             if threshold is not None:
                 results[-1]["found"] = bool(score >= threshold)
         if multiple:
+            lowest = threshold if multiple_threshold is None else multiple_threshold
             query_boxes, query_scores = self.image_processor.query_answers(outputs, sizes)
             query_masks = output_value(outputs, "query_mask_logits")
             query_masks = mask_logits[:, None] if query_masks is None and mask_logits is not None else query_masks
             for row, order in enumerate(query_scores.argsort(1, descending=True)):
-                kept = order[query_scores[row][order] >= threshold]
+                reached = query_scores[row][order] >= lowest
+                reached[0] = True  # the best one need only reach `threshold`
+                kept = order[reached] if results[row]["found"] else order[:0]
+                kept = kept[suppress_overlaps(query_boxes[row][kept], query_scores[row][kept], DUPLICATE_IOU)]
                 results[row].update(boxes=query_boxes[row][kept], scores=query_scores[row][kept])
                 if query_masks is not None:
                     masks = [mask_of(query_masks[row, place], row) for place in kept.tolist()]

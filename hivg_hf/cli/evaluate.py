@@ -75,6 +75,10 @@ def evaluate(
         float | None,
         typer.Option(help="Scores below it mean 'nothing here matches': N-acc, T-acc, F1. Default: the model's own."),
     ] = None,
+    multiple_threshold: Annotated[
+        float | None,
+        typer.Option(help="Score that further boxes of an answer with several need. Default: the model's own."),
+    ] = None,
     several_targets: Annotated[str, typer.Option(help="skip, or any: the best of several targets counts.")] = "skip",
     controls: Annotated[
         bool, typer.Option("--controls", help="Also: bridge off, constant text in the bridge, another expression.")
@@ -161,6 +165,7 @@ def evaluate(
         num_workers=num_workers,
         masks=masks,
         score_threshold=score_threshold,
+        multiple_threshold=multiple_threshold,
         several_targets=several_targets,
         controls=CONTROLS if controls else (),
         constant_expression=constant_expression or "the object",
@@ -281,6 +286,7 @@ def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path
             references,
             settings.protocol,
             score_threshold=settings.score_threshold,
+            multiple_threshold=settings.multiple_threshold,
             several_targets=settings.several_targets,
         )
     else:

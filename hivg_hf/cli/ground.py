@@ -129,8 +129,7 @@ def ground(
         note_what_tiny_knows(name, quiet=quiet)
         pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
     writer = None if no_pictures else PictureWriter(pipe, asked.target, asked.single, heatmap, layers)
-    threshold = threshold_in_use(pipe, threshold, multiple)
-    report = Report(results, writer, as_json, asked.single, threshold)
+    report = Report(results, writer, as_json, asked.single, threshold_in_use(pipe, threshold, multiple))
     if asked.questions is None:
         questions: Any = report.usable(read_questions(sys.stdin, asked.expressions))
     else:

@@ -187,6 +187,8 @@ def command_of(one: Results) -> str:
         words += ["--protocol", one["protocol"]]
     if settings.get("score_threshold") is not None:
         words += ["--score-threshold", str(settings["score_threshold"])]
+    if settings.get("multiple_threshold") is not None:
+        words += ["--multiple-threshold", str(settings["multiple_threshold"])]
     if one["controls"]:
         words.append("--controls")
     if robustness := one.get("robustness"):

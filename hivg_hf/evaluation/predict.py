@@ -50,8 +50,9 @@ def predict(
 
     Returns:
         One dict per row, in order: `id` (the row's number), `box_xyxy` (pixels of the original image, clipped to it),
-        `score` (None where the model gives none), of a model with several queries `boxes_xyxy` and `scores` (every
-        query, whatever its score), `mask` (None unless asked for), and for the protocol "official"
+        `score` (None where the model gives none), of a model with several queries `boxes_xyxy` and `scores` (whatever
+        the score; of boxes that stand for one object, the best), `mask` (None unless asked for) and, in rows of
+        several targets, `masks` (one for each box), and for the protocol "official"
         `canvas_box` (cxcywh, 0..1 of the padded square, as the model gave it), `canvas_size`, `canvas_offset`.
     """
     state = process_state()
@@ -70,9 +71,9 @@ def predict(
     with tqdm(
         total=len(dataset), desc=description, unit="row", disable=not (progress and state.is_main_process)
     ) as bar:
-        for indices, sizes, batch in loader:
+        for indices, sizes, several, batch in loader:
             outputs = _forward(model, {name: tensor.to(device) for name, tensor in batch.items()}, masks)
-            predictions += _read_outputs(outputs, processor, indices, sizes)
+            predictions += _read_outputs(outputs, processor, indices, sizes, several)
             # The main process sees its own share; the others keep pace.
             bar.update(min(len(indices) * state.num_processes, len(dataset) - bar.n))
     gathered = sorted(gather_object(predictions), key=lambda prediction: prediction["id"])
@@ -92,19 +93,20 @@ def references_of(dataset: Any) -> list[dict[str, Any]]:
 
 
 class _Batches(torch.utils.data.Dataset):
-    """A list of row numbers -> (numbers, sizes of the original images, model inputs)."""
+    """A list of row numbers -> (numbers, sizes of the original images, which have several targets, model inputs)."""
 
     def __init__(self, dataset: Any, processor: Any) -> None:
         self.dataset = dataset
         self.collate = GroundingCollator(processor, masks=False)
         self.inputs = processor.model_input_names
 
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Sequence[int], list[tuple[int, int]], dict[str, Any]]:
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Any, ...]:
         rows = [self.dataset[index] for index in indices]
         sizes = [(row["height"], row["width"]) for row in rows]
+        several = [len(row.get("boxes") or ()) > 1 for row in rows]
         # Targets play no part in predicting: a row with several is as good as one without.
         batch = self.collate([{**row, "box": None, "boxes": [], "no_target": True, "mask": None} for row in rows])
-        return indices, sizes, share_images({name: batch[name] for name in self.inputs if name in batch})
+        return indices, sizes, several, share_images({name: batch[name] for name in self.inputs if name in batch})
 
 
 def share_images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -140,23 +142,22 @@ def _forward(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], masks: b
 
 
 def _read_outputs(
-    outputs: Any, processor: Any, indices: Sequence[int], sizes: Sequence[tuple[int, int]]
+    outputs: Any, processor: Any, indices: Sequence[int], sizes: Sequence[tuple[int, int]], several: Sequence[bool]
 ) -> list[dict[str, Any]]:
     results = processor.post_process_grounding(outputs, sizes)
     canvas_boxes = outputs.pred_boxes.float().cpu().tolist()
     sets: list[dict[str, Any]] = [{} for _ in results]
     if getattr(outputs, "query_scores", None) is not None:
-        found = processor.image_processor.post_process_object_detection(outputs, float("-inf"), sizes)
-        sets = [{"boxes_xyxy": one["boxes"].tolist(), "scores": one["scores"].tolist()} for one in found]
+        sets = [_every_box(outputs, processor, row, size, several[row]) for row, size in enumerate(sizes)]
     predictions = []
-    for index, size, result, canvas_box, several in zip(indices, sizes, results, canvas_boxes, sets, strict=True):
+    for index, size, result, canvas_box, every in zip(indices, sizes, results, canvas_boxes, sets, strict=True):
         letterbox = processor.image_processor.geometry(*size)
         predictions.append(
             {
                 "id": int(index),
                 "box_xyxy": result["box"].tolist(),
                 "score": None if result["score"] is None else float(result["score"]),
-                **several,
+                **every,
                 "mask": None if result["mask"] is None else encode_mask(result["mask"].numpy()),
                 "canvas_box": canvas_box,
                 "canvas_size": processor.image_processor.side,
@@ -164,3 +165,15 @@ def _read_outputs(
             }
         )
     return predictions
+
+
+def _every_box(outputs: Any, processor: Any, row: int, size: tuple[int, int], masks: bool) -> dict[str, Any]:
+    """All boxes of a row that stand for objects of their own, and their masks where the row is one that needs them."""
+    names = ["pred_boxes", "scores", "query_boxes", "query_scores"]
+    names += ["mask_logits", "query_mask_logits"] if masks else []
+    own = {name: getattr(outputs, name)[[row]] for name in names if getattr(outputs, name, None) is not None}
+    found = processor.post_process_grounding(own, [size], threshold=0.0, multiple=True)[0]
+    every = {"boxes_xyxy": found["boxes"].tolist(), "scores": found["scores"].tolist()}
+    if "masks" in found:
+        every["masks"] = [encode_mask(mask.numpy()) for mask in found["masks"]]
+    return every

@@ -33,13 +33,15 @@ _REFERENCE_COLUMNS = (
 )  # fmt: skip
 _MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 _BOX = pa.list_(pa.float64())
-_SEVERAL = {"predicted_boxes": "boxes_xyxy", "scores": "scores"}  # columns where a model answers with several boxes
+# Columns where a model answers with several boxes; masks of each stand in rows of several targets alone.
+_SEVERAL = {"predicted_boxes": "boxes_xyxy", "scores": "scores", "predicted_masks": "masks"}
 _TYPES = {
     "box": _BOX,
     "boxes": pa.list_(_BOX),
     "predicted_boxes": pa.list_(_BOX),
     "target_mask": _MASK,
     "predicted_mask": _MASK,
+    "predicted_masks": pa.list_(_MASK),
 }
 
 
@@ -129,6 +131,7 @@ def write_predictions(
 ) -> None:
     """One line per row: what was asked, what was answered, and how it was judged."""
     correct = rows.correct(protocol)
+    several = {name: key for name, key in _SEVERAL.items() if any(key in prediction for prediction in predictions)}
     lines = []
     for index, (prediction, reference) in enumerate(zip(predictions, rows.references, strict=True)):
         judged = bool(rows.has_box[index])
@@ -139,7 +142,7 @@ def write_predictions(
                 "target_mask": reference.get("mask"),
                 "predicted_box": prediction["box_xyxy"],
                 "score": prediction["score"],
-                **{name: prediction[key] for name, key in _SEVERAL.items() if key in prediction},
+                **{name: prediction.get(key) for name, key in several.items()},
                 "predicted_mask": prediction["mask"],
                 "canvas_box": prediction["canvas_box"],
                 "canvas_size": prediction["canvas_size"],

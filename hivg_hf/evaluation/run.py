@@ -46,6 +46,8 @@ class EvaluationSettings:
         masks: predict masks too; None: when the data has masks and pycocotools is there.
         score_threshold: below it an answer counts as "nothing here matches". None: where rows name nothing or several
             things, the model's own (`config.score_threshold`), or else, where some name several, 0.5.
+        multiple_threshold: what the further boxes of an answer need. None: where `score_threshold` is the model's own,
+            its `config.multiple_threshold`, or else the same.
         several_targets: "skip" or "any", see `compute_grounding_metrics`.
         controls: which of `CONTROLS` to run besides.
         constant_expression: what the bridges read under the control "constant-text".
@@ -58,6 +60,7 @@ class EvaluationSettings:
     num_workers: int = 0
     masks: bool | None = None
     score_threshold: float | None = None
+    multiple_threshold: float | None = None
     several_targets: str = "skip"
     controls: Sequence[str] = ()
     constant_expression: str = CONSTANT_EXPRESSION
@@ -138,8 +141,7 @@ def evaluate_model(
     measurer = _Measurer(model, processor, settings, masks)
     predictions = measurer.predict(dataset, "evaluating")
     if settings.score_threshold is None:
-        settings = replace(settings, score_threshold=_own_threshold(model, predictions, references))
-        measurer.settings = settings
+        settings = measurer.settings = _with_own_thresholds(settings, model, predictions, references)
     rows = measurer.score(predictions, references)
     results = {
         "format_version": RESULTS_FORMAT,
@@ -157,6 +159,7 @@ def evaluate_model(
         "device": state.device.type,
         "masks": masks,
         "score_threshold": settings.score_threshold,
+        "multiple_threshold": settings.multiple_threshold,
         "several_targets": settings.several_targets,
         "mixes_batch": bool(getattr(model.config, "bridge_mixes_batch", False)),
     }
@@ -166,15 +169,23 @@ def evaluate_model(
     return Evaluation(results, predictions, rows)
 
 
-def _own_threshold(
-    model: torch.nn.Module, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
-) -> float | None:
-    """The threshold for rows that name nothing or several things where nobody gave one; None where none is needed."""
+def _with_own_thresholds(
+    settings: EvaluationSettings,
+    model: torch.nn.Module,
+    predictions: Sequence[Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+) -> EvaluationSettings:
+    """The model's thresholds for rows that name nothing or several things; none where all name one."""
     counts = {len(row["boxes"]) for row in references}
     if counts <= {1} or any(prediction["score"] is None for prediction in predictions):
-        return None
+        return settings
     chosen = getattr(model.config, "score_threshold", None)
-    return DEFAULT_THRESHOLD if chosen is None and max(counts) > 1 else chosen
+    multiple = settings.multiple_threshold
+    if chosen is not None and multiple is None:
+        multiple = getattr(model.config, "multiple_threshold", None)
+    if chosen is None and max(counts) > 1:
+        chosen = DEFAULT_THRESHOLD
+    return replace(settings, score_threshold=chosen, multiple_threshold=multiple)
 
 
 def describe_scores(rows: RowScores, settings: EvaluationSettings) -> dict[str, Any]:
@@ -236,6 +247,7 @@ class _Measurer:
             references,
             self.settings.protocol,
             score_threshold=self.settings.score_threshold,
+            multiple_threshold=self.settings.multiple_threshold,
             several_targets=self.settings.several_targets,
         )
 

@@ -5,13 +5,12 @@ head the difference of token similarity inside and outside the box. Scale and bi
 saw (Platt's logistic fit); in the config the head's scale is `1 / score_temperature`.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 
 from hivg_hf.data import NegativeRows
 from hivg_hf.metrics import (
@@ -21,21 +20,16 @@ from hivg_hf.metrics import (
     matthews_correlation,
     score_auc,
 )
-from hivg_hf.metrics.overlaps import paired_iou
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
-from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
-RIGHT_FROM_IOU = 0.5
+from .scored_rows import AnsweredRows, ScoredRows, measure_rows
+
 FEWEST_ROWS = 50
 # Without rows that name nothing there is nothing to find out about them: a box counts where it is likelier right.
 EVEN_CHANCE = 0.5
-# While a value is read back from the score, it must not drive the sigmoid into its flat ends.
-PROBE_SCALE = 0.01
 # Weight of the prior scale 0, bias 0, in rows: keeps the fit finite where a threshold would separate all rows.
 PRIOR_ROWS = 1.0
-# Config fields that calibration sets, of either kind of score.
-FIELDS = ("score_temperature", "score_bias", "score_similarity_scale", "score_similarity_bias", "score_threshold")
 
 
 @dataclass(frozen=True)
@@ -47,30 +41,16 @@ class Calibration:
         rows, nothing, right: rows, those of them that name nothing, boxes that are right.
         base_rate: share of rows that name nothing for which it was fitted; None takes that of the rows.
         figures: `auc`, `calibration_error_before`, `calibration_error`, and at the threshold `precision` (share of
-            boxes given that are right), `answered`, and with rows of both kinds `n_acc`, `t_acc` and `mcc`.
+            boxes given that are right), `answered`, with rows of both kinds `n_acc`, `t_acc` and `mcc`, and with rows
+            of several targets `exact` (share of all rows that get one box for each target and no more).
     """
 
-    fields: dict[str, float]
+    fields: dict[str, float | None]
     rows: int
     nothing: int
     right: int
     base_rate: float | None
     figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ScoredRows:
-    """Rows with what their score is made of.
-
-    Args:
-        values: (N,) what scale and bias act on.
-        right: (N,) bool, the box reaches IoU 0.5 with a target.
-        nothing: (N,) bool, the expression names nothing.
-    """
-
-    values: np.ndarray
-    right: np.ndarray
-    nothing: np.ndarray
 
 
 def calibrate_score(
@@ -85,7 +65,8 @@ def calibrate_score(
 
     Use rows that no training saw, and save the model afterwards. The threshold is the lowest one with the precision
     that is asked for; else that at which the smaller of N-acc and T-acc is largest; else, where every row has a
-    target, 0.5.
+    target, 0.5. Of a model with several queries, rows of several targets choose the threshold of further boxes
+    (`multiple_threshold`: most rows exact) and nothing else; without such rows it is that of the first.
 
     Args:
         model: with a trained head or a similarity score.
@@ -119,13 +100,16 @@ def calibrate_score(
             "and calibrate then; what is fitted holds for both."
         )
     config = model.config
-    before = {name: getattr(config, name) for name in FIELDS}
-    try:
-        rows = _measure(model, processor, dataset, batch_size)
-    finally:
-        _set(config, before)
-    found = fit_score(rows, config.score, precision, base_rate, _scale_and_bias(before, config.score))
-    _set(config, found.fields)
+    before = _scale_and_bias(config)
+    rows, answered = measure_rows(model, processor, dataset, batch_size)
+    if len(rows.values) < FEWEST_ROWS:
+        raise ValueError(
+            f"Calibration needs at least {FEWEST_ROWS} rows that name one thing or nothing, got {len(rows.values)} "
+            f"and {len(dataset) - len(rows.values)} that name several."
+        )
+    found = fit_score(rows, config.score, precision, base_rate, before, answered)
+    for name, value in found.fields.items():
+        setattr(config, name, value)
     return found
 
 
@@ -135,6 +119,7 @@ def fit_score(
     precision: float | None = None,
     base_rate: float | None = None,
     before: tuple[float, float] = (1.0, 0.0),
+    answered: AnsweredRows | None = None,
 ) -> Calibration:
     """`calibrate_score` on rows that are scored already.
 
@@ -143,6 +128,7 @@ def fit_score(
         kind: `"head"` or `"similarity"`.
         precision, base_rate: as in `calibrate_score`.
         before: scale and bias until now.
+        answered: with all their boxes, rows of a model with several queries.
     """
     weights = np.ones(len(rows.values)) if base_rate is None else base_rate_weights(rows.nothing, base_rate)
     scale, bias = fit_logistic(rows.values, rows.right, weights=weights)
@@ -154,12 +140,13 @@ def fit_score(
         )
     scores, earlier = _sigmoid(scale * rows.values + bias), _sigmoid(before[0] * rows.values + before[1])
     threshold = _choose(scores, rows, weights, precision)
-    fields = {"score_similarity_scale": scale, "score_similarity_bias": bias}
+    fields: dict[str, float | None] = {"score_similarity_scale": scale, "score_similarity_bias": bias}
     if kind == "head":
         fields = {"score_temperature": 1 / scale, "score_bias": bias}
+    fields["score_threshold"] = threshold
     given = scores >= threshold
     figures = {
-        "auc": score_auc(scores, rows.right),
+        "auc": score_auc(scores, rows.right, weights),
         "calibration_error_before": expected_calibration_error(earlier, rows.right, weights=weights),
         "calibration_error": expected_calibration_error(scores, rows.right, weights=weights),
         "precision": _precision(rows.right[given], weights[given]),
@@ -168,8 +155,13 @@ def fit_score(
     if rows.nothing.any() and not rows.nothing.all():
         figures |= {"n_acc": float((~given)[rows.nothing].mean()), "t_acc": float(given[~rows.nothing].mean())}
         figures["mcc"] = matthews_correlation(given, ~rows.nothing, weights)
+    if answered is not None:  # an older threshold belongs to older scores
+        fields["multiple_threshold"] = None
+        if (answered.targets > 1).any():
+            each = [_sigmoid(scale * values + bias) for values in answered.values]
+            fields["multiple_threshold"], figures["exact"] = _choose_further(each, answered, threshold)
     counts = {"rows": len(scores), "nothing": int(rows.nothing.sum()), "right": int(rows.right.sum())}
-    return Calibration({**fields, "score_threshold": threshold}, **counts, base_rate=base_rate, figures=figures)
+    return Calibration(fields, **counts, base_rate=base_rate, figures=figures)
 
 
 def fit_logistic(
@@ -209,38 +201,6 @@ def fit_logistic(
     return float(scale), float(solution[1] - scale * centre)
 
 
-def _measure(model: HiVGForVisualGrounding, processor: HiVGProcessor, dataset: Dataset, batch_size: int) -> ScoredRows:
-    """Ask the model, with a score that can be read back; who calls puts the config right again."""
-    config = model.config
-    # The head's logit is divided, the difference of similarities multiplied.
-    _set(config, {"score_temperature": 1 / PROBE_SCALE, "score_bias": 0.0, "score_threshold": None})
-    _set(config, {"score_similarity_scale": PROBE_SCALE, "score_similarity_bias": 0.0})
-    pipe = VisualGroundingPipeline(model, processor=processor)
-    asked = dataset.select_columns(["image", "expression"]).cast_column("image", Image(decode=False))
-    values, boxes = [], []
-    for result in pipe(asked, batch_size=batch_size):
-        if not 0 < result["score"] < 1:  # NaN, too
-            raise ValueError(
-                "The score of a row lies beyond what float32 tells from 0 or 1, or is none: it cannot be calibrated. "
-                "Train the score head first."
-            )
-        values.append(math.log(result["score"] / (1 - result["score"])) / PROBE_SCALE)
-        boxes.append(list(result["box"].values()))
-    targets = _targets(dataset)
-    nothing = np.array([not row for row in targets])
-    right = np.zeros(len(targets), dtype=bool)
-    for place in range(max(map(len, targets), default=0)):  # the first target of every row, then the second, ...
-        filled = np.array([row[place] if place < len(row) else (0.0,) * 4 for row in targets])
-        right |= (paired_iou(np.array(boxes), filled) >= RIGHT_FROM_IOU) & [place < len(row) for row in targets]
-    return ScoredRows(np.array(values), right, nothing)
-
-
-def _targets(dataset: Dataset) -> list[list[Any]]:
-    """Every target box of every row."""
-    several = dataset["boxes"][:] if "boxes" in dataset.column_names else [None] * len(dataset)
-    return [row or ([box] if box is not None else []) for row, box in zip(several, dataset["box"][:], strict=True)]
-
-
 def _choose(scores: np.ndarray, rows: ScoredRows, weights: np.ndarray, precision: float | None) -> float:
     """The threshold; see `calibrate_score`."""
     if precision is None:
@@ -262,19 +222,35 @@ def _choose(scores: np.ndarray, rows: ScoredRows, weights: np.ndarray, precision
     return float((levels[place - 1] + levels[place]) / 2 if place else levels[0])
 
 
+def _choose_further(scores: list[np.ndarray], rows: AnsweredRows, threshold: float) -> tuple[float, float]:
+    """The threshold of further boxes with most rows exact, and their share, where the best need `threshold`.
+
+    Of a row with T targets, exactly T boxes are given while it lies above the score of box T + 1 and not above that of
+    box T; the first one is given anyhow.
+    """
+    given = np.array([len(each) > 0 and each[0] >= threshold for each in scores])
+    high = np.array(
+        [1.0 if count == 1 else each[count - 1 : count].sum() for each, count in zip(scores, rows.targets)]
+    )
+    low = np.array([each[count : count + 1].sum() for each, count in zip(scores, rows.targets)])
+    possible = given & rows.exact & (rows.targets > 0)
+    levels = np.unique(np.concatenate([[0.0, 1.0], low[possible], high[possible]]))
+    candidates = (levels[:-1] + levels[1:]) / 2
+    # Rows whose `low` lies below a candidate, without those whose `high` does, too.
+    right = np.searchsorted(np.sort(low[possible]), candidates) - np.searchsorted(np.sort(high[possible]), candidates)
+    best = int(np.argmax(right))
+    silent = int((~given & (rows.targets == 0)).sum())  # nothing said of nothing
+    return float(candidates[best]), float((right[best] + silent) / len(scores))
+
+
 def _precision(right: np.ndarray, weights: np.ndarray) -> float:
     return float((weights * right).sum() / weights.sum()) if weights.sum() else 0.0
 
 
-def _scale_and_bias(fields: dict[str, Any], kind: str) -> tuple[float, float]:
-    if kind == "head":
-        return 1 / fields["score_temperature"], fields["score_bias"]
-    return fields["score_similarity_scale"], fields["score_similarity_bias"]
-
-
-def _set(config: Any, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        setattr(config, name, value)
+def _scale_and_bias(config: Any) -> tuple[float, float]:
+    if config.score == "head":
+        return 1 / config.score_temperature, config.score_bias
+    return config.score_similarity_scale, config.score_similarity_bias
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 DISPLAY_SIDE = 1280
 COLUMNS = ("expression", "score", "left", "top", "right", "bottom")
 EXAMPLES_SEED = 7
+SLIDER_STEP = 0.01
 # System fonts: the page must look the same without a network.
 FONTS = ("system-ui", "sans-serif")
 # All but gradio's "share", which sends the picture to another site.
@@ -83,7 +84,10 @@ def answer_question(
             "map_side": DISPLAY_SIDE,
             "batch_size": len(expressions),
         }
-        if threshold > 0 or not multiple:  # 0 as well, over the threshold of a calibrated model
+        # 0 as well, over the threshold of a calibrated model; but the model's own is left to it: it may have a second
+        # one for further boxes.
+        untouched = multiple and (threshold == 0 or abs(threshold - _first_threshold(pipe)) <= SLIDER_STEP / 2)
+        if not untouched:
             options["threshold"] = threshold
         if multiple:
             options["multiple"] = True
@@ -146,7 +150,7 @@ def build_page(
                 with gr.Accordion("Options", open=False):
                     several = _answers_with_several(pipe)
                     label = "Not found below this score" + ("" if several else " (0: never)")
-                    threshold = gr.Slider(0, 1, value=_first_threshold(pipe), step=0.01, label=label)
+                    threshold = gr.Slider(0, 1, value=_first_threshold(pipe), step=SLIDER_STEP, label=label)
                     mask = gr.Checkbox(value=True, label="Tint the object's pixels")
                     every = gr.Checkbox(value=several, visible=several, label="Every object that fits")
                 button = gr.Button("Find", variant="primary", elem_id="find")

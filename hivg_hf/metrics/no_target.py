@@ -19,6 +19,7 @@ def no_target_columns(
     references: Sequence[Mapping[str, Any]],
     protocol: MetricProtocol,
     score_threshold: float,
+    multiple_threshold: float | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """gRefCOCO's three figures as (numerators (N,), denominators (N,)).
 
@@ -30,6 +31,11 @@ def no_target_columns(
     Official: gRefCOCO mdetr/datasets/refexp.py (there by GIoU: the protocol "mdetr"; a class without rows divides by
     zero there, here its figure is left out).
 
+    Args:
+        predictions, references, protocol: as in `compute_grounding_metrics`.
+        score_threshold: rows whose best box scores lower are unanswered.
+        multiple_threshold: what the further boxes of the others need. None: the same.
+
     Raises:
         ValueError: a prediction has no score.
     """
@@ -39,7 +45,11 @@ def no_target_columns(
             f"A score threshold needs a score for every prediction; {len(unscored)} have none: {unscored[:10]}."
         )
     sets = [predicted_set(*pair, protocol) for pair in zip(predictions, references, strict=True)]
-    kept = [boxes[scores >= score_threshold] for boxes, scores in sets if scores is not None]
+    kept = [
+        boxes[answered_boxes(scores, score_threshold, multiple_threshold)]
+        for boxes, scores in sets
+        if scores is not None
+    ]
     targets = [all_targets(reference) for reference in references]
     no_target = np.array([len(boxes) == 0 for boxes in targets], dtype=bool)
     answered = np.array([len(boxes) > 0 for boxes in kept], dtype=bool)
@@ -55,6 +65,16 @@ def no_target_columns(
         "n_acc": (no_target & ~answered, no_target),
         "t_acc": (~no_target & answered, ~no_target),
     }
+
+
+def answered_boxes(scores: np.ndarray, score_threshold: float, multiple_threshold: float | None) -> np.ndarray:
+    """Which boxes (P,) of one row are its answer: none unless the best reaches the first threshold, then every one
+    that reaches the second, as in `HiVGProcessor.post_process_grounding`."""
+    if len(scores) == 0 or scores.max() < score_threshold:
+        return np.zeros(len(scores), dtype=bool)
+    answer = scores >= (score_threshold if multiple_threshold is None else multiple_threshold)
+    answer[scores.argmax()] = True
+    return answer
 
 
 def count_matches(boxes: np.ndarray, targets: np.ndarray, protocol: MetricProtocol) -> int:
@@ -78,12 +98,13 @@ def overlap_table(boxes: np.ndarray, targets: np.ndarray, protocol: MetricProtoc
     return pairs.reshape(len(boxes), len(targets))
 
 
-def score_auc(scores: np.ndarray, correct: np.ndarray) -> float:
+def score_auc(scores: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Area under the ROC curve: the chance that a right box scores above a wrong one, ties counted half.
 
     Args:
         scores: (N,) any order-preserving score.
         correct: (N,) bool, True for right boxes; a box given to an expression without target is wrong.
+        weights: (N,) of the rows; None counts each once.
 
     Raises:
         ValueError: all rows are right, or all are wrong.
@@ -92,10 +113,13 @@ def score_auc(scores: np.ndarray, correct: np.ndarray) -> float:
     n_right, n_wrong = int(correct.sum()), int((~correct).sum())
     if n_right == 0 or n_wrong == 0:
         raise ValueError(f"A ROC curve needs right and wrong predictions, got {n_right} right and {n_wrong} wrong.")
-    _, inverse, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
-    mean_ranks = np.cumsum(counts) - (counts - 1) / 2.0  # 1-based, the mean over equal scores
-    rank_sum = mean_ranks[inverse][correct].sum()
-    return float((rank_sum - n_right * (n_right + 1) / 2.0) / (n_right * n_wrong))
+    weights = np.ones(len(correct)) if weights is None else np.asarray(weights, dtype=np.float64)
+    levels, inverse = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    right, wrong = (
+        np.bincount(inverse, weights=weights * counted, minlength=len(levels)) for counted in (correct, ~correct)
+    )  # (L,) each, the weight at every level
+    below = np.cumsum(wrong) - wrong / 2  # of wrong ones below a level, and half of those at it
+    return float((right * below).sum() / (right.sum() * wrong.sum()))
 
 
 def threshold_report(scores: np.ndarray, no_target: np.ndarray, threshold: float) -> dict[str, float | None]:

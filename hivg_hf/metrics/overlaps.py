@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,14 @@ def mask_intersection_union(first: Any, second: Any) -> tuple[int, int]:
         return shared, int(coder.area(first)) + int(coder.area(second)) - shared
     first, second = decode_mask_array(first), decode_mask_array(second)
     return int(np.count_nonzero(first & second)), int(np.count_nonzero(first | second))
+
+
+def union_of_masks(masks: Sequence[Any], like: Any) -> np.ndarray:
+    """What any of some masks of one image covers, (H, W) bool. Of no mask at all: nothing, in the size of `like`."""
+    covered = np.zeros(_mask_size(like), dtype=bool)
+    for mask in masks:
+        covered |= decode_mask_array(mask)
+    return covered
 
 
 def decode_mask_array(mask: Any) -> np.ndarray:

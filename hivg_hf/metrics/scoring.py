@@ -12,7 +12,7 @@ from hivg_hf.data.official_targets import truncate_ground_truth
 
 from .average_precision import average_precision
 from .matching import match_predictions, matched_array
-from .no_target import no_target_columns
+from .no_target import answered_boxes, no_target_columns
 from .overlaps import (
     boxes_cxcywh_to_xyxy,
     centers_inside,
@@ -20,6 +20,7 @@ from .overlaps import (
     mask_intersection_union,
     paired_giou,
     paired_iou,
+    union_of_masks,
 )
 from .protocols import (
     MetricProtocol,
@@ -86,6 +87,7 @@ def score_rows(
     protocol: str | MetricProtocol = "pixel",
     *,
     score_threshold: float | None = None,
+    multiple_threshold: float | None = None,
     several_targets: str = "skip",
 ) -> RowScores:
     """The overlap of every row; arguments as in `compute_grounding_metrics`."""
@@ -112,7 +114,7 @@ def score_rows(
         overlaps=overlaps,
         ious=ious,
         centered=centered,
-        masks=_mask_pixels(matched, references),
+        masks=_mask_pixels(matched, references, score_threshold, multiple_threshold),
         scores=matched_array(matched, "score"),
         several_boxes=any(prediction.get("boxes_xyxy") is not None for prediction in matched),
         references=references,
@@ -120,7 +122,7 @@ def score_rows(
     if rows.several_boxes or any(len(reference.get("boxes") or []) > 1 for reference in references):
         rows.average_precision = average_precision(matched, references, protocol)
     if score_threshold is not None:
-        rows.extra = no_target_columns(matched, references, protocol, score_threshold)
+        rows.extra = no_target_columns(matched, references, protocol, score_threshold, multiple_threshold)
     return rows
 
 
@@ -192,8 +194,17 @@ def _to_canvas(
     return np.clip(boxes_cxcywh_to_xyxy(canvas), 0.0, 1.0), boxes_cxcywh_to_xyxy(target_canvas)
 
 
-def _mask_pixels(predictions: list[Mapping[str, Any]], references: list[Mapping[str, Any]]) -> np.ndarray:
-    """Shared and covered pixels of each row, (N, 2); all NaN when no prediction has a mask."""
+def _mask_pixels(
+    predictions: list[Mapping[str, Any]],
+    references: list[Mapping[str, Any]],
+    score_threshold: float | None,
+    multiple_threshold: float | None,
+) -> np.ndarray:
+    """Shared and covered pixels of each row, (N, 2); all NaN when no prediction has a mask.
+
+    The target of a row with several boxes is the union of its objects, so it is compared with that of the answer's
+    `masks` where a prediction has them.
+    """
     pixels = np.full((len(references), 2), np.nan)
     if all(prediction.get("mask") is None for prediction in predictions):
         return pixels
@@ -205,8 +216,13 @@ def _mask_pixels(predictions: list[Mapping[str, Any]], references: list[Mapping[
             f"expression (an empty one is a mask of zeros), or for none."
         )
     for index in wanted:
+        mask, masks = predictions[index]["mask"], predictions[index].get("masks")
         try:
-            pixels[index] = mask_intersection_union(predictions[index]["mask"], references[index]["mask"])
+            if masks and score_threshold is not None and len(references[index].get("boxes") or []) > 1:
+                scores = np.array(predictions[index]["scores"], dtype=np.float64)
+                answer = answered_boxes(scores, score_threshold, multiple_threshold)
+                mask = union_of_masks([own for own, given in zip(masks, answer, strict=True) if given], like=mask)
+            pixels[index] = mask_intersection_union(mask, references[index]["mask"])
         except ValueError as error:
             raise ValueError(f"Prediction {references[index]['id']!r}: {error}") from None
     return pixels

@@ -22,6 +22,7 @@ def compute_grounding_metrics(
     protocol: str | MetricProtocol = "pixel",
     *,
     score_threshold: float | None = None,
+    multiple_threshold: float | None = None,
     several_targets: str = "skip",
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
@@ -31,7 +32,8 @@ def compute_grounding_metrics(
     Args:
         predictions: one per reference: `{"id", "box_xyxy"}` (xyxy pixels of the original image), optionally `score`,
             `mask` ((H, W) array or run-length dict), `boxes_xyxy` with `scores` (several boxes per expression, for
-            gRefCOCO and AP), and for the protocol "official" `canvas_box` (cxcywh, 0..1 of the padded square,
+            gRefCOCO and AP) and `masks` (of each of them; a row of several targets is compared with the union of those
+            that are answered), and for the protocol "official" `canvas_box` (cxcywh, 0..1 of the padded square,
             unclipped) with `canvas_size` and `canvas_offset` (left, top) in pixels of the square. Without these the
             pixel box is mapped to a centred square of 224, and a box clipped to the image stays clipped.
         references: schema rows with an `id`: `box` (or `box_xyxy`), `boxes`, `no_target`, `mask`, `width`, `height`,
@@ -40,6 +42,8 @@ def compute_grounding_metrics(
         protocol: "pixel", "official", "mdetr" or "ref-l4".
         score_threshold: a box whose score is lower counts as "nothing here matches". Needed for the figures about
             expressions without a target (F1 precision, N-acc, T-acc). gRefCOCO's authors use 0.7 for their model.
+        multiple_threshold: where a row's best box reaches `score_threshold`, what its further boxes need. None: the
+            same.
         several_targets: what accuracy does with a row of several target boxes: "skip" it, or "any": the best one
             counts (Flickr30K Entities' ANY-BOX; for MERGED-BOX load the data with their union).
         resamples, seed: of the bootstrap; 0 resamples gives no intervals.
@@ -53,7 +57,12 @@ def compute_grounding_metrics(
             message lists the ids.
     """
     rows = score_rows(
-        predictions, references, protocol, score_threshold=score_threshold, several_targets=several_targets
+        predictions,
+        references,
+        protocol,
+        score_threshold=score_threshold,
+        multiple_threshold=multiple_threshold,
+        several_targets=several_targets,
     )
     return summarize_rows(rows, protocol, resamples=resamples, seed=seed)
 

@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,7 +96,8 @@ class SeveralBoxes(torch.nn.Module):
             scores=self.SCORES[1].expand(rows),
             query_boxes=self.BOXES.expand(rows, 3, 4),
             query_scores=self.SCORES.expand(rows, 3),
-            mask_logits=None,
+            mask_logits=torch.zeros(rows, 64, 64) if inputs["output_masks"] else None,
+            query_mask_logits=torch.zeros(rows, 3, 64, 64) if inputs["output_masks"] else None,
         )
 
 
@@ -168,3 +170,23 @@ def test_workers_change_nothing(tiny_model, tiny_processor, scenes):
 def test_settings_are_checked_before_anything_is_predicted(change, message):
     with pytest.raises(ValueError, match=message):
         EvaluationSettings(**change)
+
+
+def test_the_masks_of_an_answer_are_united_where_an_expression_names_several(tiny_model, tiny_processor, make_rows):
+    model = SeveralBoxes(tiny_model.config)
+    both = [[0.0, 0, 20, 20], [30.0, 0, 50, 20]]
+    dataset = make_rows({"box": None, "boxes": both, "no_target": False}, {})
+    plural, single = predict(model, tiny_processor, dataset, progress=False, masks=True)
+    assert len(plural["masks"]) == len(plural["boxes_xyxy"]) == 3
+    assert "masks" not in single
+    left, right = (np.zeros((10, 10), bool) for _ in range(2))
+    left[:, :3], right[:, 7:] = True, True
+    reference = {"id": 0, "boxes": both, "mask": left | right}
+    answer = {"id": 0, "boxes_xyxy": both, "scores": [0.9, 0.3], "score": 0.9, "mask": left, "masks": [left, right]}
+
+    def mask_iou(**thresholds):
+        return compute_grounding_metrics([answer], [reference], resamples=0, **thresholds)["figures"]["mask_miou"]
+
+    assert mask_iou(score_threshold=0.5, multiple_threshold=0.2) == 1.0
+    assert mask_iou(score_threshold=0.5) == 0.5
+    assert mask_iou(score_threshold=0.95) == 0.0  # nothing answered

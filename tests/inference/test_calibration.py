@@ -3,14 +3,16 @@
 import copy
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
 from hivg_hf import VisualGroundingPipeline
 from hivg_hf.data.refshapes import refshapes_dataset
-from hivg_hf.inference import calibrate_score, calibration
+from hivg_hf.inference import calibrate_score, scored_rows
 from hivg_hf.inference.calibration import fit_logistic, fit_score
+from hivg_hf.inference.scored_rows import AnsweredRows, ScoredRows, measure_rows
 from hivg_hf.metrics import expected_calibration_error
 
 
@@ -43,7 +45,7 @@ def rows() -> Any:
 def some_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model finds nothing; let a quarter of its boxes be right."""
     monkeypatch.setattr(
-        calibration, "paired_iou", lambda boxes, targets: np.where(np.arange(len(boxes)) % 4 == 1, 1.0, 0.0)
+        scored_rows, "paired_iou", lambda boxes, targets: np.where(np.arange(len(boxes)) % 4 == 1, 1.0, 0.0)
     )
 
 
@@ -66,7 +68,7 @@ def test_a_score_head_is_calibrated_and_boxes_stay(tiny_model: Any, tiny_process
     order = np.argsort(np.argsort(logits))
     right = order >= 30  # the better half, but for a few
     right[np.isin(order, (10, 20, 40, 50))] ^= True
-    found = fit_score(calibration.ScoredRows(logits, right, np.zeros(60, dtype=bool)), "head")
+    found = fit_score(ScoredRows(logits, right, np.zeros(60, dtype=bool)), "head")
     for name, value in found.fields.items():
         setattr(model.config, name, value)
     after = ask(model, tiny_processor, rows)
@@ -83,16 +85,16 @@ def test_a_score_head_is_calibrated_and_boxes_stay(tiny_model: Any, tiny_process
 def test_values_are_read_back_from_scores_exactly(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
     results = ask(tiny_model, tiny_processor, rows)
     logits = np.array([np.log(result["score"] / (1 - result["score"])) for result in results])
-    measured = calibration._measure(copy.deepcopy(tiny_model), tiny_processor, rows, 16)
+    measured, _ = measure_rows(copy.deepcopy(tiny_model), tiny_processor, rows, 16)
     np.testing.assert_allclose(measured.values, logits, atol=1e-4)
 
 
-def mixed(count: int = 4000, share: float = 0.5) -> calibration.ScoredRows:
+def mixed(count: int = 4000, share: float = 0.5) -> ScoredRows:
     """Rows whose value tells right boxes from wrong ones and from answers to empty questions, each by a normal."""
     rng = np.random.default_rng(7)
     nothing = np.arange(count) % 100 < 100 * share
     right = ~nothing & (rng.random(count) < 0.9)
-    return calibration.ScoredRows(rng.normal(np.where(right, 2.0, np.where(nothing, -1.0, 0.5)), 1), right, nothing)
+    return ScoredRows(rng.normal(np.where(right, 2.0, np.where(nothing, -1.0, 0.5)), 1), right, nothing)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -134,7 +136,7 @@ def test_without_a_wish_both_kinds_are_treated_alike() -> None:
 )
 def test_wishes_that_cannot_be_met_are_one_sentence(wish: dict[str, float], message: str) -> None:
     rows = mixed(400)
-    rows = calibration.ScoredRows(rows.values, np.where(rows.values > 2.5, False, rows.right), rows.nothing)
+    rows = ScoredRows(rows.values, np.where(rows.values > 2.5, False, rows.right), rows.nothing)
     with pytest.raises(ValueError, match=message):
         fit_score(rows, "similarity", **wish)
 
@@ -149,9 +151,9 @@ def test_a_score_that_is_higher_for_wrong_boxes_is_not_turned_round(kind: str, w
     rows = mixed(400)
     pattern = f"On these 400 rows right boxes score no higher than wrong ones: the {why}"
     with pytest.raises(ValueError, match=pattern):
-        fit_score(calibration.ScoredRows(-rows.values, rows.right, rows.nothing), kind)
+        fit_score(ScoredRows(-rows.values, rows.right, rows.nothing), kind)
     with pytest.raises(ValueError, match=pattern):
-        fit_score(calibration.ScoredRows(np.zeros(400), rows.right, rows.nothing), kind)  # all scores alike
+        fit_score(ScoredRows(np.zeros(400), rows.right, rows.nothing), kind)  # all scores alike
 
 
 def test_few_rows_and_rows_of_one_kind_change_nothing(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
@@ -169,7 +171,7 @@ def test_any_of_several_targets_is_right(tiny_model: Any, tiny_processor: Any, r
     found = [list(result["box"].values()) for result in ask(tiny_model, tiny_processor, rows)]
     boxes = [[[0.0, 0.0, 1.0, 1.0], box] if i % 2 else [[0.0, 0.0, 1.0, 1.0]] for i, box in enumerate(found)]
     asked = rows.remove_columns("boxes").add_column("boxes", boxes)
-    measured = calibration._measure(copy.deepcopy(tiny_model), tiny_processor, asked, 16)
+    measured, _ = measure_rows(copy.deepcopy(tiny_model), tiny_processor, asked, 16)
     assert measured.right.tolist() == [i % 2 == 1 for i in range(60)]
 
 
@@ -203,3 +205,35 @@ def test_a_score_that_float32_does_not_tell_from_0_or_1_is_refused(
     with pytest.raises(ValueError, match="beyond what float32 tells from 0 or 1"):
         calibrate_score(model, tiny_processor, rows)
     assert model.config.to_dict() == before
+
+
+def test_the_threshold_of_further_boxes_gives_most_rows_exactly_their_boxes() -> None:
+    rows = mixed(400)
+    # Value 3 for a first target, 0 for a second and -3 for what is too much; a row in ten finds its second elsewhere.
+    values = [np.array([3.0, 0.0, -3.0])] * 60 + [np.array([3.0, -3.0])] * 30 + [np.array([-9.0, -9.5])] * 10
+    targets = np.array([2] * 60 + [1] * 30 + [0] * 10)
+    exact = np.array([place % 10 > 0 for place in range(100)])
+    found = fit_score(rows, "head", answered=AnsweredRows(values, targets, exact))
+    scale, bias = 1 / found.fields["score_temperature"], found.fields["score_bias"]
+    second, too_much = (1 / (1 + np.exp(-(scale * value + bias))) for value in (0.0, -3.0))
+    assert too_much < found.fields["multiple_threshold"] < second
+    assert found.figures["exact"] == pytest.approx(0.9 * 0.9 + 0.1)
+    alone = fit_score(rows, "head", answered=AnsweredRows(values[60:], targets[60:], exact[60:]))
+    assert alone.fields["multiple_threshold"] is None  # an older one belongs to older scores
+    assert "exact" not in alone.figures
+
+
+def test_rows_of_several_targets_choose_that_threshold_alone(several_model: Any, tiny_processor: Any) -> None:
+    rows = refshapes_dataset("plural", seed=1, size=8, masks=False)
+    one = refshapes_dataset("val", seed=1, size=8, masks=False)
+    both = datasets.concatenate_datasets([rows, one])
+    scored, answered = measure_rows(several_model, tiny_processor, both, 16)
+    assert answered is not None
+    assert answered.targets.tolist() == [len(boxes) for boxes in rows["boxes"]] + [1] * 8
+    assert len(scored.values) == 8
+    np.testing.assert_allclose(scored.values, [each[0] for each in answered.values[8:]])
+    assert all((np.diff(each) <= 0).all() for each in answered.values)
+    with pytest.raises(
+        ValueError, match="at least 50 rows that name one thing or nothing, got 8 and 48 that name sev"
+    ):
+        calibrate_score(several_model, tiny_processor, datasets.concatenate_datasets([rows] * 6 + [one]))

@@ -1,6 +1,7 @@
 """None, one or many: every interface gives the same boxes of a model with several queries, and says what it lacks."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeli
 from hivg_hf.cli import main
 from hivg_hf.inference import GroundBatch
 from hivg_hf.inference.web_page import answer_question
+from hivg_hf.modeling import processing_hivg
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keep_overlapping_boxes() -> Iterator[None]:
+    """Queries without training answer with nearly one box; tests/modeling/test_processing_hivg.py takes one of two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processing_hivg, "DUPLICATE_IOU", 1.1)
+        yield
+
 
 EXPRESSIONS = ["the red star", "the blue star of the left", "a"]
 

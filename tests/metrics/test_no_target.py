@@ -170,3 +170,29 @@ def test_the_balanced_threshold_is_the_best_of_all_on_random_scores():
 def test_a_balanced_threshold_needs_both_kinds():
     with pytest.raises(ValueError, match="rows with a target and rows without one"):
         balanced_threshold([0.1, 0.2], [True, True])
+
+
+def test_further_boxes_need_the_second_threshold_and_the_best_only_the_first():
+    references = [
+        {"id": 0, "box": None, "boxes": [LEFT, RIGHT]},
+        {"id": 1, "box": None, "boxes": [], "no_target": True},
+    ]
+
+    def figures(scores, multiple):
+        predictions = [{"id": 0, "boxes_xyxy": [LEFT, RIGHT, BELOW], "scores": scores}]
+        predictions.append({"id": 1, "boxes_xyxy": [LEFT], "scores": [0.4]})
+        options = {"score_threshold": 0.5, "multiple_threshold": multiple, "resamples": 0}
+        return compute_grounding_metrics(predictions, references, **options)["figures"]
+
+    assert figures([0.9, 0.3, 0.1], 0.2)["f1_precision"] == 1.0
+    assert figures([0.9, 0.3, 0.1], None)["f1_precision"] == 0.5
+    assert figures([0.9, 0.3, 0.1], 0.05)["f1_precision"] == 0.5  # the third is one too many
+    assert figures([0.4, 0.3, 0.1], 0.2)["t_acc"] == 0.0  # nothing is answered, whatever the second allows
+    assert figures([0.6, 0.3, 0.1], 0.7)["t_acc"] == 1.0
+
+
+def test_weights_of_a_roc_curve_stand_for_repeated_rows():
+    scores, correct, times = np.array([0.9, 0.6, 0.6, 0.4, 0.2]), np.array([1, 0, 1, 1, 0], bool), [1, 3, 2, 1, 2]
+    repeated = score_auc(np.repeat(scores, times), np.repeat(correct, times))
+    assert score_auc(scores, correct, np.array(times)) == pytest.approx(repeated)
+    assert score_auc(scores, correct) != pytest.approx(repeated)

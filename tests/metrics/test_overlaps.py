@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from hivg_hf.data.schema import encode_mask
-from hivg_hf.metrics.overlaps import centers_inside, mask_intersection_union, paired_giou, paired_iou
+from hivg_hf.metrics.overlaps import (
+    centers_inside,
+    mask_intersection_union,
+    paired_giou,
+    paired_iou,
+    union_of_masks,
+)
 
 coco = pytest.importorskip("pycocotools.mask")
 
@@ -69,3 +75,10 @@ def random_boxes(generator):
 
 def xywh(box):
     return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def test_masks_unite_and_no_mask_is_an_empty_one():
+    first, second = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
+    first[0, 0] = second[1, 2] = True
+    assert union_of_masks([encode_mask(first), second], like=first).tolist() == (first | second).tolist()
+    assert not union_of_masks([], like=encode_mask(first)).any()

@@ -9,6 +9,7 @@ from hivg_hf.modeling.box_ops_hivg import (
     box_xyxy_to_cxcywh,
     paired_iou_and_giou,
     rasterize_boxes,
+    suppress_overlaps,
 )
 
 
@@ -75,3 +76,15 @@ def test_a_thin_box_keeps_its_column(thin):
 
 def test_a_nan_box_rasters_to_nothing():
     assert rasterize_boxes(torch.full((1, 4), float("nan")), 4, 4).sum() == 0
+
+
+def test_of_boxes_that_overlap_the_one_that_scores_highest_is_kept():
+    # The second lies in the first (IoU 0.5), the fourth overlaps the second alone, and the third lies apart.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 0, 60, 10], [0, 0, 10, 4]])
+    scores = torch.tensor([0.9, 0.8, 0.3, 0.7])
+    assert suppress_overlaps(boxes, scores, 0.5).tolist() == [0, 3, 2]
+    assert suppress_overlaps(boxes, scores, 0.51).tolist() == [0, 1, 2]
+    assert suppress_overlaps(boxes, scores, 1.1).tolist() == [0, 1, 3, 2]
+    assert suppress_overlaps(boxes[:0], scores[:0], 0.5).tolist() == []
+    equal = torch.tensor([[1.0, 1, 1, 1]] * 2)  # empty boxes overlap nothing, each other neither
+    assert len(suppress_overlaps(equal, scores[:2], 0.5)) == 2

@@ -235,3 +235,37 @@ def test_numpy_output_has_the_same_values(processor: HiVGProcessor) -> None:
     assert set(tensors) == set(arrays) == {"input_ids", "attention_mask", "pixel_values", "pixel_mask", "patch_index"}
     for name, value in tensors.items():
         assert np.array_equal(value.numpy(), arrays[name])
+
+
+def several_boxes(scores: list[float]) -> dict[str, torch.Tensor]:
+    """A row of four queries: two objects, the first of them twice, and a box nobody would ask for."""
+    square = [[0.25, 0.25, 0.2, 0.2], [0.26, 0.25, 0.2, 0.2], [0.75, 0.25, 0.2, 0.2], [0.5, 0.75, 0.3, 0.3]]
+    boxes, every = torch.tensor([square]), torch.tensor([scores])
+    masks = torch.arange(4.0).reshape(1, 4, 1, 1).expand(1, 4, 64, 64) - 1.5  # the first two empty
+    best = int(every.argmax())
+    return {
+        "pred_boxes": boxes[:, best],
+        "scores": every[:, best],
+        "query_boxes": boxes,
+        "query_scores": every,
+        "mask_logits": masks[:, best],
+        "query_mask_logits": masks,
+    }
+
+
+def test_the_first_threshold_decides_whether_and_the_second_how_many(processor: HiVGProcessor) -> None:
+    def answer(scores: list[float], **options: float) -> dict[str, Any]:
+        (row,) = processor.post_process_grounding(several_boxes(scores), [(64, 64)], multiple=True, **options)
+        return row
+
+    found = answer([0.9, 0.8, 0.3, 0.1], threshold=0.6, multiple_threshold=0.2)
+    assert found["scores"].tolist() == pytest.approx([0.9, 0.3])  # one box for each of the two objects
+    assert found["boxes"][:, 0].tolist() == pytest.approx([9.6, 41.6], abs=0.1)
+    assert [bool(mask.any()) for mask in found["masks"]] == [False, True]
+    assert answer([0.9, 0.8, 0.3, 0.1], threshold=0.6)["scores"].tolist() == pytest.approx([0.9])
+    nothing = answer([0.5, 0.4, 0.3, 0.1], threshold=0.6, multiple_threshold=0.2)
+    assert (nothing["found"], len(nothing["boxes"]), len(nothing["masks"])) == (False, 0, 0)
+    only_best = answer([0.9, 0.8, 0.3, 0.1], threshold=0.6, multiple_threshold=0.95)
+    assert only_best["scores"].tolist() == pytest.approx([0.9])
+    with pytest.raises(ValueError, match="threshold must be"):
+        answer([0.9, 0.8, 0.3, 0.1], threshold=0.6, multiple_threshold=20)
