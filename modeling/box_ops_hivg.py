@@ -3,6 +3,10 @@
 import torch
 
 RASTER_TOLERANCE_PIXELS = 1e-3
+# A mask changes a box only where both agree about the object, by the IoU of the box around it.
+REFINE_FROM_IOU = 0.7
+# Beyond it, a logit says nothing of where between two pixels the border lies: padding has the lowest of all.
+SURE_LOGIT = 4.0
 
 
 def box_cxcywh_to_xyxy(boxes_cxcywh: torch.Tensor) -> torch.Tensor:
@@ -112,6 +116,44 @@ def rasterize_boxes(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torc
     return (down[:, :, None] & across[:, None, :]).to(boxes_cxcywh.dtype)
 
 
+def boxes_around_masks(mask_logits: torch.Tensor) -> torch.Tensor:
+    """The box around each mask, its borders between pixels, where the logits cross 0.
+
+    Args:
+        mask_logits: (..., h, w), above 0 inside.
+
+    Returns:
+        (..., 4) cxcywh in 0..1 of the square; NaN where no pixel is inside.
+    """
+    logits = mask_logits.clamp(-SURE_LOGIT, SURE_LOGIT)
+    x0, x1 = _extent(logits.amax(-2))  # of the columns (..., w)
+    y0, y1 = _extent(logits.amax(-1))  # of the rows (..., h)
+    return box_xyxy_to_cxcywh(torch.stack([x0, y0, x1, y1], dim=-1))
+
+
+def refine_boxes(boxes_cxcywh: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4), half-way to the boxes around their masks (..., h, w) where the two agree (`REFINE_FROM_IOU`)."""
+    around = boxes_around_masks(mask_logits)
+    iou, _ = paired_iou_and_giou(box_cxcywh_to_xyxy(boxes_cxcywh), box_cxcywh_to_xyxy(around))
+    return torch.where((iou >= REFINE_FROM_IOU)[..., None], (boxes_cxcywh + around) / 2, boxes_cxcywh)
+
+
+def _extent(profile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., n) logits along an axis of 0..1 -> where they first and last cross 0, (...) each; NaN if none is above."""
+    first, last = _first_crossing(profile), 1 - _first_crossing(profile.flip(-1))
+    found = (profile > 0).any(-1)
+    return torch.where(found, first, torch.nan), torch.where(found, last, torch.nan)
+
+
+def _first_crossing(profile: torch.Tensor) -> torch.Tensor:
+    """(..., n) -> (...), in 0..1: between the centers of the first cell above 0 and of the one before it."""
+    place = (profile > 0).to(torch.int64).argmax(-1, keepdim=True)  # (..., 1)
+    above, below = profile.gather(-1, place), profile.gather(-1, (place - 1).clamp(min=0))
+    # Center of the cell before, and from there the share of the way at which the line through both is 0.
+    crossing = place - 0.5 + below / (below - above).clamp(max=-1e-6)
+    return torch.where(place > 0, crossing, 0.0)[..., 0] / profile.shape[-1]
+
+
 def _area(boxes_xyxy: torch.Tensor) -> torch.Tensor:
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(-1)
 
@@ -139,7 +181,9 @@ __all__ = [
     "box_coverage",
     "box_cxcywh_to_xyxy",
     "box_xyxy_to_cxcywh",
+    "boxes_around_masks",
     "paired_iou_and_giou",
     "rasterize_boxes",
+    "refine_boxes",
     "suppress_overlaps",
 ]

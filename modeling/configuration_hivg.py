@@ -126,6 +126,8 @@ class HiVGConfig(PreTrainedConfig):
         num_queries (`int`): learned [REG] tokens, each of which answers with a box, a score and a mask: 1, as
             published, for expressions that name one thing; more for expressions that name none, one or many. Training
             then matches queries and targets (see `queries_hivg`), which needs `score="head"`.
+        refine_boxes (`bool`): while the model does not train, each box moves half-way to the box around its mask where
+            the two agree: tighter boxes for a mask head that was trained, at the cost of always computing masks.
         token_head_dim (`int`): hidden width of the head that compares patches with the expression.
         token_target (`str`): `"coverage"`, the share of each patch that the target covers; or `"nearest"`, one pixel
             per patch as the official code samples, with which a thin target can vanish.
@@ -206,6 +208,7 @@ class HiVGConfig(PreTrainedConfig):
 
     # Heads. Official: models/HiVG.py:756-767
     num_queries: int = 1
+    refine_boxes: bool = False
     token_head_dim: int = 3072
     token_target: str = "coverage"
     score: str = "head"

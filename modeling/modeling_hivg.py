@@ -63,7 +63,7 @@ from transformers.utils.output_capturing import (
     install_output_capuring_hook,
 )
 
-from .box_ops_hivg import box_coverage
+from .box_ops_hivg import box_coverage, refine_boxes
 from .configuration_hivg import HiVGConfig
 from .image_loading_hivg import image_size, open_image
 from .loss_hivg import (
@@ -1364,6 +1364,9 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         if labels is not None:
             expressions = hash_expressions(ids, mask)
             loss, loss_dict = self._losses(outputs, labels, mask_labels, image_ids, expressions)
+        if config.refine_boxes and not self.training:
+            for boxes, masks in (("pred_boxes", "mask_logits"), ("query_boxes", "query_mask_logits")):
+                outputs[boxes] = refine_boxes(outputs[boxes], outputs[masks])
         several = config.num_queries > 1
         given_scores = self._scores(outputs, layout) if output_scores is not False else None  # (B, K)
         return HiVGOutput(
@@ -1408,6 +1411,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         tokens = tokens or weights.get("token_focal") or weights.get("token_dice") or "token_logits" in needs
         tokens = tokens or bool(evidence & set(OF_SIMILARITY)) or (scores and config.score == "similarity")
         masks = masks or weights.get("mask_focal") or weights.get("mask_dice") or "mask_logits" in needs
+        masks = masks or (config.refine_boxes and not self.training)
         return Wanted(bool(tokens), bool(masks), scores, evidence)
 
     def _per_sample(

@@ -1,5 +1,6 @@
 """None, one or many: every interface gives the same boxes of a model with several queries, and says what it lacks."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeli
 from hivg_hf.cli import main
 from hivg_hf.inference import GroundBatch
 from hivg_hf.inference.web_page import answer_question
-from hivg_hf.modeling import processing_hivg
+from hivg_hf.modeling import box_ops_hivg, processing_hivg
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
 
 
@@ -239,3 +240,18 @@ def test_an_exported_model_gives_what_every_query_gives(
         assert theirs["box"] == pytest.approx(ours["box"], abs=1e-3)
         assert theirs["score"] == pytest.approx(ours["score"], abs=1e-5)
         assert (theirs["mask"] != ours["mask"]).mean() < 1e-3
+
+
+def test_an_exported_model_refines_its_boxes_as_torch_does(
+    several_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
+    from hivg_hf.inference import export_onnx
+
+    monkeypatch.setattr(box_ops_hivg, "REFINE_FROM_IOU", 0.0)  # masks without training agree with no box
+    model = copy.deepcopy(several_model)
+    model.config.refine_boxes = True
+    report = export_onnx(model, tiny_processor, tmp_path / "onnx", masks=False)
+    assert max(report.values()) <= 1e-5
+    assert "mask_logits" not in report

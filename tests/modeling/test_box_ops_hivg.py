@@ -7,8 +7,10 @@ from hivg_hf.modeling.box_ops_hivg import (
     box_coverage,
     box_cxcywh_to_xyxy,
     box_xyxy_to_cxcywh,
+    boxes_around_masks,
     paired_iou_and_giou,
     rasterize_boxes,
+    refine_boxes,
     suppress_overlaps,
 )
 
@@ -88,3 +90,36 @@ def test_of_boxes_that_overlap_the_one_that_scores_highest_is_kept():
     assert suppress_overlaps(boxes[:0], scores[:0], 0.5).tolist() == []
     equal = torch.tensor([[1.0, 1, 1, 1]] * 2)  # empty boxes overlap nothing, each other neither
     assert len(suppress_overlaps(equal, scores[:2], 0.5)) == 2
+
+
+def logits_of(rows: slice, columns: slice, inside: float = 2.0, outside: float = -2.0) -> torch.Tensor:
+    logits = torch.full((10, 20), outside)
+    logits[rows, columns] = inside
+    return logits
+
+
+def test_the_box_around_a_mask_ends_where_its_logits_cross_zero():
+    masks = torch.stack(
+        [
+            logits_of(slice(2, 6), slice(5, 15)),
+            logits_of(slice(0, 10), slice(0, 20)),  # to every border
+            logits_of(slice(2, 6), slice(5, 15), inside=1.0, outside=-3.0),  # crosses a quarter cell further inside
+            logits_of(slice(2, 6), slice(5, 15), outside=-1e4),  # padding says nothing of the border
+            logits_of(slice(0, 0), slice(0, 0)),
+        ]
+    )
+    found = box_cxcywh_to_xyxy(boxes_around_masks(masks))
+    torch.testing.assert_close(found[0], torch.tensor([0.25, 0.2, 0.75, 0.6]))
+    torch.testing.assert_close(found[1], torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    torch.testing.assert_close(found[2], torch.tensor([5.25 / 20, 0.225, 14.75 / 20, 0.575]))
+    torch.testing.assert_close(found[3, 0], torch.tensor((5 - 0.5 + 4 / 6) / 20))
+    assert found[4].isnan().all()
+
+
+def test_a_box_moves_half_way_to_a_mask_that_agrees_and_stays_otherwise():
+    masks = logits_of(slice(2, 6), slice(5, 15))[None].expand(3, 10, 20)
+    near, far = [0.25, 0.2, 0.79, 0.6], [0.5, 0.5, 0.9, 0.9]
+    boxes = box_xyxy_to_cxcywh(torch.tensor([near, far, near]))
+    masks = torch.cat([masks[:2], torch.full((1, 10, 20), -1.0)])  # the last names nothing
+    refined = box_cxcywh_to_xyxy(refine_boxes(boxes, masks))
+    torch.testing.assert_close(refined, torch.tensor([[0.25, 0.2, 0.77, 0.6], far, near]))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding
+from hivg_hf.modeling import box_ops_hivg
+from hivg_hf.modeling.box_ops_hivg import refine_boxes
 from hivg_hf.modeling.loss_hivg import OPTIONAL_OUTPUTS, token_targets
 from hivg_hf.modeling.queries_hivg import assign_targets, own_masks
 
@@ -317,3 +319,19 @@ def test_official_presets_have_one_query_and_refuse_more():
     assert HiVGConfig.preset("base-unc").num_queries == 1
     with pytest.raises(Exception, match=r"`num_queries=4` the score"):
         HiVGConfig.preset("base-unc", num_queries=4)
+
+
+def test_answers_are_refined_by_masks_and_losses_are_not(several, inputs, monkeypatch):
+    monkeypatch.setattr(box_ops_hivg, "REFINE_FROM_IOU", 0.0)  # masks without training agree with no box
+    model = copy.deepcopy(several)
+    raw, plain = run(model, inputs, **ASKED), run(model, inputs, labels=LABELS)
+    model.config.refine_boxes = True
+    refined = run(model, inputs)
+    assert refined.mask_logits is None  # computed, not asked for
+    expected = refine_boxes(raw.query_boxes, raw.query_mask_logits)
+    assert not torch.allclose(expected, raw.query_boxes, atol=1e-2)
+    torch.testing.assert_close(refined.query_boxes, expected)
+    torch.testing.assert_close(refined.pred_boxes, refine_boxes(raw.pred_boxes, raw.mask_logits))
+    torch.testing.assert_close(run(model, inputs, labels=LABELS).loss, plain.loss)
+    model.train()
+    torch.testing.assert_close(run(model, inputs).query_boxes, raw.query_boxes)  # no dropout in this model
