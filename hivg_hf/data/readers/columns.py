@@ -86,7 +86,7 @@ def resolve_columns(header: Sequence[str], renamed: Mapping[str, str], box_forma
     if lost:
         raise ValueError(
             f"{source} lacks the column {' and '.join(lost)}; it has {', '.join(header)}. "
-            "Rename with columns={'expression': 'their name'}, or --column expression='their name'."
+            "Name them with columns={'expression': 'their name'}."
         )
     understood = {ours: names[ours] for ours in ALIASES if names[ours] != ours and ours not in renamed}
     if any(theirs in header for theirs in understood.values() if isinstance(theirs, str)):
@@ -108,7 +108,7 @@ def _by_name(ours: str, header: Sequence[str], source: str) -> str | None:
         if len(found) > 1:
             raise ValueError(
                 f"{source}: the columns {', '.join(map(repr, found))} may all be its {ours}; say which with "
-                f"columns={{{ours!r}: {found[0]!r}}}, or --column {ours}={found[0]}."
+                f"columns={{{ours!r}: {found[0]!r}}}."
             )
         if found:
             return found[0]

@@ -254,7 +254,7 @@ class Table:
             if not boxes:
                 raise
             raise ValueError(
-                f"{error}; if its commas are decimal ones, say decimal_comma=True, or --option decimal_comma=true"
+                f"{error}; if its commas are decimal ones, say decimal_comma=True"
             ) from error
 
     def refuse_contradicted(self, positions: Sequence[int]) -> None:
