@@ -93,16 +93,15 @@ def in_shell_words(message: str) -> str:
 def _in_words_of(options: Mapping[str, Any], given: Mapping[str, Any], found: re.Match[str]) -> str:
     name, value = found["name"], found["value"]
     value = value.lower() if value in ("True", "False") else _unquoted(value)
+    if name in options and options[name].is_flag:
+        return (options[name].secondary_opts if value == "false" else options[name].opts)[0]
     if given.get("recipe") and not given.get("data") and name in _reader_names():
         return f"{name}: {value or '...'}"
     if name == "columns" and "column" in options:
         pairs = _PAIR.findall(found["value"])
         return " ".join(f"--column {ours}={_unquoted(theirs)}" for ours, theirs in pairs) or "--column"
     if name in options:
-        option = options[name]
-        if option.is_flag:
-            return (option.secondary_opts if value == "false" else option.opts)[0]
-        return f"{option.opts[0]} {value}".rstrip()
+        return f"{options[name].opts[0]} {value}".rstrip()
     if "option" in options and name in _reader_names():
         return f"--option {name}={value or '...'}"
     return ""

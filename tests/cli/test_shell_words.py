@@ -77,8 +77,8 @@ def test_a_setting_is_named_as_the_verb_takes_it(message: str, expected: str, pr
 
 
 def test_where_a_recipe_runs_its_keys_are_named(printed: Callable[..., str]) -> None:
-    message = printed('omit them with on_error="skip", and say box_format=', "--recipe", "my.yaml")
-    assert message == "omit them with on_error: skip, and say box_format: ..."
+    message = printed('omit them with on_error="skip", say box_format=, add allow_urls=True', "--recipe", "my.yaml")
+    assert message == "omit them with on_error: skip, say box_format: ..., add --allow-urls"
 
 
 def test_outside_a_verb_a_message_stays() -> None:
