@@ -39,6 +39,8 @@ from .video_hivg import ground_frames, read_frames
 
 ERROR_CHOICES = ("raise", "return")
 MASK_FORMS = ("array", "pil", "rle")
+# What `text` is called elsewhere, for the message that refuses it.
+NAMES_OF_TEXT = frozenset(("expression", "expressions", "question", "prompt", "query", "caption", "texts"))
 # Batches' worth of pairs among which those of similar shape are chosen, so that little padding is computed.
 LOOKAHEAD = 4
 # Expressions of one image that share a pass where nobody named a batch size.
@@ -132,7 +134,8 @@ class VisualGroundingPipeline(Pipeline):
                 'pipeline("zero-shot-object-detection") takes, with the same model.'
             )
         if unknown:
-            raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.")
+            hint = " Expressions are text=..." if NAMES_OF_TEXT.intersection(unknown) else ""
+            raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.{hint}")
         if on_error not in (None, *ERROR_CHOICES):
             raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
         if mask not in (None, True, False, *MASK_FORMS):

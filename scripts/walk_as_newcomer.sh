@@ -70,4 +70,4 @@ print(f"\nThe model of my.csv: {100 * results['figures']['acc@0.5']:.1f} % ({100
 PYTHON
 printf '\n| step | time | size so far |\n| --- | ---: | ---: |\n'
 printf '%s\n' "${table[@]}"
-printf '\nLook at: %s\n' "$(find "$place/walk" "$place/fine-tune" -name '*.png' -not -path '*/photos/*' -not -path '*/pictures/*' | sort | tr '\n' ' ')"
+printf '\nLook at: %s\n' "$(find "$place/walk" "$place/fine-tune" \( -name '*.png' -o -name '*.jpg' \) -not -path '*/photos/*' -not -path '*/pictures/*' | sort | tr '\n' ' ')"

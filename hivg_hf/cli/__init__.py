@@ -20,6 +20,8 @@ from hivg_hf.utils.inert import printable
 from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.version import __version__
 
+from ._options import in_shell_words, running
+
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
 VERBS = {
     "get": ("hivg_hf.cli.get:get", "Download a model, or what the authors of HiVG publish, once."),
@@ -93,8 +95,8 @@ class LazyGroup(TyperGroup):
         except USER_ERRORS as error:
             if os.environ.get("HIVG_TRACEBACK"):
                 raise
-            said = error.__cause__ or error if isinstance(error, StrictDataclassError) else error
-            say(f"hivg: {str(said).strip() or type(said).__name__}", err=True)
+            cause = error.__cause__ or error if isinstance(error, StrictDataclassError) else error
+            say(f"hivg: {in_shell_words(str(cause).strip()) or type(cause).__name__}", err=True)
             raise typer.Exit(EXIT_STATUS_ON_ERROR) from None
 
 
@@ -193,8 +195,10 @@ def _load_verb(verb: str) -> Any:
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
         sys.modules["hivg_hf"].register()  # the words have passed, the work begins
+        running(command, options)
         return function(*args, **options)
 
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name=verb)(run)
-    return typer.main.get_command(single)
+    command = typer.main.get_command(single)
+    return command

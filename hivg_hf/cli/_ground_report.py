@@ -19,6 +19,8 @@ from hivg_hf.inference.results_file import ResultsFile
 from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
 from hivg_hf.utils.inert import printable
 
+from ._options import in_shell_words
+
 
 class Report:
     """Prints, draws and records answers as they come, and counts.
@@ -101,7 +103,7 @@ class Report:
 
     def _fail(self, sentence: str) -> None:
         self.failed += 1
-        tqdm.write(printable(f"hivg: {sentence}"), file=sys.stderr)
+        tqdm.write(printable(f"hivg: {in_shell_words(sentence)}"), file=sys.stderr)
 
     def _summarize(self, seconds: float) -> None:
         counts = f"{self.answered} images in {seconds:.1f} s ({self.answered / max(seconds, 1e-9):.1f} images/s)"
@@ -132,7 +134,7 @@ def show_cut_expressions_as_lines() -> None:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, ExpressionCutWarning):
-            tqdm.write(printable(f"hivg: {message}"), file=sys.stderr)
+            tqdm.write(printable(f"hivg: {in_shell_words(str(message))}"), file=sys.stderr)
         else:
             show_others(message, category, *place, **more)
 

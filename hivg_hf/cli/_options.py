@@ -1,6 +1,8 @@
-"""Options that several verbs have: how a model is loaded, and how data is read."""
+"""Options that several verbs have, how a model is loaded and how data is read; and messages in their words."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,3 +61,69 @@ def reader_options(
     if twice:
         raise ValueError(f"--option gives {', '.join(twice)}, which another argument gives too; give one of them.")
     return {**options, **{name: value for name, value in named.items() if value is not None}}
+
+
+# `box_format='xyxy'`, `root=`, `allow_urls=True`, but nothing inside a path (`split=train/part-0.parquet`).
+_ARGUMENT = re.compile(
+    r"""(?<![\w./=-])(?P<name>[a-z][a-z_]*)=(?P<value>'[^'\n]*'|"[^"\n]*"|\{[^{}\n]*\}|[\w.+-]*\w|(?!\w))(?![\w/=])"""
+)
+_PAIR = re.compile(r"""['"](\w+)['"]: (['"][^'"]*['"]|\.\.\.)""")
+_running: ContextVar[tuple[Any, Mapping[str, Any]] | None] = ContextVar("_running", default=None)
+
+
+def running(command: Any, given: Mapping[str, Any]) -> None:
+    """The verb that runs from now on, and what it was given: in its words messages are printed."""
+    _running.set((command, given))
+
+
+def in_shell_words(message: str) -> str:
+    """A message of the library, which names settings as Python does, in the words of the verb that runs.
+
+    Everywhere below `cli` a setting is written `name='value'`. That becomes the verb's own option (`--name value`),
+    an option of the reader (`--option name=value`) or, where a recipe runs, its key (`name: value`); names that are
+    none of these stay.
+    """
+    if (verb := _running.get()) is None:
+        return message
+    command, given = verb
+    options = {one.name: one for one in command.params if one.param_type_name == "option"}
+    return _ARGUMENT.sub(lambda found: _in_words_of(options, given, found) or found[0], message)
+
+
+def _in_words_of(options: Mapping[str, Any], given: Mapping[str, Any], found: re.Match[str]) -> str:
+    name, value = found["name"], found["value"]
+    value = value.lower() if value in ("True", "False") else _unquoted(value)
+    if name in options and options[name].is_flag:
+        return (options[name].secondary_opts if value == "false" else options[name].opts)[0]
+    if given.get("recipe") and not given.get("data") and name in _reader_names():
+        return f"{name}: {value or '...'}"
+    if name == "columns" and "column" in options:
+        pairs = _PAIR.findall(found["value"])
+        return " ".join(f"--column {ours}={_unquoted(theirs)}" for ours, theirs in pairs) or "--column"
+    if name in options:
+        return f"{options[name].opts[0]} {value}".rstrip()
+    if "option" in options and name in _reader_names():
+        return f"--option {name}={value or '...'}"
+    return ""
+
+
+def _unquoted(value: str) -> str:
+    """A value without the quotes that a shell does not need."""
+    return value if " " in value else value.strip("'\"")
+
+
+def _reader_names() -> set[str]:
+    """The options of `load_grounding_dataset` and of every reader."""
+    import inspect
+
+    from hivg_hf.data import load_grounding_dataset
+    from hivg_hf.data.readers import FORMATS, SOURCES
+
+    readers = [
+        load_grounding_dataset,
+        *{source.reader: source.load() for source in [*SOURCES.values(), *FORMATS.values()]}.values(),
+    ]
+    return {"format", *(name for reader in readers for name in inspect.signature(reader).parameters)} - {
+        "source",
+        "split",
+    }

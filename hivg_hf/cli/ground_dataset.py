@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 
 from . import note_what_tiny_knows, run_verb, say
-from ._options import Column, Device, Dtype, Quiet, ReduceJpeg, TrustRemoteCode
+from ._options import Column, Device, Dtype, Quiet, ReduceJpeg, TrustRemoteCode, in_shell_words
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -179,7 +179,7 @@ def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: i
     rate = f"{rows} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):.1f} rows/s){errors}"
     say(f"hivg: {rate}; {len(run.parts)} shards in {run.folder.resolve()}", err=True)
     if failed:
-        say(f"hivg: the first error: {run.first_error(missing)}", err=True)
+        say(f"hivg: the first error: {in_shell_words(run.first_error(missing))}", err=True)
     return failed
 
 

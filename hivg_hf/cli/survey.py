@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import run_verb, say
-from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
+from ._options import BoxFormat, Column, Images, ReaderOption, in_shell_words, reader_options
 
 if TYPE_CHECKING:
     from hivg_hf.data.prepare import Survey
@@ -68,7 +68,7 @@ def survey(
     with allowing_code(allow_code):
         result = look_at([{**_source_and_split(name), **shared} for name in data], decode=not quick)
     files = write_survey(result, out, seed)
-    say("\n" + summarize(result) + "\n\nLook at:")
+    say(f"\n{in_shell_words(summarize(result))}\n\nLook at:")
     say("".join(f"  {path.resolve()}\n" for path in files), nl=False)
     if purpose:
         say(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")

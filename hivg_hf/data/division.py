@@ -40,7 +40,7 @@ def choose_rows(
         # loses it in silence.
         return [position for position, value in enumerate(splits) if not value or value == split], split
     if holdout is None:
-        reason = f"{without}; with holdout=0.1 it has train and val"
+        reason = f"{without}: read all of it with split='all', or with holdout=0.1 it has train and val"
         return list(range(len(splits))), resolve_split(split, ["all"], f"{source} ({reason})")
     split = resolve_split(split, ["train", "val"], source)
     keys = [picture_key(find, picture) for picture in pictures()]

@@ -230,7 +230,7 @@ def refuse_several_targets(rows: Any) -> None:
     )
     if undecided:
         raise ValueError(
-            f"{undecided:,} of {len(rows):,} rows have several targets, where training needs one box: choose "
-            "multi_target: union (the box around all) or multi_target: drop (leave them out), or let the model answer "
-            "with several boxes: num_queries: 4 in its config, for example."
+            f"{undecided:,} of {len(rows):,} rows have several targets, where training needs one box: read them with "
+            "multi_target='union' (the box around all) or multi_target='drop' (without such rows), or let the model "
+            "answer with several boxes (num_queries, 4 for example, in its config)."
         )

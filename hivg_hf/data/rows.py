@@ -45,7 +45,7 @@ class BrokenRowsError(ValueError):
             f"{shown_text(source)} {shown_text(split)}: {len(problems):,} of {total:,} rows cannot be used "
             f'({count_kinds(problems)}). Fix them, or omit them with on_error="skip".'
         )
-        rest = "\n  and {:,} more (all in the exception's .problems)"
+        rest = "\n  and {:,} more (all in the exception's .problems; `hivg survey` writes a list)"
         for number, problem in enumerate(problems):
             line = f"\n  {problem}"
             if len(message) + len(line) + len(rest) + 10 > LIST_CHARACTERS:
@@ -122,7 +122,8 @@ class RowBuilder:
         width, height = self._image_size(draft)
         boxes = [_checked_box(box, width, height) for box in draft.boxes]
         if draft.no_target == bool(boxes):
-            raise _RowError("box", "it says no_target and has a box" if boxes else "it has no box and no no_target")
+            without = "it has no box and no no_target; if its expression names nothing, set no_target to true"
+            raise _RowError("box", "it says no_target and has a box" if boxes else without)
         if draft.mask is not None:
             try:
                 checked_run_lengths(draft.mask, height, width)

@@ -195,7 +195,7 @@ def _commit(
     if remote and not update:
         raise ValueError(
             f"The name {repo_id} is taken: its branch {branch} holds {len(remote)} files that are not these; choose "
-            "another name, or allow a new commit on top of them (--update)."
+            "another name, or allow a new commit on top of them with update=True."
         )
     adds = [CommitOperationAdd(path, file) for path, file in contents.items()]
     stale = [CommitOperationDelete(path) for path in remote if path not in contents and REPLACED.fullmatch(path)]

@@ -136,13 +136,13 @@ class GroundBatch:
             if not any(root in names for root in _roots(name)):
                 raise ValueError(
                     f"There is no column {name!r} for the {role}; the columns are {', '.join(names)}. Choose one with "
-                    f"{role}_column (--{role}-column)."
+                    f"{role}_column='its name'."
                 )
         taken = [self.prefix + name for name in self.added_types(False) if self.prefix + name in names]
         if taken:
             raise ValueError(
                 f"The column {', '.join(taken)} exists already and would be overwritten: set a prefix for the added "
-                "columns, as in prefix='predicted_' (--prefix)."
+                "columns, as in prefix='predicted_'."
             )
 
     def answer(self, pictures: Sequence[Any], texts: Sequence[Any], several: bool) -> list[dict[str, Any]]:
@@ -247,7 +247,7 @@ class GroundBatch:
                 return text
             raise ValueError(
                 f"The row names its image by a URL, {text[:200]!r}, which is not fetched unless allowed: pass "
-                "allow_urls=True (--allow-urls), which opens http and https, or embed the pictures."
+                "allow_urls=True, which opens http and https, or embed the pictures."
             )
         if self.allow_paths:
             path = Path(self.images or "") / text

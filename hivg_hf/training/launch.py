@@ -49,7 +49,8 @@ def describe_processes() -> str:
 
     state = PartialState(cpu=True) if wants_cpu() else PartialState()
     count = state.num_processes
-    return f"Training on {count} process{'es' * (count > 1)} ({state.device.type}, {state.distributed_type.value})"
+    kind = f", {state.distributed_type.value}" if count > 1 else ""
+    return f"Training on {count} process{'es' * (count > 1)} ({state.device.type}{kind})"
 
 
 def count_processes() -> int:

@@ -29,6 +29,7 @@ SIZES = (
     (None, {"batch_size": 64, "stages": 3, "holdout": 0.05, "early_stop": 3}),
 )
 STEPS_PER_PHASE = 600
+LINES_PER_PHASE = 30  # of the log, beside those of evaluations
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 40
 ROWS_FOR_WORKERS = 1_000
 # Rows that ask for what is not there, so that the score learns to say so; where at least so many rows can.
@@ -107,6 +108,7 @@ def plan_user_training(
     specs["train"].update(_default_negatives(said, config) if chosen is None else chosen)
     tests = {"test": specs.pop("test")} if "test" in specs else {}
     batch_size = min(batch_size or defaults["batch_size"], rows)
+    epochs = epochs or _epochs(rows, batch_size)
     return {
         "name": Path(out).name if out else f"{Path(data).stem}-{Path(base).name}",
         "seed": seed,
@@ -119,11 +121,11 @@ def plan_user_training(
         },
         "defaults": {
             "batch_size": batch_size,
-            "epochs": epochs or _epochs(rows, batch_size),
+            "epochs": epochs,
             "early_stop": defaults["early_stop"],
             "warmup": 0.05,
             "max_grad_norm": 1.0,
-            "log_every": max(1, rows // batch_size // 4),
+            "log_every": max(1, round(epochs * rows / batch_size) // LINES_PER_PHASE),
         },
         "phases": _phases(kind, config, defaults["stages"], learning_rate),
         "workers": min(4, (os.cpu_count() or 1) - 1) if rows >= ROWS_FOR_WORKERS else 0,

@@ -71,8 +71,7 @@ def load_code(name: str, what: str) -> Any:
     """
     if not _allowed.get():
         raise ValueError(
-            f"{name!r} as {what} would import and run code of that module: if you trust it, add --allow-code (in "
-            "Python: allow_code=True)."
+            f"{name!r} as {what} would import and run code of that module: if you trust it, add allow_code=True."
         )
     module, _, attribute = name.partition(":")
     try:

@@ -545,3 +545,11 @@ def test_run_lengths_are_those_of_coco(fill: bool, corner: bool) -> None:
     encoded = mask_in_form(mask, "rle")
     assert np.array_equal(decode_mask(encoded), mask)
     assert sum(encoded["counts"]) == 12
+
+
+@pytest.mark.parametrize("name", ["expression", "question", "prompt"])
+def test_an_expression_by_another_name_is_refused_with_the_right_one(pipe: VisualGroundingPipeline, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"has no option '{name}'\. Expressions are text=\.\.\."):
+        pipe(np.zeros((8, 8, 3), dtype=np.uint8), **{name: "the star"})
+    with pytest.raises(TypeError, match=r"has no option 'colour'\.$"):
+        pipe(np.zeros((8, 8, 3), dtype=np.uint8), "the star", colour=1)

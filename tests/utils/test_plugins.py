@@ -156,7 +156,9 @@ def test_code_by_name_is_not_imported_unless_somebody_allows_it(module, lines):
         lambda: parse_recipe(recipe({"source": "refshapes", "split": "train"}, loss="outside_boxes:distance")),
     )
     for refused in refusals:
-        with pytest.raises(ValueError, match=r"'outside_boxes:\w+' as the .* would import and run code.*--allow-code"):
+        with pytest.raises(
+            ValueError, match=r"'outside_boxes:\w+' as the .* would import and run code.*add allow_code=True"
+        ):
             refused()
     assert not (module / "imported").exists()
     assert load_grounding_dataset(**source, allow_code=True)[0]["expression"] == "the red box"
@@ -165,7 +167,7 @@ def test_code_by_name_is_not_imported_unless_somebody_allows_it(module, lines):
 
 def test_a_run_does_not_remember_the_permission(module, lines, tmp_path):
     plan = parse_recipe(recipe({"source": "outside_boxes:read_lines", **lines}), allow_code=True)
-    with pytest.raises(ValueError, match="--allow-code"):
+    with pytest.raises(ValueError, match="add allow_code=True"):
         StagedTraining(plan, tmp_path / "run").run()
     assert '"allow' not in (tmp_path / "run" / "recipe.json").read_text()
 
@@ -210,7 +212,7 @@ def test_a_model_class_of_another_package_trains_and_opens_as_itself_alone(packa
         (
             "outside_boxes:LongerHead",
             False,
-            r"'outside_boxes:LongerHead' as the model class would import .*--allow-code",
+            r"'outside_boxes:LongerHead' as the model class would import .*allow_code=True",
         ),
         ("outside_boxes:hello", True, r"must be a subclass of HiVGForVisualGrounding. Got 'outside_boxes:hello'"),
         (
@@ -298,5 +300,5 @@ def test_permission_ends_with_its_block(module):
         assert callable(load_code("outside_boxes:hello", "the test"))
         with pytest.raises(ImportError, match="'outside_boxes:nothing' as the test cannot be imported"):
             load_code("outside_boxes:nothing", "the test")
-    with pytest.raises(ValueError, match="--allow-code"):
+    with pytest.raises(ValueError, match="add allow_code=True"):
         load_code("outside_boxes:hello", "the test")

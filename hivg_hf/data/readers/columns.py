@@ -43,8 +43,15 @@ BOX_COLUMNS = {
         ("left", "top", "w", "h"),
         ("x", "y", "box_width", "box_height"),
         ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
+        ("x", "y", "width", "height"),
+        ("left", "top", "width", "height"),
     ),
-    "cxcywh": (("cx", "cy", "w", "h"), ("x_center", "y_center", "w", "h")),
+    "cxcywh": (
+        ("cx", "cy", "w", "h"),
+        ("x_center", "y_center", "w", "h"),
+        ("cx", "cy", "width", "height"),
+        ("x_center", "y_center", "width", "height"),
+    ),
 }
 
 # What Roboflow exports as "TensorFlow object detection CSV" is always corners in pixels.
@@ -83,10 +90,18 @@ def resolve_columns(header: Sequence[str], renamed: Mapping[str, str], box_forma
         layouts = BOX_COLUMNS[layout_and_full(box_format)[0]]
         names["box"] = _four_columns(header, layouts)
         lost += [] if names["box"] else [f"box (or {', '.join(layouts[0])})"]
+        for side in ("width", "height"):
+            if names["box"] and names[side] in names["box"]:  # of the box, then, and not of the picture
+                names[side] = _by_name(side, [name for name in header if name not in names["box"]], source) or "(none)"
     if lost:
+        spelled = spelled_layout(header) if lost[-1].startswith("box") else None
+        hints = [f"The columns {', '.join(spelled[1])} go with box_format={spelled[0]!r}."] if spelled else []
+        if lost[0] in ("image", "expression"):
+            hints.append(f"Say which it is with columns={{{lost[0]!r}: 'its name'}}.")
+        elif not spelled:
+            hints.append("Say which it is with columns={'box': 'its name'}; four columns must have such names.")
         raise ValueError(
-            f"{source} lacks the column {' and '.join(lost)}; it has {', '.join(header)}. "
-            "Rename with columns={'expression': 'their name'}, or --column expression='their name'."
+            f"{source} lacks the column {' and '.join(lost)}; it has {', '.join(header)}. {' '.join(hints)}"
         )
     understood = {ours: names[ours] for ours in ALIASES if names[ours] != ours and ours not in renamed}
     if any(theirs in header for theirs in understood.values() if isinstance(theirs, str)):
@@ -108,10 +123,18 @@ def _by_name(ours: str, header: Sequence[str], source: str) -> str | None:
         if len(found) > 1:
             raise ValueError(
                 f"{source}: the columns {', '.join(map(repr, found))} may all be its {ours}; say which with "
-                f"columns={{{ours!r}: {found[0]!r}}}, or --column {ours}={found[0]}."
+                f"columns={{{ours!r}: {found[0]!r}}}."
             )
         if found:
             return found[0]
+    return None
+
+
+def spelled_layout(header: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """The layout that four columns of a file spell, and these columns: `("xywh", ("X", "Y", "W", "H"))`."""
+    for layout, spellings in BOX_COLUMNS.items():
+        if columns := _four_columns(header, spellings):
+            return layout, columns
     return None
 
 

@@ -33,7 +33,7 @@ from .boxes import (
     to_pixels,
     with_point,
 )
-from .columns import CLASS_NAMES, DETECTION_CSV, resolve_columns
+from .columns import CLASS_NAMES, DETECTION_CSV, resolve_columns, spelled_layout
 from .common import (
     ROW_ERRORS,
     Annotations,
@@ -253,9 +253,7 @@ class Table:
                 boxes = []
             if not boxes:
                 raise
-            raise ValueError(
-                f"{error}; if its commas are decimal ones, say decimal_comma=True, or --option decimal_comma=true"
-            ) from error
+            raise ValueError(f"{error}; if its commas are decimal ones, say decimal_comma=True") from error
 
     def refuse_contradicted(self, positions: Sequence[int]) -> None:
         """Refuse a box format that the numbers of some rows contradict.
@@ -327,7 +325,10 @@ class Table:
                 yield from ((box, *size) for box in boxes)  # type: ignore[misc]
 
     def _hint(self, header: Sequence[str], columns: Mapping[str, str]) -> str:
-        """What the numbers of a file could mean, as the end of a sentence."""
+        """What the columns or the numbers of a file could mean, as the end of a sentence."""
+        spelled = spelled_layout(header) or ("xyxy", ())
+        if spelled[0] != "xyxy":  # corners are often called otherwise, and these names are plain
+            return f"; its columns {', '.join(spelled[1])} look like {spelled[0]}."
         try:
             names = resolve_columns(header, columns, "xyxy", str(self.path))
         except ValueError:

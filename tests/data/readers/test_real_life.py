@@ -45,7 +45,7 @@ def test_columns_are_understood_as_people_name_them(folder, header):
 def test_a_column_that_may_be_two_things_is_asked_about(folder):
     path = _csv(folder, "image,caption,text,bbox\na.png,x,red star,1 2 30 40\n")
     with pytest.raises(
-        ValueError, match=r"'caption', 'text' may all be its expression; .*--column expression=caption"
+        ValueError, match=r"'caption', 'text' may all be its expression; .*columns={'expression': 'caption'}"
     ):
         load_grounding_dataset(path, "all", box_format="xyxy")
     (row,) = load_grounding_dataset(path, "all", box_format="xyxy", columns={"expression": "text"})

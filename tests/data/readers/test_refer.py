@@ -233,7 +233,7 @@ def test_training_refuses_several_targets_unless_a_policy_is_named(grefcoco):
     from hivg_hf.training.rows import RowCache
 
     spec = {"source": "grefcoco", "split": "val", "root": str(grefcoco)}
-    with pytest.raises(ValueError, match=r"1 of 3 rows have several targets.*multi_target: union"):
+    with pytest.raises(ValueError, match=r"1 of 3 rows have several targets.*multi_target='union'"):
         RowCache().load(spec)
     assert len(RowCache().load({**spec, "multi_target": "union"})) == 3
     with pytest.raises(ValueError, match="several targets"):

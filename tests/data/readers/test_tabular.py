@@ -128,12 +128,49 @@ def test_a_missing_column_is_named(tmp_path, photos):
     (tmp_path / "mine.csv").write_text("photo,expression,x,y,w,h\na.jpg,x,1,2,3,4\n")
     with pytest.raises(ValueError, match=r"lacks the column image; it has photo, expression, x, y, w, h"):
         load_grounding_dataset(tmp_path / "mine.csv", "all", images=photos, box_format="xywh")
-    with pytest.raises(ValueError, match=r"lacks the column image and box \(or x1, y1, x2, y2\)"):
+    both = (
+        r"lacks the column image and box \(or x1, y1, x2, y2\).*x, y, w, h go with box_format='xywh'.*columns={'image'"
+    )
+    with pytest.raises(ValueError, match=both):
         load_grounding_dataset(tmp_path / "mine.csv", "all", images=photos, box_format="xyxy")
     with pytest.raises(ValueError, match="has no column 'pic' for image"):
         load_grounding_dataset(
             tmp_path / "mine.csv", "all", images=photos, box_format="xywh", columns={"image": "pic"}
         )
+
+
+@pytest.mark.parametrize(
+    ("head", "box_format", "size"),
+    [
+        ("x,y,width,height", "xywh", None),
+        ("X,Y,Width,Height,image_width,image_height", "xywh", (64, 48)),
+        ("left,top,width,height", "xywh", None),
+        ("cx,cy,width,height", "cxcywh", None),
+    ],
+)
+def test_width_and_height_beside_a_corner_are_those_of_the_box(tmp_path, photos, head, box_format, size):
+    cells = "10,8,20,16" + (f",{size[0]},{size[1]}" if size else "")
+    (tmp_path / "mine.csv").write_text(f"image,expression,{head}\na.jpg,the dog,{cells}\n")
+    (row,) = load_grounding_dataset(tmp_path / "mine.csv", "all", images=photos, box_format=box_format)
+    assert row["box"] == ([10, 8, 30, 24] if box_format == "xywh" else [0, 0, 20, 16])
+    assert (row["width"], row["height"]) == (64, 48)
+
+
+def test_width_and_height_beside_a_box_are_those_of_the_picture(tmp_path, photos):
+    (tmp_path / "mine.csv").write_text('image,expression,x,y,width,height,bbox\na.jpg,it,1,2,64,48,"5 6 7 8"\n')
+    (row,) = load_grounding_dataset(tmp_path / "mine.csv", "all", images=photos, box_format="xyxy")
+    assert (row["box"], row["width"], row["height"]) == ([5, 6, 7, 8], 64, 48)
+
+
+@pytest.mark.parametrize(("head", "layout"), [("X,Y,W,H", "xywh"), ("cx,cy,w,h", "cxcywh")])
+def test_the_columns_of_a_box_suggest_its_format(tmp_path, photos, head, layout):
+    (tmp_path / "mine.csv").write_text(f"image,expression,{head}\na.jpg,the dog,10,8,20,16\n")
+    with pytest.raises(
+        ValueError, match=f"say what its boxes mean .*; its columns {', '.join(head.split(','))} look like {layout}"
+    ):
+        load_grounding_dataset(tmp_path / "mine.csv", "all", images=photos)
+    with pytest.raises(ValueError, match=f"go with box_format='{layout}'"):
+        load_grounding_dataset(tmp_path / "mine.csv", "all", images=photos, box_format="xyxy")
 
 
 def test_a_file_without_splits_is_divided_by_image_when_asked(tmp_path, photos):
