@@ -43,7 +43,7 @@ def folder(tmp_path, clip, tiny_tokenizer):
     source = ["--data", "refshapes", "--split", "val"]
     described = ["--args", "args.json", "--clip-config", "clip.json", "--tokenizer", "teacher"]
     commands = {
-        "calibrate": ["calibrate", "tiny", "--out", "OUT", *source, "--seed", "3", "--size", "40"],
+        "calibrate": ["calibrate", "tiny", "--out", "OUT", *source, "--seed", "3", "--size", "60"],
         "convert": ["convert", "official.safetensors", "OUT", *described],
         "convert-data": ["convert-data", "rows.jsonl", "OUT", "--to", "parquet", *data],
         "label": ["label", "pictures", "OUT", "--teacher", "teacher", "--nouns", "star,sea", "--threshold", "0"],

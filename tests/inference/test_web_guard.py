@@ -332,7 +332,8 @@ def test_addresses_that_gradio_trips_over_leave_no_traceback(
     for path in ("queue/data?session_hash=nobody", "call/answer/nothing", "call/nothing/nothing"):
         stream = client.send("GET", f"/gradio_api/{path}")  # http.client raises where the answer is cut off
         assert b"404" in stream.body or b"event: error" in stream.body
-    for path in ("/assets/" + "a" * 300, "/static/" + "a/" * 3000, "/gradio_api/upload_progress?upload_id=" + "a" * 65):
+    long_id = "/gradio_api/upload_progress?upload_id=" + "a" * 65
+    for path in ("/assets/" + "a" * 300, "/static/" + "a/" * 3000, long_id):
         assert client.send("GET", path).status == 404
     assert client.send("GET", "/gradio_api/queue/data").status == 422
     assert client.send("GET", "/?" + "a" * 60_000).status == 200
