@@ -1,7 +1,7 @@
 """Stops verbs that do not resume, by SIGINT and SIGTERM at random moments, and looks at what is left.
 
-Run by `test_stops.py` in a process of its own, whose forks are the runs (see `kill_runs.py`). FOLDER/commands.json maps
-a verb to its words, of which OUT is replaced. Prints a JSON object of counts and of what was wrong.
+Run by `test_stops.py` in a process of its own, whose forks are the runs (see `kill_runs.py`). FOLDER/commands.json
+maps a verb to its words, of which OUT is replaced. Prints a JSON object of counts and of what was wrong.
 
     python stop_runs.py FOLDER STOPS SEED [VERB]...
 """
