@@ -7,7 +7,9 @@ A verb `v` is a function `v` in `hivg_hf/cli/v.py` whose parameters typer reads;
 import functools
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -55,12 +57,16 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, Strict
 PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
-EXIT_STATUS_INTERRUPTED = 130  # as shells have it
+EXIT_STATUS_INTERRUPTED, EXIT_STATUS_TERMINATED = 130, 143  # as shells have it
 RESUMING = ("train", "ground", "ground-dataset", "label", "get", "push")  # verbs that keep what is done
 
 MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."
 TINY_KNOWS = "the model tiny knows rendered shapes only; for photos: {option} official:base-mixup"
 _noted: list[str] = []
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, raised like Ctrl-C so that what is half written is removed; nothing that catches errors catches it."""
 
 
 class LazyGroup(TyperGroup):
@@ -82,16 +88,17 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _words_without_options():
+            with _words_without_options(), _termination_raised():
                 return super().invoke(ctx)
         except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
             raise
         except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             verb = ctx.invoked_subcommand or ""
             say(f"hivg: stopped{'; the same command resumes.' if verb in RESUMING else '.'}", err=True)
-            raise typer.Exit(EXIT_STATUS_INTERRUPTED) from None
+            terminated = isinstance(stop, TerminatedError)
+            raise typer.Exit(EXIT_STATUS_TERMINATED if terminated else EXIT_STATUS_INTERRUPTED) from None
         except USER_ERRORS as error:
             if os.environ.get("HIVG_TRACEBACK"):
                 raise
@@ -161,6 +168,24 @@ def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = Fals
         return
     _noted.append(model)
     say(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Raise `TerminatedError` on SIGTERM, unless the program that we run in handles it itself."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TerminatedError
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def clean(
     from hivg_hf.evaluation import predict
     from hivg_hf.evaluation.sources import open_model
     from hivg_hf.evaluation.suspects import find_suspects
+    from hivg_hf.utils.atomic import atomic_path
 
     options = reader_options(option, column, images, box_format)
     if "negatives" in options:
@@ -57,7 +58,8 @@ def clean(
     _write_review(out, rows, predictions, found, listed)
     suspicious = set(listed)
     kept = [name for at, name in enumerate(rows["sent_id"]) if at not in suspicious]
-    (out / "kept.txt").write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+    with atomic_path(out / "kept.txt") as path:
+        path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
     say(f"{len(listed):,} of {len(rows):,} rows look suspicious: {(out / 'review.csv').resolve()}")
     say(f"To correct them in Label Studio: {(out / 'label-studio.json').resolve()}")
     say(f"The others: {(out / 'kept.txt').resolve()}")
@@ -85,7 +87,8 @@ def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found
             writer.writerow([table_cell(cell) if isinstance(cell, str) else cell for cell in cells])
             tasks.append(label_studio_task(row, pictures.name(row), reasons=why, probability=probability, number=at))
     write_json(out / "label-studio.json", tasks)
-    (out / "label-studio.xml").write_text(LABELING_SETUP, encoding="utf-8")
+    with atomic_path(out / "label-studio.xml") as path:
+        path.write_text(LABELING_SETUP, encoding="utf-8")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from hivg_hf.hub.files import weights_fingerprint
 from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.held_folder import folder_lock
 
 from .dataset_input import PICTURE, Chunk, DatasetInput, Part
 from .ground_batch import GroundBatch
@@ -60,7 +61,8 @@ class DatasetRun:
         if not self.parts:
             raise ValueError(f"'{source.source}' has no rows.")
         self._cursor: tuple[str, int, Iterator[Chunk], Chunk] | None = None
-        self._check_settings(shard_size)
+        with folder_lock(self.folder, "writing to"):  # of two runs that begin at once, one finds the other's settings
+            self._check_settings(shard_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cursor": None}

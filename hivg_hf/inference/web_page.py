@@ -221,6 +221,7 @@ def serve(
         folder=_page_folder(),
         most_upload_bytes=max_upload_mb * 2**20,
         is_healthy=lambda: page.grounding_workers.is_healthy,
+        functions=page.fns,
     )
     theme = gr.themes.Default(font=list(FONTS), font_mono=["ui-monospace", "monospace"])
     page.queue(max_size=queue_size, api_open=False)

@@ -5,6 +5,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import PIL.Image
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
 from hivg_hf.modeling.pipeline_streams_hivg import INPUT_ERRORS
+from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 from hivg_hf.zero_shot.proposal_scores import crop_box
 
 from .colors import name_color
@@ -85,6 +87,7 @@ def label_pictures(
 
     Raises:
         ValueError: a template or threshold is wrong, or `out` was made with other settings.
+        RuntimeError: another process labels in `out`.
     """
     if not 0 <= doubtful <= threshold <= 1:
         raise ValueError(f"Expected 0 <= doubtful <= threshold <= 1, got {doubtful} and {threshold}.")
@@ -94,27 +97,26 @@ def label_pictures(
     out = Path(out)
     settings = {"teacher": teacher.name, "nouns": None if nouns is None else list(nouns), "doubtful": doubtful}
     settings["captioner"] = captioner is not None
-    progress, report = FoundObjects(out / "objects.jsonl", settings), LabelReport()
-    rejected, rows = read_rejected(out), []
-    source = SOURCE_PREFIX + teacher.name
-    try:
-        for image in images:
-            found = _find(image, out, teacher, doubtful, captioner, progress, report)
-            if found is None:
-                continue
-            written = _rows(found, threshold, templates, per_object, seed, source)
-            kept = [row for row in written if row["sent_id"] not in rejected]
-            report.rejected += len(written) - len(kept)
-            report.by_template.update(row["template"] for row in kept)
-            report.pictures += bool(kept)
-            report.without_expression += not kept
-            rows += kept
-    finally:
-        progress.close()
-    write_table(rows, out / table)
-    write_coco(rows, out / "coco.json")
-    write_label_studio(rows, out / "label-studio.json", local_files)
-    write_review_page(rows, out / "review.html", f"Labels by {teacher.name}")
+    source, report, rows = SOURCE_PREFIX + teacher.name, LabelReport(), []
+    with folder_lock(out, "labeling in"):
+        sweep_leftovers(out)
+        rejected = read_rejected(out)
+        with closing(FoundObjects(out / "objects.jsonl", settings)) as progress:
+            for image in images:
+                found = _find(image, out, teacher, doubtful, captioner, progress, report)
+                if found is None:
+                    continue
+                written = _rows(found, threshold, templates, per_object, seed, source)
+                kept = [row for row in written if row["sent_id"] not in rejected]
+                report.rejected += len(written) - len(kept)
+                report.by_template.update(row["template"] for row in kept)
+                report.pictures += bool(kept)
+                report.without_expression += not kept
+                rows += kept
+        write_table(rows, out / table)
+        write_coco(rows, out / "coco.json")
+        write_label_studio(rows, out / "label-studio.json", local_files)
+        write_review_page(rows, out / "review.html", f"Labels by {teacher.name}")
     return report
 
 

@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -65,13 +66,13 @@ def words(verb, out):
     return [*VERBS[verb][:2], out, *VERBS[verb][2:]] if verb == "ground-dataset" else [*VERBS[verb], out]
 
 
-def start(arguments):
-    """Run the verb in a fork; returns its process id."""
+def start(arguments, said=os.devnull):
+    """Run the verb in a fork, its words into a file; returns its process id."""
     child = os.fork()
     if child:
         return child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    quiet = os.open(os.devnull, os.O_WRONLY)
+    quiet = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     try:
@@ -79,6 +80,7 @@ def start(arguments):
     except SystemExit as end:
         os._exit(end.code or 0)
     except BaseException:
+        traceback.print_exc()
         os._exit(99)
     os._exit(0)
 

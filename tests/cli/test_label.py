@@ -9,6 +9,7 @@ from helpers.zero_shot_models import clip, encoder, grounding_dino
 from hivg_hf.cli import app
 from hivg_hf.cli.label import read_lines, read_nouns
 from hivg_hf.data.refshapes import refshapes_dataset
+from hivg_hf.utils.held_folder import folder_lock
 
 __all__ = ["clip", "encoder", "grounding_dino"]
 
@@ -111,3 +112,12 @@ def test_nouns_come_from_commas_or_a_file(tmp_path):
     assert read_nouns(str(tmp_path / "nouns.txt")) == ["cup", "red car"]
     assert read_nouns(None) is None
     assert read_lines(tmp_path / "nouns.txt") == ["cup", "red car"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(photos, teacher, tmp_path):
+    out = tmp_path / "labels"
+    with folder_lock(out, "labeling in"):
+        status, printed = label(photos, out, "--teacher", teacher, "--nouns", "star", *ALL)
+    assert status == 2
+    assert "is labeling in" in printed
+    assert list(out.iterdir()) == []

@@ -1,13 +1,15 @@
 """The demo page against strangers: raw HTTP clients that try what no browser sends."""
 
+import errno
 import http.client
 import http.server
 import io
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,177 @@ def test_bodies_that_are_no_question_are_refused(client: Client, body: bytes, st
     reply = client.post("/gradio_api/call/answer", body)
     assert reply.status == status
     assert sentence in reply.sentence
+
+
+def own_question(own: Any, **changed: Any) -> dict[str, Any]:
+    values = {"image": own, "lines": "the star", "threshold": 0, "mask": True, "multiple": False, **changed}
+    return {"data": list(values.values())}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"lines": 7}, "The value of 'Expressions, one per line' must be a string, got 7."),
+        ({"lines": ["a"]}, 'must be a string, got ["a"].'),
+        ({"threshold": "high"}, 'must be a number from 0 to 1, got "high".'),
+        ({"threshold": None}, "must be a number from 0 to 1, got null."),
+        ({"threshold": True}, "must be a number from 0 to 1, got true."),
+        ({"threshold": -1}, "must be a number from 0 to 1, got -1."),
+        ({"threshold": float("nan")}, "must be a number from 0 to 1, got NaN."),
+        ({"threshold": 10**400}, "must be a number from 0 to 1, got an integer of many digits."),
+        ({"mask": "yes"}, "The value of 'Tint the object's pixels' must be true or false, got \"yes\"."),
+        ({"multiple": {}}, "must be true or false, got {}."),
+        ({"more": 0}, "`data` must have a value for each of 'Picture', "),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_before_gradio_sees_them(
+    client: Client, photo: bytes, capfd: pytest.CaptureFixture[str], changed: dict[str, Any], sentence: str
+) -> None:
+    question = own_question(client.uploaded(photo), **changed)
+    for path, more in (("call/answer", {}), ("queue/join", {"fn_index": 1, "session_hash": "abc"})):
+        reply = client.post(f"/gradio_api/{path}", question | more)
+        assert reply.status == 400
+        assert sentence in reply.sentence
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status", "sentence"),
+    [
+        ("call/nothing", {}, 404, "Unknown API name '/nothing': this page has /answer, /answer_1."),
+        ("run/nothing", {}, 404, "Unknown API name '/nothing'"),
+        ("call/" + "x" * 999, {}, 404, f"Unknown API name '/{'x' * 30}'"),
+        ("queue/join", {"fn_index": 99, "session_hash": "abc"}, 404, "This page has no function 99."),
+        ("queue/join", {"fn_index": -1, "session_hash": "abc"}, 404, "This page has no function -1."),
+        ("run/predict", {"fn_index": 10**40}, 404, "This page has no function an integer of many digits."),
+        ("queue/join", {"fn_index": "x", "session_hash": "abc"}, 400, '`fn_index` must be an integer, got "x".'),
+        ("queue/join", {"fn_index": True, "session_hash": "abc"}, 400, "`fn_index` must be an integer, got true."),
+        ("queue/join", {"session_hash": "abc"}, 400, "A question needs `fn_index`"),
+        ("queue/join", {"fn_index": 1}, 400, "Session hash not found"),
+        (
+            "queue/join",
+            {"fn_index": 1, "session_hash": "a" * 65},
+            400,
+            "`session_hash` must be a string of at most 64",
+        ),
+        ("queue/join", {"fn_index": 1, "session_hash": 7}, 400, "`session_hash` must be a string"),
+        ("queue/join", {"fn_index": 1, "trigger_id": [], "session_hash": "a"}, 400, "`trigger_id` must be an integer"),
+        ("run/load_example", {"data": [99]}, 400, "must be the number of an example, got 99."),
+        ("run/load_example", {"data": [-1]}, 400, "must be the number of an example, got -1."),
+        ("call/load_example", {"data": [None]}, 400, "must be the number of an example, got null."),
+        ("call/load_example", {"data": [True]}, 400, "must be the number of an example, got true."),
+        ("cancel", {}, 422, "The request lacks a field or has one of a wrong type."),
+        ("reset", {"event_id": 7}, 422, "The request lacks a field or has one of a wrong type."),
+    ],
+)
+def test_unknown_functions_and_sessions_are_refused_in_a_sentence(
+    client: Client, photo: bytes, capfd: pytest.CaptureFixture[str], path: str, more: Any, status: int, sentence: str
+) -> None:
+    reply = client.post(f"/gradio_api/{path}", own_question(client.uploaded(photo)) | more)
+    assert reply.status == status
+    assert sentence in reply.sentence
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_addresses_that_gradio_trips_over_leave_no_traceback(
+    client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("queue/data?session_hash=nobody", "call/answer/nothing", "call/nothing/nothing"):
+        stream = client.send("GET", f"/gradio_api/{path}")  # http.client raises where the answer is cut off
+        assert b"404" in stream.body or b"event: error" in stream.body
+    long_id = "/gradio_api/upload_progress?upload_id=" + "a" * 65
+    for path in ("/assets/" + "a" * 300, "/static/" + "a/" * 3000, long_id):
+        assert client.send("GET", path).status == 404
+    assert client.send("GET", "/gradio_api/queue/data").status == 422
+    assert client.send("GET", "/?" + "a" * 60_000).status == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def part(disposition: str, data: bytes = b"abc") -> bytes:
+    return b"--edge\r\nContent-Disposition: form-data; " + disposition.encode() + b"\r\n\r\n" + data + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("multipart/form-data", b"x", 400),
+        ("multipart/form-data; boundary=", b"x", 400),
+        ("multipart/form-data; boundary=" + "a" * 71, b"x", 400),
+        ("application/json", b"{}", 400),
+        ("", b"x", 400),
+        ("multipart/form-data; boundary=edge", part('name="files"') + b"--edge--\r\n", 400),
+        ("multipart/form-data; boundary=edge", b"\0" * 999, 400),
+        ('multipart/form-data; charset=utf-8; boundary="edge"', part('name="files"; filename="a"') + b"--edge--", 200),
+        ("multipart/form-data; boundary=edge", part('name="other"; filename="a"') + b"--edge--\r\n", 200),
+        ("multipart/form-data; boundary=edge", part('name="files"; filename="a"'), 200),  # the end is missing
+    ],
+)
+def test_odd_uploads_are_refused_and_leave_no_file(
+    client: Client, capfd: pytest.CaptureFixture[str], kind: str, body: bytes, status: int
+) -> None:
+    reply = client.send("POST", "/gradio_api/upload", body, {"Content-Type": kind} if kind else {})
+    assert reply.status == status
+    wait_until(lambda: not unfinished())
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def unfinished() -> list[str]:
+    return [path.name for path in Path(os.environ["GRADIO_TEMP_DIR"]).glob("tmp*") if path.is_file()]
+
+
+def break_off(port: int, path: str, kind: str, sent: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 100000\r\n\r\n"
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
+def test_uploads_and_questions_that_break_off_leave_nothing(
+    client: Client, photo: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    upload = part('name="files"; filename="x.png"', bytes(20_000))
+    waiting = break_off(client.port, "/gradio_api/upload", "multipart/form-data; boundary=edge", upload)
+    wait_until(unfinished)
+    for path in ("/gradio_api/upload", "/gradio_api/upload?upload_id=abc"):
+        break_off(client.port, path, "multipart/form-data; boundary=edge", upload).close()
+    for path in ("/gradio_api/call/answer", "/gradio_api/cancel"):
+        break_off(client.port, path, "application/json", b'{"data": ').close()
+    assert client.answer(client.uploaded(photo))[2]["data"]
+    assert unfinished()  # one is still coming
+    waiting.close()
+    wait_until(lambda: not unfinished())
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_uploads_that_never_end_have_a_limit_together(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivg_hf.inference.web_guard.MOST_UPLOADED_BYTES", 50_000)
+    upload = part('name="files"; filename="x.png"', bytes(60_000))
+    waiting = break_off(client.port, "/gradio_api/upload", "multipart/form-data; boundary=edge", upload)
+    wait_until(unfinished)
+    wait_until(lambda: client.upload(b"abc").status == 429)
+    monkeypatch.setattr("hivg_hf.inference.web_guard.UNFINISHED_SECONDS", -1)
+    waiting.close()
+    wait_until(lambda: client.upload(b"abc").status == 200)
+
+
+def test_a_full_disk_is_named_to_the_visitor_and_in_one_line_of_the_log(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gradio.route_utils.NamedTemporaryFile", fail)
+    reply = client.upload(b"abc")
+    assert (reply.status, reply.sentence) == (503, "The page has no room for uploads at the moment: try again later.")
+    logged = "".join(capfd.readouterr())
+    assert "Traceback" not in logged
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length given", "chunked"])

@@ -4,14 +4,13 @@
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.utils.atomic import check_name
+from hivg_hf.utils.atomic import atomic_path, check_name
 
 from ..division import embedded_name
 from ..order import without_image_decoding
@@ -125,18 +124,22 @@ class Pictures:
         if data is not None and suffix.lower() not in (".jpg", ".jpeg", *SUFFIXES.values()):
             stem += suffix
             suffix = next((found for mark, found in SUFFIXES.items() if data.startswith(mark)), ".img")
+        source = Path(picture["path"]).read_bytes() if data is None else data
         name, number = f"{stem}{suffix}", 1
-        while name.lower() in self._taken:
+        # Another split may have been written here, with other pictures of the same names.
+        while name.lower() in self._taken or _holds_other(self.folder / "images" / name, source):
             number += 1
             name = f"{stem}-{number}{suffix}"
         self._taken.add(name.lower())
         target = self.folder / "images" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if data is None:
-            shutil.copyfile(picture["path"], target)
-        else:
-            target.write_bytes(data)
+        if not target.exists():
+            with atomic_path(target) as unfinished:
+                unfinished.write_bytes(source)
         return f"images/{name}"
+
+
+def _holds_other(path: Path, data: bytes) -> bool:
+    return path.exists() and (path.stat().st_size != len(data) or path.read_bytes() != data)
 
 
 def _select(rows: Any, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
