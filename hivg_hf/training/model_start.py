@@ -109,6 +109,8 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     fields, kind = {**recipe.config, **changes}, find_model_class(recipe.model_class)
     if recipe.checkpoint:
         model = load_growing(plain_checkpoint(recipe), fields, kind)
+        for name in {"score_threshold", "multiple_threshold"} - set(fields):
+            setattr(model.config, name, None)  # `hivg calibrate` chose it for scores that training changes
         _check_places(model)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)

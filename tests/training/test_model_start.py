@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from helpers.training import tiny_recipe
-from hivg_hf import TINY_CHECKPOINT
+from hivg_hf import TINY_CHECKPOINT, HiVGConfig
 from hivg_hf.hilora.folders import save_export
 from hivg_hf.training import model_start, parse_recipe, plan_training, plan_user_training
 from hivg_hf.training.model_start import build_model, build_processor, plain_checkpoint, start_name
@@ -103,3 +103,13 @@ def test_an_exported_adapter_names_its_base_so_that_it_can_be_found(
     save_export(model, "export", base=base)
     written = json.loads(Path("export/adapter_config.json").read_text())
     assert (written["base_model_name_or_path"], written["revision"]) == named
+
+
+def test_thresholds_of_the_scores_before_training_are_not_kept() -> None:
+    shipped = HiVGConfig.from_pretrained(TINY_CHECKPOINT)
+    assert shipped.score_threshold is not None
+    started = build_model(ModelRecipe(checkpoint="tiny")).config
+    assert (started.score_threshold, started.multiple_threshold) == (None, None)
+    assert started.score_temperature == shipped.score_temperature
+    chosen = build_model(ModelRecipe(checkpoint="tiny", config={"score_threshold": 0.25})).config
+    assert chosen.score_threshold == 0.25
