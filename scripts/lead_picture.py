@@ -2,8 +2,8 @@
 
     python scripts/lead_picture.py [--model FOLDER_OR_HUB_ID] [--seed 11]
 
-Scenes of split `val` are taken in their order; those with a wrong answer, and those with an expression so long that its
-label would cover objects, are skipped, and their count is printed. How often the model is right stands in
+Scenes of split `val` are taken in their order; those with a wrong answer, and those with an expression so long that
+its label would cover objects, are skipped, and their count is printed. How often the model is right stands in
 docs/shipped-model.md.
 """
 
