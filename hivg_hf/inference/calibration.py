@@ -5,6 +5,7 @@ head the difference of token similarity inside and outside the box. Scale and bi
 saw (Platt's logistic fit); in the config the head's scale is `1 / score_temperature`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,8 @@ def calibrate_score(
     Use rows that no training saw, and save the model afterwards. The threshold is the lowest one with the precision
     that is asked for; else that at which the smaller of N-acc and T-acc is largest; else, where every row has a
     target, 0.5. Of a model with several queries, rows of several targets choose the threshold of further boxes
-    (`multiple_threshold`: most rows exact) and nothing else; without such rows it is that of the first.
+    (`multiple_threshold`: most rows exact) and nothing else; without such rows an older one goes on
+    to let the same boxes through.
 
     Args:
         model: with a trained head or a similarity score.
@@ -107,7 +109,7 @@ def calibrate_score(
             f"Calibration needs at least {FEWEST_ROWS} rows that name one thing or nothing, got {len(rows.values)} "
             f"and {len(dataset) - len(rows.values)} that name several."
         )
-    found = fit_score(rows, config.score, precision, base_rate, before, answered)
+    found = fit_score(rows, config.score, precision, base_rate, before, answered, config.multiple_threshold)
     for name, value in found.fields.items():
         setattr(config, name, value)
     return found
@@ -120,6 +122,7 @@ def fit_score(
     base_rate: float | None = None,
     before: tuple[float, float] = (1.0, 0.0),
     answered: AnsweredRows | None = None,
+    multiple_threshold: float | None = None,
 ) -> Calibration:
     """`calibrate_score` on rows that are scored already.
 
@@ -129,6 +132,8 @@ def fit_score(
         precision, base_rate: as in `calibrate_score`.
         before: scale and bias until now.
         answered: with all their boxes, rows of a model with several queries.
+        multiple_threshold: that of the scores until now; without rows of several targets it goes on to stand for the
+            same boxes.
     """
     weights = np.ones(len(rows.values)) if base_rate is None else base_rate_weights(rows.nothing, base_rate)
     scale, bias = fit_logistic(rows.values, rows.right, weights=weights)
@@ -155,8 +160,8 @@ def fit_score(
     if rows.nothing.any() and not rows.nothing.all():
         figures |= {"n_acc": float((~given)[rows.nothing].mean()), "t_acc": float(given[~rows.nothing].mean())}
         figures["mcc"] = matthews_correlation(given, ~rows.nothing, weights)
-    if answered is not None:  # an older threshold belongs to older scores
-        fields["multiple_threshold"] = None
+    if answered is not None:
+        fields["multiple_threshold"] = _carried(multiple_threshold, before, (scale, bias))
         if (answered.targets > 1).any():
             each = [_sigmoid(scale * values + bias) for values in answered.values]
             fields["multiple_threshold"], figures["exact"] = _choose_further(each, answered, threshold)
@@ -220,6 +225,14 @@ def _choose(scores: np.ndarray, rows: ScoredRows, weights: np.ndarray, precision
         )
     place = int(np.argmax(reached >= precision))
     return float((levels[place - 1] + levels[place]) / 2 if place else levels[0])
+
+
+def _carried(threshold: float | None, before: tuple[float, float], after: tuple[float, float]) -> float | None:
+    """The threshold of the new scores that lets the same boxes through as one of the old scores did."""
+    if threshold is None or not 0 < threshold < 1:  # None, or one that lets all or nothing through
+        return threshold
+    value = (math.log(threshold / (1 - threshold)) - before[1]) / before[0]
+    return float(_sigmoid(np.array(after[0] * value + after[1])))
 
 
 def _choose_further(scores: list[np.ndarray], rows: AnsweredRows, threshold: float) -> tuple[float, float]:

@@ -219,8 +219,13 @@ def test_the_threshold_of_further_boxes_gives_most_rows_exactly_their_boxes() ->
     assert too_much < found.fields["multiple_threshold"] < second
     assert found.figures["exact"] == pytest.approx(0.9 * 0.9 + 0.1)
     alone = fit_score(rows, "head", answered=AnsweredRows(values[60:], targets[60:], exact[60:]))
-    assert alone.fields["multiple_threshold"] is None  # an older one belongs to older scores
+    assert alone.fields["multiple_threshold"] is None
     assert "exact" not in alone.figures
+    # Without rows that could choose one, an older threshold goes on to divide the same values, here at -1.
+    older = 1 / (1 + np.exp(-(2 * -1.0 + 0.5)))
+    rest = AnsweredRows(values[60:], targets[60:], exact[60:])
+    carried = fit_score(rows, "head", before=(2.0, 0.5), answered=rest, multiple_threshold=older)
+    assert carried.fields["multiple_threshold"] == pytest.approx(1 / (1 + np.exp(-(scale * -1.0 + bias))))
 
 
 def test_rows_of_several_targets_choose_that_threshold_alone(several_model: Any, tiny_processor: Any) -> None:
