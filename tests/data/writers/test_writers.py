@@ -127,3 +127,16 @@ def test_the_command_converts_every_split_with_columns_of_other_names(tmp_path, 
         main([*arguments, "--column", "expression"])
     assert ended.value.code == 2
     assert "--column takes NAME=VALUE, got 'expression'" in capsys.readouterr().err
+
+
+def test_two_splits_whose_pictures_share_a_name_keep_their_own(tmp_path, make_image, make_row):
+    written = {}
+    for split, side in (("train", 40), ("val", 60)):
+        path = make_image(tmp_path / split / "a.png", side, side)
+        row = make_row(image={"path": path, "bytes": None}, box=[1.0, 1.0, 20.0, 20.0], width=side, height=side)
+        rows = datasets.Dataset.from_list([{**row, "split": split}], features=FEATURES)
+        written[side] = write_rows(rows, tmp_path / "out", "odvg", split, copy_images=True)
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["a-2.png", "a.png"]
+    for side, found in written.items():
+        (row,) = load_grounding_dataset(found.path, "all")
+        assert row["image"].size == (side, side)
