@@ -86,8 +86,13 @@ def test_a_signal_ends_a_verb_with_a_sentence_and_its_status(tmp_path, monkeypat
     monkeypatch.setattr("hivg_hf.HiVGForVisualGrounding.save_pretrained", stopped)
     described = ["--args", str(tmp_path / "args.json"), "--clip-config", str(tmp_path / "clip.json")]
     before = signal.getsignal(signal.SIGTERM)
+    # A shell starts what runs in the background with SIGINT ignored, the tests perhaps, too.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     words = ["convert", str(tmp_path / "official.safetensors"), str(tmp_path / "out"), *described]
-    result = CliRunner().invoke(app, words)
+    try:
+        result = CliRunner().invoke(app, words)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert result.exit_code == status
     assert result.output.splitlines()[-1] == "hivg: stopped."
     assert sorted(path.name for path in tmp_path.iterdir()) == ["args.json", "clip.json", "official.safetensors"]

@@ -139,7 +139,7 @@ def test_the_verb_makes_a_cache_for_a_model(table, tmp_path, script, processor):
     ("arguments", "message"),
     [
         (["refcoco"], "'refcoco' names no split; write SOURCE:SPLIT"),
-        (["refcoco:val"], "refcoco is read from files: give root="),
+        (["refcoco:val"], "refcoco is read from files: give --root, the folder"),
         (["refcoco:val", "--option", "masks"], "--option takes NAME=VALUE, got 'masks'"),
         (["refshapes:val", "--option", "size=2", "--for", "eval"], "say which with --model"),
     ],
