@@ -70,7 +70,7 @@ def _print(found: Any, place: Path) -> None:
         both = f"N-acc {figures['n_acc']:.1%}, T-acc {figures['t_acc']:.1%}, MCC {figures['mcc']:.3f}"
         say(f"Something or nothing: {both}.")
     if (further := found.fields.get("multiple_threshold")) is not None:
-        exact = f"{figures['exact']:.1%} of all rows are exact" if "exact" in figures else "as before, in the new scores"
+        exact = f"{figures['exact']:.1%} of all rows are exact" if "exact" in figures else "as before, in new scores"
         say(f"Further boxes of an answer count from {further:.3f} on: {exact}.")
     say(", ".join(f"{name} {value:.4g}" for name, value in found.fields.items() if value is not None))
     say(f"Written: {(place / 'config.json').resolve()}")
