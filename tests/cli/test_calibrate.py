@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,18 @@ def test_too_few_rows_and_one_kind_are_one_sentence_and_write_nothing(
     result = calibrate(official, table, "--base-rate", "0.1", "--out", str(tmp_path / "out"))
     assert "none of these 200 without a target" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_threshold_is_carried_over_where_no_row_names_several_things(tmp_path: Path) -> None:
+    rows = ["--data", "refshapes", "--split", "val+none", "--seed", "8100", "--size", "40"]
+    result = CliRunner().invoke(app, ["calibrate", "tiny", *rows, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "Further boxes of an answer count from" in result.output
+    assert "as before, in new scores" in result.output
+    before, after = (config_of(Path(folder)) for folder in (TINY_CHECKPOINT, tmp_path / "out"))
+
+    def value(config: dict[str, float]) -> float:
+        threshold = config["multiple_threshold"]
+        return (math.log(threshold / (1 - threshold)) - config["score_bias"]) * config["score_temperature"]
+
+    assert value(after) == pytest.approx(value(before), abs=1e-4)
