@@ -46,6 +46,7 @@ from hivg_hf.training import StagedTraining, parse_recipe
 from hivg_hf.utils.atomic import atomic_folder, write_json
 
 from .clean import plant, weights_hash
+from .marked_tables import with_marked
 from .starts import SEEDS, paired
 
 WRONG_SHARE = 0.3
@@ -225,14 +226,8 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def with_tables(text: str, result: dict[str, Any]) -> str:
     """A document with the tables of the results, each between its two comments."""
-    for study in ("noise", "pseudo"):
-        begin, end = f"<!-- {study}: begin -->", f"<!-- {study}: end -->"
-        head, marked, rest = text.partition(begin)
-        _, closed, tail = rest.partition(end)
-        if not (marked and closed):
-            raise ValueError(f"The document needs the lines {begin} and {end}, in this order.")
-        text = f"{head}{begin}\n{arms_table(study, result)}\n\n{sentences(study, result)}\n{end}{tail}"
-    return text
+    tables = {name: f"{arms_table(name, result)}\n\n{sentences(name, result)}" for name in ("noise", "pseudo")}
+    return with_marked(text, tables)
 
 
 def arms_table(study: str, result: dict[str, Any]) -> str:

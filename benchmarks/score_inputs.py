@@ -33,6 +33,8 @@ from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.modeling.score_head_hivg import SCORE_INPUTS, ScoreEvidence
 from hivg_hf.utils.atomic import write_json
 
+from .marked_tables import with_marked
+
 ALL = list(SCORE_INPUTS)
 NUMBERS = ["box_similarity", "sharpness", "contrastive"]
 READ = {
@@ -188,14 +190,8 @@ def accuracy(features: Features) -> float:
 
 def with_tables(text: str, result: dict[str, Any]) -> str:
     """A document with its tables of inputs and of base rates as the results say, each between its two comments."""
-    for name, table in (("inputs", inputs_table(result["figures"])), ("base rates", rates_table(result["figures"]))):
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        head, marked, rest = text.partition(begin)
-        _, closed, tail = rest.partition(end)
-        if not (marked and closed):
-            raise ValueError(f"The document needs the lines {begin} and {end}, in this order.")
-        text = f"{head}{begin}\n{table}\n{end}{tail}"
-    return text
+    figures = result["figures"]
+    return with_marked(text, {"inputs": inputs_table(figures), "base rates": rates_table(figures)})
 
 
 def inputs_table(figures: dict[str, list[dict[str, float]]]) -> str:

@@ -42,7 +42,7 @@ def clean(
     from hivg_hf.evaluation import predict
     from hivg_hf.evaluation.sources import open_model
     from hivg_hf.evaluation.suspects import find_suspects
-    from hivg_hf.utils.atomic import atomic_path
+    from hivg_hf.utils.atomic import write_text
 
     options = reader_options(option, column, images, box_format)
     if "negatives" in options:
@@ -58,8 +58,7 @@ def clean(
     _write_review(out, rows, predictions, found, listed)
     suspicious = set(listed)
     kept = [name for at, name in enumerate(rows["sent_id"]) if at not in suspicious]
-    with atomic_path(out / "kept.txt") as path:
-        path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+    write_text(out / "kept.txt", "".join(f"{name}\n" for name in kept))
     say(f"{len(listed):,} of {len(rows):,} rows look suspicious: {(out / 'review.csv').resolve()}")
     say(f"To correct them in Label Studio: {(out / 'label-studio.json').resolve()}")
     say(f"The others: {(out / 'kept.txt').resolve()}")
@@ -70,7 +69,7 @@ def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found
     from hivg_hf.data.order import without_image_decoding
     from hivg_hf.data.writers import Pictures
     from hivg_hf.data.writers.label_studio import LABELING_SETUP, label_studio_task
-    from hivg_hf.utils.atomic import atomic_path, write_json
+    from hivg_hf.utils.atomic import atomic_path, write_json, write_text
     from hivg_hf.utils.inert import table_cell
 
     plain, pictures = without_image_decoding(rows), Pictures(out, copy=False)
@@ -87,8 +86,7 @@ def _write_review(out: Path, rows: Any, predictions: list[dict[str, Any]], found
             writer.writerow([table_cell(cell) if isinstance(cell, str) else cell for cell in cells])
             tasks.append(label_studio_task(row, pictures.name(row), reasons=why, probability=probability, number=at))
     write_json(out / "label-studio.json", tasks)
-    with atomic_path(out / "label-studio.xml") as path:
-        path.write_text(LABELING_SETUP, encoding="utf-8")
+    write_text(out / "label-studio.xml", LABELING_SETUP)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from hivg_hf.utils.atomic import atomic_path
+from hivg_hf.utils.atomic import write_text
 from hivg_hf.utils.strict_mapping import read_yaml
 
 from . import card_tables
@@ -280,12 +280,6 @@ def load_results(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Every results file of a folder in the order of their names; "01-val.json" is labelled "val"."""
     files = sorted(Path(folder).glob("*.json"))
     return {re.sub(r"^\d+-", "", file.stem): read_results(file) for file in files}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _check_one_model(name: str, results: Mapping[str, Mapping[str, Any]]) -> None:

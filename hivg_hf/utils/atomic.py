@@ -123,9 +123,13 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
     Raises:
         ValueError: The content holds NaN or infinite numbers, which JSON has no words for.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

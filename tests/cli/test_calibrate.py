@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from parity.official_cases import made_case
-from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from benchmarks.speed.official_reference import OfficialLayers
@@ -37,9 +36,7 @@ def official(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> P
     """A random official file, converted: its score is made of token similarity."""
     folder = tmp_path_factory.mktemp("official")
     case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12]), vocab_size=len(tiny_tokenizer))
-    save_file(case.state, folder / "official.safetensors")
-    (folder / "args.json").write_text(json.dumps(case.args))
-    (folder / "clip.json").write_text(json.dumps(case.clip_config))
+    case.save(folder)
     tiny_tokenizer.save_pretrained(folder / "tokenizer")
     options = ["--args", folder / "args.json", "--clip-config", folder / "clip.json", "--tokenizer"]
     words = ["convert", folder / "official.safetensors", folder / "model", *options, folder / "tokenizer"]

@@ -25,9 +25,7 @@ def case() -> OfficialCase:
 @pytest.fixture
 def files(case: OfficialCase, tmp_path: Path) -> Path:
     """An official file with the two JSON files that describe it."""
-    save_file(case.state, tmp_path / "official.safetensors")
-    (tmp_path / "args.json").write_text(json.dumps(case.args))
-    (tmp_path / "clip.json").write_text(json.dumps(case.clip_config))
+    case.save(tmp_path)
     return tmp_path
 
 

@@ -3,18 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import typer
 from parity.official_cases import made_case
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from benchmarks.speed.official_reference import OfficialLayers
+from helpers.scripts import found_by
 from helpers.zero_shot_models import clip
 from hivg_hf.cli import TerminatedError, app
 from hivg_hf.data.refshapes import refshapes_dataset
@@ -22,7 +20,6 @@ from hivg_hf.data.refshapes import refshapes_dataset
 __all__ = ["clip"]
 
 STOPS, SEED = os.environ.get("HIVG_STOPS", "2"), os.environ.get("HIVG_FUZZ_SEED", "0")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -30,9 +27,7 @@ def folder(tmp_path, clip, tiny_tokenizer):
     clip.save_pretrained(tmp_path / "teacher")
     tiny_tokenizer.save_pretrained(tmp_path / "teacher")
     case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12]))
-    save_file(case.state, tmp_path / "official.safetensors")
-    (tmp_path / "args.json").write_text(json.dumps(case.args))
-    (tmp_path / "clip.json").write_text(json.dumps(case.clip_config))
+    case.save(tmp_path)
     (tmp_path / "pictures").mkdir()
     lines = []
     for number, row in enumerate(refshapes_dataset("val", seed=5, size=12, masks=False)):
@@ -62,12 +57,7 @@ def folder(tmp_path, clip, tiny_tokenizer):
 def test_stopped_runs_leave_nothing_half_written_and_the_same_command_works(folder):
     """HIVG_STOPS stops of each verb; the seed is HIVG_FUZZ_SEED."""
     pytest.importorskip("onnxscript", reason="onnx is not installed: pip install 'hivg_hf[onnx]'")
-    command = [sys.executable, str(Path(__file__).with_name("stop_runs.py")), str(folder), STOPS, SEED]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    sys.stdout.write(f"\n{json.dumps(found)}\n")
+    found = found_by(Path(__file__).with_name("stop_runs.py"), str(folder), STOPS, SEED)
     assert {verb: one["faults"] for verb, one in found.items() if one["faults"]} == {}
 
 
@@ -80,9 +70,7 @@ def test_a_signal_ends_a_verb_with_a_sentence_and_its_status(tmp_path, monkeypat
         signal.raise_signal(how)
 
     case = made_case(OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [12]))
-    save_file(case.state, tmp_path / "official.safetensors")
-    (tmp_path / "args.json").write_text(json.dumps(case.args))
-    (tmp_path / "clip.json").write_text(json.dumps(case.clip_config))
+    case.save(tmp_path)
     monkeypatch.setattr("hivg_hf.HiVGForVisualGrounding.save_pretrained", stopped)
     described = ["--args", str(tmp_path / "args.json"), "--clip-config", str(tmp_path / "clip.json")]
     before = signal.getsignal(signal.SIGTERM)

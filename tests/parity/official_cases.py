@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.speed.official_reference import (
@@ -44,6 +44,12 @@ class OfficialCase:
         return official_forward(
             plain_names(self.state), self.args, self.clip_config, self.layers, **inputs, mixes_batch=mixes_batch
         )
+
+    def save(self, folder: Path) -> None:
+        """Write `official.safetensors` and the two files that describe it, `args.json` and `clip.json`."""
+        save_file(self.state, folder / "official.safetensors")
+        (folder / "args.json").write_text(json.dumps(self.args))
+        (folder / "clip.json").write_text(json.dumps(self.clip_config))
 
     def losses(self, mixes_batch: bool = True) -> dict[str, Tensor]:
         """The reference's losses, official names and coefficients."""
