@@ -43,7 +43,20 @@ def folder(tmp_path, clip, tiny_tokenizer):
         "convert-data": ["convert-data", "rows.jsonl", "OUT", "--to", "parquet", *data],
         "label": ["label", "pictures", "OUT", "--teacher", "teacher", "--nouns", "star,sea", "--threshold", "0"],
         "clean": ["clean", "rows.jsonl", "OUT", *data],
-        "evaluate": ["evaluate", "tiny", "--out", "OUT", *source, "--seed", "3", "--size", "8", "--gallery", "2"],
+        "evaluate": [
+            "evaluate",
+            "--model",
+            "tiny",
+            "--out",
+            "OUT",
+            *source,
+            "--seed",
+            "3",
+            "--size",
+            "8",
+            "--gallery",
+            "2",
+        ],
         "export": ["export", "tiny", "--out", "OUT", "--int8"],
     }
     commands["label"] += ["--doubtful", "0"]
