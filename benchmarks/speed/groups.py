@@ -147,22 +147,30 @@ def engines_group(name: str, config: HiVGConfig) -> Group:
         {**batch, "pixel_values": batch["pixel_values"].bfloat16()},
     )
     cases = [_ours(TORCH, model, batch), _ours(HALF, half, half_batch)]
-    differences = {}
-    with tempfile.TemporaryDirectory() as folder:
-        identity = GraphIdentity.of_model(model)
-        write_graphs(model, Path(folder), identity, masks=True, tokens=True, int8=True)
-        for title, precision in ((ONNX, "fp32"), (INT8, "int8")):
-            other = OnnxModel(Path(folder) / MODEL_FILES[precision], config)
-            boxes = other(**batch).pred_boxes  # the session is open before the folder goes
-            differences[f"boxes, {title}"] = largest_difference(boxes, model(**batch).pred_boxes.detach())
-            parameters = cases[0].parameters
-            cases.append(Case(title, partial(other.forward, **batch), 1, (), parameters, timed_only=True))
+    exported, differences = _in_onnxruntime(model, batch)
+    cases += exported
     comparisons = [
         Comparison(TORCH, HALF),
         Comparison(TORCH, ONNX, at_least=2.2),
         Comparison(TORCH, INT8, at_least=5.5),
     ]
     return Group(name, cases, comparisons, differences)
+
+
+def _in_onnxruntime(
+    model: HiVGForVisualGrounding, batch: Batch, prefix: str = ""
+) -> tuple[list[Case], dict[str, float]]:
+    """A model's answer in onnxruntime, in float32 and int8, and how far its boxes lie from torch's."""
+    cases, differences = [], {}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        write_graphs(model, Path(folder), GraphIdentity.of_model(model), masks=True, tokens=True, int8=True)
+        for title, precision in ((f"{prefix}{ONNX}", "fp32"), (f"{prefix}{INT8}", "int8")):
+            other = OnnxModel(Path(folder) / MODEL_FILES[precision], model.config)
+            boxes = other(**batch).pred_boxes  # the session is open before the folder goes
+            differences[f"boxes, {title}"] = largest_difference(boxes, model(**batch).pred_boxes.detach())
+            cases.append(Case(title, partial(other.forward, **batch), 1, (), parameters, timed_only=True))
+    return cases, differences
 
 
 def expressions_group(name: str, config: HiVGConfig, count: int) -> Group:
@@ -287,11 +295,13 @@ def mask_head_group(name: str, config: HiVGConfig, batch_size: int) -> Group:
 
 
 def neighbor_group(name: str, official: HiVGConfig, new: HiVGConfig, others: list[Case]) -> Group:
-    """Box only, beside the models that people ground with today, and beside CLIP alone."""
-    cases = [
-        _ours(BOX, HiVGForVisualGrounding(official).eval(), random_batch(official, 1), output_scores=False),
-        _ours(NATIVE, HiVGForVisualGrounding(new).eval(), random_batch(new, 1)),
-        *others,
-    ]
+    """Box only, beside the models that people ground with today, and beside CLIP alone; each in torch, and in
+    onnxruntime where it exports (names of such cases begin with the name of the model's case in torch)."""
+    cases, differences = [], {}
+    for title, config in ((BOX, official), (NATIVE, new)):
+        model, batch = HiVGForVisualGrounding(config).eval(), random_batch(config, 1)
+        exported, moved = _in_onnxruntime(model, batch, f"{title}, ")
+        cases += [_ours(title, model, batch, output_scores=False), *exported]
+        differences |= moved
     comparisons = [Comparison(case.name, ours) for case in others for ours in (BOX, NATIVE)]
-    return Group(name, cases, comparisons)
+    return Group(name, [*cases, *others], comparisons, differences)

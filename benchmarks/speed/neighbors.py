@@ -5,6 +5,7 @@ released base 960; BartConfig is the large one), so what matters is written out;
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -22,6 +23,7 @@ from transformers import (
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 
 from .measure import Case
+from .neighbors_onnx import onnx_cases
 
 FLORENCE_NEW_TOKENS = 12  # one box is four location tokens, around them the phrase and the end
 BERT_BEGIN, BERT_END, BERT_STOP = 101, 102, 1012
@@ -59,14 +61,21 @@ def clip_pair() -> PreTrainedModel:
     return CLIPModel(CLIPConfig(**HiVGConfig.preset("base").clip_config.to_dict()))
 
 
-def neighbor_cases() -> list[Case]:
-    """One image and one expression for each of them."""
+def neighbor_cases(folder: Path) -> list[Case]:
+    """One image and one expression for each of them, in torch, and in onnxruntime those that export.
+
+    Args:
+        folder: Where the graphs are written; they are read before this returns.
+    """
     dino, owl, florence, clip = (
         build().eval() for build in (grounding_dino_tiny, owlv2_base, florence2_base, clip_pair)
     )
+    dino_inputs, owl_inputs = _dino_inputs(), _owl_inputs()
     return [
-        _case("Grounding DINO tiny", dino, _dino_run(dino), "800 x 1066 pixels"),
-        _case("OWLv2 base", owl, _owl_run(owl), "960 pixels"),
+        _case("Grounding DINO tiny", dino, lambda: dino(**dino_inputs), "800 x 1066 pixels"),
+        *onnx_cases("Grounding DINO tiny", dino, dino_inputs, folder),
+        _case("OWLv2 base", owl, lambda: owl(**owl_inputs), "960 pixels"),
+        *onnx_cases("OWLv2 base", owl, owl_inputs, folder),
         _case("Florence-2 base", florence, _florence_run(florence), f"768 pixels, {FLORENCE_NEW_TOKENS} tokens"),
         _case("CLIP B/16 pair", clip, _clip_run(clip), "224 pixels, 77 tokens, no grounding"),
     ]
@@ -76,17 +85,23 @@ def _case(name: str, model: PreTrainedModel, run: Callable[[], object], note: st
     return Case(name, torch.no_grad()(run), models=(model,), parameters=model.num_parameters(), note=note)
 
 
-def _dino_run(model: PreTrainedModel) -> Callable[[], object]:
+def _dino_inputs() -> dict[str, torch.Tensor]:
     words = torch.randint(2000, 20000, (1, 5))
     ids = torch.cat([torch.tensor([[BERT_BEGIN]]), words, torch.tensor([[BERT_STOP, BERT_END]])], dim=1)
-    pixels = torch.randn(1, 3, 800, 1066)
-    return lambda: model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids))
+    return {
+        "pixel_values": torch.randn(1, 3, 800, 1066),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+    }
 
 
-def _owl_run(model: PreTrainedModel) -> Callable[[], object]:
+def _owl_inputs() -> dict[str, torch.Tensor]:
     ids = torch.randint(1, 40000, (1, 16))
-    pixels = torch.randn(1, 3, 960, 960)
-    return lambda: model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.randn(1, 3, 960, 960),
+        "attention_mask": torch.ones_like(ids),
+    }
 
 
 def _florence_run(model: PreTrainedModel) -> Callable[[], object]:

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,7 +57,8 @@ def _expressions(count: int) -> Group:
 
 def _neighbors() -> Group:
     official, new = HiVGConfig.preset("base-unc"), HiVGConfig.preset("base")
-    return neighbor_group("neighbors, batch 1", official, new, neighbor_cases())
+    with tempfile.TemporaryDirectory() as folder:
+        return neighbor_group("neighbors, batch 1", official, new, neighbor_cases(Path(folder)))
 
 
 # Each builder takes `compiled`; groups whose round takes long (True) may be given fewer rounds.
