@@ -21,7 +21,7 @@ from hivg_hf.modeling.box_ops_hivg import paired_iou_and_giou
 from hivg_hf.visualize import draw_grounding
 
 HEIGHT, GAP, SCENES = 360, 12, 4
-MOST_CHARACTERS = 36
+MOST_CHARACTERS = 26
 
 
 def main() -> None:
