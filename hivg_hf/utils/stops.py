@@ -64,6 +64,18 @@ def stop_heard() -> int | None:
     return _stop if threading.current_thread() is threading.main_thread() else None
 
 
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Around the start of a library that puts handlers of its own in place of those that listen."""
+    ours = [number for number in STATUS if signal.getsignal(number) is _hear]
+    try:
+        yield
+    finally:
+        for number in ours:
+            if signal.getsignal(number) is not _hear:
+                signal.signal(number, _hear)
+
+
 def _take_over() -> dict[int, object]:
     """Handle the signals that end a process by default; returns their handlers until now."""
     defaults = (signal.SIG_DFL, signal.default_int_handler)
