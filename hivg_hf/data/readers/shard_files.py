@@ -7,6 +7,7 @@ A row that cannot be read keeps its place, with a sentence that says why.
 """
 
 import glob
+import hashlib
 import json
 import os
 import tarfile
@@ -140,6 +141,27 @@ class ShardFiles:
         else:
             records = _records(file)
             yield from _readable(records, start, len(records))
+
+    def content_hash(self) -> str:
+        """A hash of the bytes of all files: read here, and as the Hub states them for files that are streamed.
+
+        Pictures that rows name by path or URL are not part of it.
+        """
+        folders = {file.rpartition("/")[0] for file in self.files if file.startswith(HUB)}
+        listed = {HUB + entry["name"]: entry for folder in sorted(folders) for entry in self._hub_listing(folder)}
+        digest = hashlib.sha256()
+        for file in self.files:
+            if file.startswith(HUB):
+                digest.update(f"{listed[file]['size']} {listed[file]['blob_id']}\n".encode())
+            else:
+                with open(file, "rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    def _hub_listing(self, folder: str) -> list[dict[str, Any]]:
+        from huggingface_hub import HfFileSystem
+
+        return HfFileSystem(token=self.token).ls(folder, detail=True)
 
     def _hub_files(self) -> list[str]:
         import datasets
