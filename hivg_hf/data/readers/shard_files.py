@@ -161,7 +161,7 @@ class ShardFiles:
     def _hub_listing(self, folder: str) -> list[dict[str, Any]]:
         from huggingface_hub import HfFileSystem
 
-        return HfFileSystem(token=self.token).ls(folder, detail=True)
+        return HfFileSystem(token=self.token).ls(folder, detail=True, refresh=True)
 
     def _hub_files(self) -> list[str]:
         import datasets
