@@ -244,7 +244,12 @@ def whole_side(value: Any, name: str) -> int | None:
 
 
 def cell_text(value: Any) -> str:
-    """A cell as text; "" where it is empty, also as tables of numbers say so (NaN)."""
+    """A cell as text; "" where it is empty, also as tables of numbers say so (NaN); bytes are UTF-8, or hex."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            return value.hex()
     return "" if value is None or (isinstance(value, float) and value != value) else str(value).strip()
 
 
