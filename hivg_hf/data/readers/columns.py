@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..schema import shown
 from .boxes import layout_and_full
 
 logger = logging.getLogger(__name__)
@@ -129,19 +128,6 @@ def _by_name(ours: str, header: Sequence[str], source: str) -> str | None:
         if found:
             return found[0]
     return None
-
-
-def box_of_fields(box: Mapping[str, Any], box_format: str) -> list[Any]:
-    """The four values of a box that is a struct or an object, `{"x1": 1, "y1": 2, "x2": 30, "y2": 40}`.
-
-    Raises:
-        ValueError: its fields are not those of the format.
-    """
-    layouts = BOX_COLUMNS[layout_and_full(box_format)[0]]
-    fields = _four_columns([str(name) for name in box], layouts)
-    if fields is None:
-        raise ValueError(f"box {shown(dict(box))} lacks the fields of {box_format}, such as {', '.join(layouts[0])}")
-    return [box[name] for name in fields]
 
 
 def spelled_layout(header: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:

@@ -294,7 +294,8 @@ def four_numbers(box: Any, spelled: Any = None) -> list[float]:
     spelled = box if spelled is None else spelled
     values = list(box) if isinstance(box, Sequence) and not isinstance(box, (str, bytes)) else []
     if len(values) != 4 or any(isinstance(value, bool) or value is None for value in values):
-        raise ValueError(f"box {shown(spelled)} is not four numbers")
+        advice = "; write its values as a list, or as four columns" if isinstance(spelled, Mapping) else ""
+        raise ValueError(f"box {shown(spelled)} is not four numbers{advice}")
     try:
         return [float(plain_number(value)) for value in values]
     except (TypeError, ValueError, OverflowError) as error:

@@ -5,8 +5,7 @@ that are understood without that):
 
 - `image`: file name below `images`, or an absolute path; in Parquet and on the Hub, the picture itself too;
 - `expression`;
-- `box`: four numbers ([..] in JSON, "10 20 30 40" or "10,20,30,40" in CSV), their four fields (`{"x1": ..}`), or
-  four columns of its own;
+- `box`: four numbers ([..] in JSON, "10 20 30 40" or "10,20,30,40" in CSV), or four columns of its own;
 - `boxes`: several boxes, in place of `box` (in CSV as JSON text);
 - optional: `no_target` (true where the expression names nothing), `split`, `width`, `height`, `category`,
   `image_id`, `ref_id`, `sent_id`, and `mask` (COCO run lengths or polygons, JSON only).
@@ -34,7 +33,7 @@ from .boxes import (
     to_pixels,
     with_point,
 )
-from .columns import CLASS_NAMES, DETECTION_CSV, box_of_fields, resolve_columns, spelled_layout
+from .columns import CLASS_NAMES, DETECTION_CSV, resolve_columns, spelled_layout
 from .common import (
     ROW_ERRORS,
     Annotations,
@@ -262,8 +261,7 @@ class Table:
         Raises:
             ValueError: they do.
         """
-        looks = self._looks(self.names, positions, self.box_format)
-        refuse_contradicted(looks, self.box_format, str(self.path))
+        refuse_contradicted(self._looks(self.names, positions), self.box_format, str(self.path))
 
     def _groups(self, positions: Sequence[int]) -> list[list[int]]:
         """Positions of rows by their image and expression, in the order of the first."""
@@ -314,12 +312,12 @@ class Table:
                 pictures.append(None)
         return pictures
 
-    def _looks(self, names: Mapping[str, Any], positions: Sequence[int], box_format: str) -> Iterator[Look]:
+    def _looks(self, names: Mapping[str, Any], positions: Sequence[int]) -> Iterator[Look]:
         """Boxes all over some rows with the sizes of their images; rows that cannot be read are left out."""
         for position in positions[:: max(1, len(positions) // MOST_BOXES)]:
             try:
                 record = with_points(self.records[position], names) if self.decimal_comma else self.records[position]
-                boxes = [numbers_of(box) for box in _raw_boxes(record, names, box_format)]
+                boxes = [numbers_of(box) for box in _raw_boxes(record, names)]
                 size = _size_of(record, names, self.find) if boxes else (None, None)
             except ROW_ERRORS:
                 continue
@@ -335,7 +333,7 @@ class Table:
             names = resolve_columns(header, columns, "xyxy", str(self.path))
         except ValueError:
             return "."
-        looks = list(self._looks(names, range(len(self.records)), "xyxy"))
+        looks = list(self._looks(names, range(len(self.records))))
         formats = possible_formats(looks) if len(looks) >= FEWEST_BOXES else []
         return f"; the {len(looks)} boxes looked at can be {' or '.join(formats)}." if formats else "."
 
@@ -384,7 +382,7 @@ def _draft(
     width, height = (whole_side(record.get(names[side]), side) for side in ("width", "height"))
     path = picture if isinstance(picture, dict) else find(picture)
     image_id = embedded_name(picture) if isinstance(picture, dict) else find.picture_name(picture)
-    boxes = [numbers_of(box) for box in _raw_boxes(record, names, box_format)]
+    boxes = [numbers_of(box) for box in _raw_boxes(record, names)]
     known = (width, height)
     if (width is None or height is None) and boxes:
         shares = layout_and_full(box_format)[1] is not None
@@ -419,15 +417,8 @@ def with_points(record: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str
     return {**record, **{name: with_point(cell) for name, cell in cells.items() if isinstance(cell, str)}}
 
 
-def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any], box_format: str) -> list[Any]:
+def _raw_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]:
     """The boxes of a record as four values each; [] where its cells are empty."""
-    return [
-        box_of_fields(box, box_format) if isinstance(box, Mapping) else box for box in _written_boxes(record, names)
-    ]
-
-
-def _written_boxes(record: Mapping[str, Any], names: Mapping[str, Any]) -> list[Any]:
-    """The boxes of a record as the file has them."""
     if isinstance(names["box"], tuple):
         box = [record.get(column) for column in names["box"]]
         return [] if all(map(is_blank_number, box)) else [box]

@@ -56,11 +56,6 @@ READ = {
     "numbers as text": {"box": lists(str)},
     "text": {"box": pa.array([" ".join(map(str, box)) for box in BOXES], pa.large_string())},
     "encoded text": {"box": encoded([str(box) for box in BOXES])},
-    "struct": {"box": structs("xmin", "ymin", "xmax", "ymax")},
-    "struct in another order": {
-        "box": structs("y2", "x1", "x2", "y1", boxes=[[b[3], b[0], b[2], b[1]] for b in BOXES])
-    },
-    "list of structs": {"boxes": pa.array([[dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))] for box in BOXES])},
     "list of fixed size": {"boxes": pa.array([[box] for box in BOXES], pa.list_(pa.list_(pa.float32(), 4)))},
     "columns of decimals": columns_of_corners(Decimal),
     "columns of uint8": columns_of_corners(int, pa.uint8()),
@@ -91,13 +86,17 @@ REFUSED = {
         {"boxes": pa.array([[BOXES[0]], [BOXES[1], None], [BOXES[2]]])},
         r"1 of 3 .*\n.*row 1.*box None is not four numbers",
     ),
-    "null struct": (
-        {"box": pa.array([dict(zip("abcd", BOXES[0], strict=True)), None, None])},
-        r"row 0.*box \{'a': 1.*\} lacks the fields of xyxy, such as x1, y1, x2, y2",
+    "struct": (
+        {"box": structs("y2", "x1", "x2", "y1")},
+        r"row 0.*box \{.*'x1'.*\} is not four numbers; write its values as a list, or as four columns",
     ),
-    "struct of another format": (
-        {"box": structs("x", "y", "w", "h")},
-        r"row 0.*lacks the fields of xyxy, such as x1, y1",
+    "list of structs": (
+        {"boxes": pa.array([[dict(zip("xywh", box, strict=True))] for box in BOXES])},
+        r"row 0.*box \{.*'w': 30.*\} is not four numbers; write",
+    ),
+    "null struct": (
+        {"box": pa.array([dict(zip("xywh", BOXES[0], strict=True)), None, None])},
+        r"2 box.*row 0.*box \{.*'w': 30.*\} is not four numbers; write",
     ),
     "numbers in bytes": (
         {"box": pa.array([bytes(box) for box in BOXES])},
