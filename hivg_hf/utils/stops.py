@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 STATUS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as shells have it
 STOPPED = "hivg: stopped"
@@ -76,7 +76,7 @@ def handlers_kept() -> Iterator[None]:
                 signal.signal(number, _hear)
 
 
-def _take_over() -> dict[int, object]:
+def _take_over() -> dict[int, Any]:
     """Handle the signals that end a process by default; returns their handlers until now."""
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     taken = {number: handler for number in STATUS if (handler := signal.getsignal(number)) in defaults}
@@ -101,9 +101,11 @@ def _hear(number: int, _frame: FrameType | None) -> None:
 
 def _end_now(number: int) -> NoReturn:
     _deafen()
-    if _stop is None:
-        os.write(2, f"{STOPPED}.\n".encode())  # not print, which the signal may have interrupted
-    os._exit(STATUS[number if _stop is None else _stop])
+    try:
+        if _stop is None:
+            os.write(2, f"{STOPPED}.\n".encode())  # not print, which the signal may have interrupted
+    finally:  # also where nobody reads it any more
+        os._exit(STATUS[number if _stop is None else _stop])
 
 
 def _deafen() -> None:

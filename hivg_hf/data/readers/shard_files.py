@@ -159,7 +159,7 @@ class ShardFiles:
                     digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
 
-    def _hub_listing(self, folder: str) -> list[dict[str, Any]]:
+    def _hub_listing(self, folder: str) -> list[Any]:
         from huggingface_hub import HfFileSystem
 
         return HfFileSystem(token=self.token).ls(folder, detail=True, refresh=True)
