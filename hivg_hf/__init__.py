@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoints import TINY_CHECKPOINT
 from .utils.program import is_command
+from .utils.stops import listen
 from .utils.version import __version__
 
 if TYPE_CHECKING:
@@ -106,5 +107,7 @@ __all__ = [
     "start_stage",
 ]
 
-if not is_command():
+if is_command():
+    listen()
+else:
     register()

@@ -347,7 +347,9 @@ class HiVGProcessor(ProcessorMixin):
             output_value(outputs, name) for name in ("pred_boxes", "scores", "mask_logits")
         )
         check_threshold(threshold)
-        check_threshold(multiple_threshold)
+        check_threshold(multiple_threshold, "multiple_threshold")
+        if multiple_threshold is not None and not multiple:
+            raise ValueError("multiple_threshold chooses among the boxes of multiple=True: pass that, or omit it.")
         if threshold is not None and scores is None:
             raise ValueError("These outputs have no scores, so that no threshold can be applied: omit threshold.")
         boxes = self.image_processor.boxes_in_images(pred_boxes, target_sizes)

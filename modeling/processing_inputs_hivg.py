@@ -159,11 +159,12 @@ def _box_values(row: int, box: Any) -> torch.Tensor:
 __all__ = ["box_rows", "checked_boxes", "expression_rows", "mask_rows"]
 
 
-def check_threshold(threshold: Any) -> None:
+def check_threshold(threshold: Any, name: str = "threshold") -> None:
     """Refuse a threshold that no score, a number from 0 to 1, can be compared with: NaN finds nothing, in silence.
 
     Raises:
         ValueError: If it is not a number from 0 to 1, or None.
     """
-    if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
-        raise ValueError(f"threshold must be a number from 0 to 1, got {threshold!r}.")
+    is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and 0 <= threshold <= 1):
+        raise ValueError(f"{name} must be a number from 0 to 1, got {threshold!r:.80}.")

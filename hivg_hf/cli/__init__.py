@@ -9,10 +9,9 @@ import importlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
@@ -20,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from hivg_hf.utils.inert import printable
 from hivg_hf.utils.plugins import find_plugin, plugin_names
+from hivg_hf.utils.stops import STATUS, STOPPED, stop_heard, stops_raised
 from hivg_hf.utils.version import __version__
 
 from ._options import in_shell_words, running
@@ -57,7 +57,6 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, Strict
 PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
-EXIT_STATUS_INTERRUPTED, EXIT_STATUS_TERMINATED = 130, 143  # as shells have it
 RESUMING = ("train", "ground", "ground-dataset", "label", "get", "push")  # verbs that keep what is done
 
 MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."
@@ -65,12 +64,10 @@ TINY_KNOWS = "the model tiny knows rendered shapes only; for photos: {option} of
 _noted: list[str] = []
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, raised like Ctrl-C so that what is half written is removed; nothing that catches errors catches it."""
-
-
 class LazyGroup(TyperGroup):
-    """A group of verbs that imports the one that is called, and turns its errors into one sentence."""
+    """A group of verbs that imports the one that is called, and turns its errors and stops into one sentence."""
+
+    verb = ""  # that is called, once the words have said it
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*VERBS, *(name for name in plugin_names(PLUGINS) if name not in VERBS)]
@@ -84,23 +81,37 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         verb, command, rest = super().resolve_command(ctx, args)
+        self.verb = verb or ""
         return verb, _load_verb(verb) if verb in self.list_commands(ctx) else command, rest
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the words; however a library ends what a signal interrupts, the command was stopped."""
+        try:
+            with stops_raised():
+                return super().main(*args, **options)
+        except BaseException as ended:
+            stop = stop_heard()
+            if stop is None and getattr(ended, "code", None) == STATUS[signal.SIGINT]:  # typer's, of KeyboardInterrupt
+                stop = signal.SIGINT
+            if stop is None:
+                raise
+        self._stopped(stop)
+
+    def _stopped(self, stop: int) -> NoReturn:
+        with suppress(OSError):  # the terminal may be gone
+            say(f"{STOPPED}{'; the same command resumes.' if self.verb in RESUMING else '.'}", err=True)
+        sys.exit(STATUS[stop])
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _words_without_options(), _termination_raised():
+            with _words_without_options():
                 return super().invoke(ctx)
         except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
             raise
         except (typer.Exit, typer.Abort):  # RuntimeErrors by ancestry, but a verb's own way of ending
             raise
-        except KeyboardInterrupt as stop:
-            verb = ctx.invoked_subcommand or ""
-            say(f"hivg: stopped{'; the same command resumes.' if verb in RESUMING else '.'}", err=True)
-            terminated = isinstance(stop, TerminatedError)
-            raise typer.Exit(EXIT_STATUS_TERMINATED if terminated else EXIT_STATUS_INTERRUPTED) from None
         except USER_ERRORS as error:
-            if os.environ.get("HIVG_TRACEBACK"):
+            if os.environ.get("HIVG_TRACEBACK") or stop_heard() is not None:
                 raise
             cause = error.__cause__ or error if isinstance(error, StrictDataclassError) else error
             say(f"hivg: {in_shell_words(str(cause).strip()) or type(cause).__name__}", err=True)
@@ -139,7 +150,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after `hivg`; the process's own by default.
 
     Raises:
-        SystemExit: always; status 0 on success, 2 after an error that the user can fix.
+        SystemExit: always; status 0 on success, 2 after an error that the user can fix, 130 and 143 after a stop.
     """
     app(args=None if args is None else list(args), prog_name="hivg")
 
@@ -168,24 +179,6 @@ def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = Fals
         return
     _noted.append(model)
     say(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
-
-
-@contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Raise `TerminatedError` on SIGTERM, unless the program that we run in handles it itself."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TerminatedError
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def clean(
     from hivg_hf.evaluation.sources import open_model
     from hivg_hf.evaluation.suspects import find_suspects
     from hivg_hf.utils.atomic import write_text
+    from hivg_hf.utils.held_folder import folder_lock
 
     options = reader_options(option, column, images, box_format)
     if "negatives" in options:
@@ -51,14 +52,14 @@ def clean(
     if source != "refshapes":
         note_what_tiny_knows(model, quiet=quiet)
     opened = open_model(model)
-    predictions = predict(opened[0], opened[1], rows, batch_size=batch_size, description="looking")
-    found = find_suspects(rows, predictions)
-    listed = [int(at) for at in found.ranking() if found.probability[at] >= threshold or found.reasons[at]]
-    out.mkdir(parents=True, exist_ok=True)
-    _write_review(out, rows, predictions, found, listed)
-    suspicious = set(listed)
-    kept = [name for at, name in enumerate(rows["sent_id"]) if at not in suspicious]
-    write_text(out / "kept.txt", "".join(f"{name}\n" for name in kept))
+    with folder_lock(out, "writing to"):
+        predictions = predict(opened[0], opened[1], rows, batch_size=batch_size, description="looking")
+        found = find_suspects(rows, predictions)
+        listed = [int(at) for at in found.ranking() if found.probability[at] >= threshold or found.reasons[at]]
+        _write_review(out, rows, predictions, found, listed)
+        suspicious = set(listed)
+        kept = [name for at, name in enumerate(rows["sent_id"]) if at not in suspicious]
+        write_text(out / "kept.txt", "".join(f"{name}\n" for name in kept))
     say(f"{len(listed):,} of {len(rows):,} rows look suspicious: {(out / 'review.csv').resolve()}")
     say(f"To correct them in Label Studio: {(out / 'label-studio.json').resolve()}")
     say(f"The others: {(out / 'kept.txt').resolve()}")

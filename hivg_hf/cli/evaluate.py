@@ -14,6 +14,7 @@ accelerate launch --config_file multi_cpu.yaml -m hivg_hf evaluate --model ...
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,6 +127,7 @@ def evaluate(
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import held_out_rows, open_data, open_foils, open_model
+    from hivg_hf.utils.held_folder import folder_lock
     from hivg_hf.utils.imports import is_package_available, require_package
     from hivg_hf.utils.plugins import allowing_code
     from hivg_hf.utils.strict_mapping import read_options
@@ -187,21 +189,22 @@ def evaluate(
     with allowing_code(allow_code):
         dataset = open_data(data, split, data_options)
         foils = open_foils(data, split, data_options) if controls else None
-    evaluation = evaluate_model(opened, processor, dataset, settings, foils)
-    evaluation.describe(opened, model, data, split, data_options, revision=commit or revision, overrides=overrides)
-    pages = []
-    if robustness or adversarial:
-        pages = _robustness(opened, processor, dataset, evaluation, settings, out, robustness, adversarial, plots)
-    if compare_published is not None:
-        evaluation.results["published"] = beside_published(evaluation.results, compare_published, data, split)
-    if state.is_main_process:
-        files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
-        if folder is not None:
-            files.append(add_robustness(folder, evaluation.results))
-        _print_results(evaluation.results, files)
-    if compare:
-        _compare(compare, evaluation, dataset, settings, out, gallery, engine)
-    state.wait_for_everyone()
+    with folder_lock(out, "writing to") if state.is_main_process else nullcontext():
+        evaluation = evaluate_model(opened, processor, dataset, settings, foils)
+        evaluation.describe(opened, model, data, split, data_options, revision=commit or revision, overrides=overrides)
+        pages = []
+        if robustness or adversarial:
+            pages = _robustness(opened, processor, dataset, evaluation, settings, out, robustness, adversarial, plots)
+        if compare_published is not None:
+            evaluation.results["published"] = beside_published(evaluation.results, compare_published, data, split)
+        if state.is_main_process:
+            files = [*pages, *write_evaluation(out, evaluation, dataset, plots=plots, gallery=gallery)]
+            if folder is not None:
+                files.append(add_robustness(folder, evaluation.results))
+            _print_results(evaluation.results, files)
+        if compare:
+            _compare(compare, evaluation, dataset, settings, out, gallery, engine)
+        state.wait_for_everyone()
 
 
 def main() -> None:

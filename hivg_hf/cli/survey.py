@@ -56,6 +56,7 @@ def survey(
 
     from hivg_hf.data.prepare import summarize, write_survey
     from hivg_hf.data.prepare import survey as look_at
+    from hivg_hf.utils.held_folder import folder_lock
     from hivg_hf.utils.plugins import allowing_code
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -65,13 +66,15 @@ def survey(
         raise ValueError("A cache for eval is letterboxed for one model: say which with --model.")
     more = {"root": root, "holdout": holdout, "multi_target": multi_target}
     shared = reader_options(option, column, images, box_format, **more)
-    with allowing_code(allow_code):
-        result = look_at([{**_source_and_split(name), **shared} for name in data], decode=not quick)
-    files = write_survey(result, out, seed)
-    say(f"\n{in_shell_words(summarize(result))}\n\nLook at:")
-    say("".join(f"  {path.resolve()}\n" for path in files), nl=False)
-    if purpose:
-        say(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")
+    specs = [{**_source_and_split(name), **shared} for name in data]
+    with folder_lock(out, "writing to"):
+        with allowing_code(allow_code):
+            result = look_at(specs, decode=not quick)
+        files = write_survey(result, out, seed)
+        say(f"\n{in_shell_words(summarize(result))}\n\nLook at:")
+        say("".join(f"  {path.resolve()}\n" for path in files), nl=False)
+        if purpose:
+            say(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")
     if result.problems and on_error == "raise":
         raise typer.Exit(1)
 

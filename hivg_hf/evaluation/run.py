@@ -24,6 +24,7 @@ from hivg_hf.metrics import (
     threshold_report,
 )
 from hivg_hf.metrics.bootstrap import DEFAULT_RESAMPLES
+from hivg_hf.modeling.processing_inputs_hivg import check_threshold
 from hivg_hf.utils.imports import is_package_available
 
 from .compare import compare_rows
@@ -75,6 +76,8 @@ class EvaluationSettings:
             raise ValueError(f"Unknown controls {unknown}: choose among {', '.join(CONTROLS)}.")
         if self.batch_size < 1:
             raise ValueError(f"The batch size must be at least 1, got {self.batch_size}.")
+        check_threshold(self.score_threshold, "score_threshold")
+        check_threshold(self.multiple_threshold, "multiple_threshold")
 
 
 @dataclass

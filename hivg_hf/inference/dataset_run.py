@@ -3,6 +3,10 @@
 The rows of the input are cut into parts, and a part becomes one shard, which appears under its name when it is whole.
 A part is computed in the same batches by whoever computes it. So the rows of a run do not depend on how often it was
 killed, on how many processes worked on it, or on which process did what.
+
+Rows that changed meanwhile are not mixed with those that were answered: a run that starts again compares the bytes of
+its files, or what the Hub states of them, with those that it began with. It does not notice other pictures behind the
+same paths and URLs, and files that change while it reads them, unless their number of rows does.
 """
 
 import hashlib
@@ -166,11 +170,12 @@ class DatasetRun:
     def _check_settings(self, shard_size: int) -> None:
         """Note what the rows depend on, and refuse a folder of other settings."""
         ground = self.ground
-        parts = "\n".join(f"{os.path.basename(part.file)} {part.start} {part.stop}" for part in self.parts)
+        parts = [f"{os.path.basename(part.file)} {part.start} {part.stop}" for part in self.parts]
+        rows = "\n".join([*parts, self.source.content_hash()])
         settings = {
             "source": self.source.source,
             "split": self.source.split,
-            "rows": hashlib.sha256(parts.encode()).hexdigest()[:16],
+            "rows": hashlib.sha256(rows.encode()).hexdigest()[:16],
             "model": str(ground.model),
             "weights": weights_fingerprint(ground.model),
             "columns": [ground.image_column, ground.text_column, ground.prefix],
@@ -186,6 +191,11 @@ class DatasetRun:
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             other = sorted(name for name in {*settings, *stored} if stored.get(name) != settings.get(name))
+            if other == ["rows"]:
+                raise ValueError(
+                    f"The rows of '{self.source.source}' changed since the run in '{self.folder}' began, which has "
+                    "answered the old ones: choose a new folder, or restore the old rows."
+                )
             if other:
                 changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in other)
                 raise ValueError(

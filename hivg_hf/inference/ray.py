@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hivg_hf.utils.imports import require_package
+from hivg_hf.utils.stops import handlers_kept
 
 from .dataset_run import DatasetRun, Progress
 from .ground_batch import GroundBatch
@@ -75,7 +76,8 @@ def run_parts(
     run.ground.engine = _on_device({"engine": run.ground.engine}, num_gpus)["engine"]
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        with handlers_kept():  # Ray would end the process at SIGTERM, with status 1
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
     try:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False

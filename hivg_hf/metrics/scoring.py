@@ -94,6 +94,9 @@ def score_rows(
     protocol = get_protocol(protocol)
     if several_targets not in ("skip", "any"):
         raise ValueError(f'several_targets must be "skip" or "any", got {several_targets!r}.')
+    for name, value in {"score_threshold": score_threshold, "multiple_threshold": multiple_threshold}.items():
+        if value is not None and np.isnan(value):
+            raise ValueError(f"{name} is NaN, with which no score can be compared: pass a number, or None.")
     references = list(references)
     matched = match_predictions(list(predictions), references)
     targets = [_target_boxes(reference, several_targets) for reference in references]

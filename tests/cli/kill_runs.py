@@ -24,6 +24,7 @@ import hivg_hf.inference
 import hivg_hf.training  # noqa: F401  (imported before the forks)
 from hivg_hf import TINY_CHECKPOINT, load_grounding_dataset
 from hivg_hf.cli import main
+from hivg_hf.utils.stops import listen
 
 PHASE = {"keep": "last", "batch_size": 4, "learning_rate": 1e-3, "steps": 6, "save_every": 2, "log_every": 1}
 PHASE["evaluate_every"] = 3
@@ -72,6 +73,7 @@ def start(arguments, said=os.devnull):
     if child:
         return child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    listen()  # the fork is the command, as a process of its own would be
     quiet = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)

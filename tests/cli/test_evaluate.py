@@ -155,6 +155,11 @@ def test_plural_expressions_are_measured_by_f1_in_one_command(checkpoint, tmp_pa
         (["--model", "MODEL", "--data", "refshapes", "--split", "val+"], "A split has no name in 'val+'"),
         (["--model", "MODEL", *DATA, "--protocol", "coco"], "Unknown protocol 'coco': choose one of pixel"),
         (["--model", "MODEL", *DATA, "--option", "root"], "--option takes NAME=VALUE, got 'root'."),
+        (
+            ["--model", "MODEL", *DATA, "--score-threshold", "nan"],
+            "score_threshold must be a number from 0 to 1, got nan",
+        ),
+        (["--model", "MODEL", *DATA, "--multiple-threshold", "20"], "multiple_threshold must be a number from 0 to 1"),
         (["--model", "MODEL", *DATA, "--dtype", "int8"], "dtype must be one of float32, bfloat16, float16"),
     ],
 )

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from benchmarks.speed.official_reference import OfficialLayers
 from helpers.scripts import found_by
 from helpers.zero_shot_models import clip
-from hivg_hf.cli import TerminatedError, app
+from hivg_hf.cli import app
 from hivg_hf.data.refshapes import refshapes_dataset
+from hivg_hf.utils.stops import TerminatedError
 
 __all__ = ["clip"]
 

@@ -44,6 +44,13 @@ def _row(rng: np.random.Generator, index: int) -> dict[str, Any]:
     }
 
 
+def row_with_targets(row: dict[str, Any], count: int) -> dict[str, Any]:
+    """A row that names nothing, or several things: its own box, and others beside it."""
+    x1, y1, x2, y2 = row["box"]
+    boxes = [[x1, y1 + 4 * place, x2, y2 + 4 * place] for place in range(count)]
+    return {**row, "boxes": boxes, "box": boxes[0] if boxes else None, "no_target": not boxes}
+
+
 def fresh(model: Any) -> Any:
     """A copy that may be trained."""
     return copy.deepcopy(model)
@@ -107,7 +114,9 @@ def folder_bytes(folder: Any) -> dict[str, bytes]:
 ROWS = colored_box_rows(24)
 
 
-def make_trainer(model, processor, folder, kind=HiVGTrainer, eval_rows=None, callbacks=None, initial=None, **changes):
+def make_trainer(
+    model, processor, folder, kind=HiVGTrainer, eval_rows=None, callbacks=None, initial=None, rows=None, **changes
+):
     settings = {
         "global_batch_size": 8,
         "per_device_train_batch_size": 8,
@@ -123,8 +132,8 @@ def make_trainer(model, processor, folder, kind=HiVGTrainer, eval_rows=None, cal
     }
     args = HiVGTrainingArguments(str(folder), **settings)
     return kind(
-        model, args, train_dataset=ROWS, eval_dataset=eval_rows, processing_class=processor, callbacks=callbacks,
-        initial_accuracy=initial,
+        model, args, train_dataset=rows or ROWS, eval_dataset=eval_rows, processing_class=processor,
+        callbacks=callbacks, initial_accuracy=initial,
     )  # fmt: skip
 
 

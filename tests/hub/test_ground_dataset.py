@@ -74,6 +74,24 @@ def test_parquet_is_streamed_and_pushed_back_with_its_card(
     assert max(loaded["size"]) == 64
 
 
+@pytest.mark.parametrize("source", ["alice/tars", "hf://datasets/alice/tars/*.tar"])
+def test_rows_that_changed_on_the_hub_are_not_mixed_with_the_old_ones(
+    source: str, pairs: Hub, home: Interpreter, tiny_checkpoint: str, tmp_path: Path
+) -> None:
+    arguments = [source, str(tmp_path / "out"), "--model", tiny_checkpoint, "--text-column", "txt"]
+    done = home.run(RUN, args=arguments)
+    assert done["status"] == 0, done["output"]
+    repository = pairs.repositories["alice/tars"]
+    files = repository.head.files
+    repository.commit("a card, and the same rows", {**files, "README.md": b"Tars."})
+    done = home.run(RUN, args=arguments)
+    assert (done["status"], "were done before" in done["output"]) == (0, True), done["output"]
+    repository.commit("other rows", {**files, "rows.tar": files["rows.tar"].replace(b"the ", b"eht ", 1)})
+    done = home.run(RUN, args=arguments)
+    assert done["status"] == 2
+    assert f"The rows of '{source}' changed since the run in" in done["output"]
+
+
 def test_a_tar_is_streamed(pairs: Hub, home: Interpreter, tiny_checkpoint: str, tmp_path: Path) -> None:
     done = home.run(RUN, args=["alice/tars", str(tmp_path / "out"), "--model", tiny_checkpoint])
     assert done["status"] == 0, done["output"]

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +63,8 @@ def make_run(
     model: str, source: Path | str, out: Path, image: str, text: str, shard_size: int = 3, **options: Any
 ) -> DatasetRun:
     rows = DatasetInput(str(source))
-    ground = GroundBatch(model, image, text, batch_size=2, images=rows.folder, engine={"device": "cpu"}, **options)
+    options = {"images": rows.folder, **options}
+    ground = GroundBatch(model, image, text, batch_size=2, engine={"device": "cpu"}, **options)
     return DatasetRun(rows, ground, out, shard_size)
 
 
@@ -177,6 +180,26 @@ def test_other_settings_and_changed_input_are_refused(tiny_checkpoint: str, fold
         make_run(*arguments, threshold=0.5)
     with pytest.raises(ValueError, match=r"no column 'image' for the image; the columns are file_name, caption"):
         make_run(tiny_checkpoint, folder / "rows.csv", tmp_path / "x", "image", "caption")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet", "rows.tar"])
+def test_a_row_that_changed_between_kill_and_resume_is_noticed(
+    tiny_checkpoint: str, folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Of the same length, at the same time, in a file of the same size."""
+    table = tmp_path / name
+    table.write_bytes((folder / name).read_bytes())
+    columns = ("image", "expression") if name == "rows.parquet" else ("file_name", "caption")
+    columns = ("png", "json.caption") if name == "rows.tar" else columns
+    make_run(tiny_checkpoint, table, tmp_path / "out", *columns, images=folder)
+    before, times = table.read_bytes(), table.stat()
+    expression = max(re.findall(rb"[a-z]+ [a-z]+ [a-z]+", before), key=len)
+    table.write_bytes(before.replace(expression, expression[::-1]))
+    os.utime(table, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ValueError, match=rf"rows of '.*{name}' changed since .*: choose a new folder, or restore"):
+        make_run(tiny_checkpoint, table, tmp_path / "out", *columns, images=folder)
+    table.write_bytes(before)
+    make_run(tiny_checkpoint, table, tmp_path / "out", *columns, images=folder)
 
 
 def test_input_that_is_missing_or_mixed_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -196,3 +196,10 @@ def test_weights_of_a_roc_curve_stand_for_repeated_rows():
     repeated = score_auc(np.repeat(scores, times), np.repeat(correct, times))
     assert score_auc(scores, correct, np.array(times)) == pytest.approx(repeated)
     assert score_auc(scores, correct) != pytest.approx(repeated)
+
+
+@pytest.mark.parametrize("name", ["score_threshold", "multiple_threshold"])
+def test_a_threshold_with_which_nothing_can_be_compared_is_refused(name):
+    predictions, references = [{"id": 0, "box_xyxy": LEFT, "score": 0.9}], [{"id": 0, "box": LEFT}]
+    with pytest.raises(ValueError, match=f"{name} is NaN, with which no score can be compared"):
+        compute_grounding_metrics(predictions, references, **{name: float("nan")})

@@ -267,5 +267,10 @@ def test_the_first_threshold_decides_whether_and_the_second_how_many(processor: 
     assert (nothing["found"], len(nothing["boxes"]), len(nothing["masks"])) == (False, 0, 0)
     only_best = answer([0.9, 0.8, 0.3, 0.1], threshold=0.6, multiple_threshold=0.95)
     assert only_best["scores"].tolist() == pytest.approx([0.9])
-    with pytest.raises(ValueError, match="threshold must be"):
-        answer([0.9, 0.8, 0.3, 0.1], threshold=0.6, multiple_threshold=20)
+    for odd in (20, -0.1, float("nan"), True, "0.5", [0.5], 10**400):
+        with pytest.raises(ValueError, match=r"^threshold must be a number from 0 to 1, got"):
+            answer([0.9, 0.8, 0.3, 0.1], threshold=odd)
+        with pytest.raises(ValueError, match=r"^multiple_threshold must be a number from 0 to 1, got"):
+            answer([0.9, 0.8, 0.3, 0.1], threshold=0.6, multiple_threshold=odd)
+    with pytest.raises(ValueError, match="multiple_threshold chooses among the boxes of multiple=True"):
+        processor.post_process_grounding(several_boxes([0.9]), [(64, 64)], multiple_threshold=0.2)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers.training import colored_box_rows, free_port, run_staged, tiny_recipe
+from helpers.training import colored_box_rows, free_port, make_trainer, row_with_targets, run_staged, tiny_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHERS = {
@@ -61,14 +61,20 @@ def check_equal_to_one_process(launcher, kind, checkpoint, folder):
                     assert before[name] == pytest.approx(after[name], rel=1e-4, abs=1e-4), name
     assert two["phases"][0]["log"][-2]["eval_samples"] == 11
     assert two["evaluation"]["validation"]["counts"]["rows"] == 11
-    weights = [load_file(folder / name / "merged" / "model.safetensors") for name in ("one", "two")]
-    for name, first in weights[0].items():
-        second = weights[1][name]
-        if name.endswith("in_proj_bias"):  # the keys' part has no true gradient: AdamW steps along the rounding
+    check_equal_weights(folder / "one" / "merged", folder / "two" / "merged", 1e-4)
+
+
+def check_equal_weights(one, two, tolerance):
+    """Equal but for the keys' biases: their true gradient is zero, and AdamW makes full steps of the rounding."""
+    one, two = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert one.keys() == two.keys()
+    for name, first in one.items():
+        second = two[name]
+        if name.endswith("in_proj_bias"):
             third = len(first) // 3
             first, second = (torch.cat([t[:third], t[2 * third :]]) for t in (first, second))
         if not name.endswith("k_proj.bias"):
-            assert (first - second).abs().max() <= 1e-4, name
+            assert (first - second).abs().max() <= tolerance, name
 
 
 @pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
@@ -83,6 +89,43 @@ def test_accelerate_launch_equals_one_process_with_gathered_negatives(tiny_check
 )
 def test_two_processes_equal_one(launcher, kind, tiny_checkpoint, tmp_path):
     check_equal_to_one_process(launcher, kind, tiny_checkpoint, tmp_path)
+
+
+def train_with_queries(rank, port, checkpoint, folder, processes=2):
+    """One of the processes of a training with three queries on rows of none, one and several targets."""
+    from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
+
+    if processes > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+    # A process gets every other row or half of a batch: either way, the two meet unequal numbers of targets.
+    counts = (0, 4, 1, 0, 2, 3, 1, 0)
+    rows = [row_with_targets(row, counts[place % 8]) for place, row in enumerate(colored_box_rows(24))]
+    torch.manual_seed(3)
+    weights = {"fusion_dropout": 0.0, "num_queries": 3}
+    model = HiVGForVisualGrounding.from_pretrained(checkpoint, **weights)
+    model.config.loss_weights = {**model.config.loss_weights, "contrastive": 0.0}  # its negatives are the batch's
+    trainer = make_trainer(
+        model, HiVGProcessor.from_pretrained(checkpoint), folder, per_device_train_batch_size=8 // processes, rows=rows
+    )
+    assert trainer.args.world_size == processes
+    trainer.train()
+    if rank == 0:
+        model.save_pretrained(f"{folder}/{processes}")
+        Path(f"{folder}/log-{processes}.json").write_text(json.dumps(trainer.state.log_history[:-1]))
+
+
+@pytest.mark.timeout(900)  # processes of its own, whose imports take minutes on a busy machine
+def test_several_queries_train_on_two_processes_as_on_one(forkserver, tiny_checkpoint, tmp_path):
+    train_with_queries(0, 0, tiny_checkpoint, str(tmp_path), processes=1)
+    run_two(forkserver, train_with_queries, tiny_checkpoint, tmp_path)
+    one, two = (json.loads((tmp_path / f"log-{processes}.json").read_text()) for processes in (1, 2))
+    assert len(one) == len(two) == 4
+    for before, after in zip(one, two, strict=True):
+        for name in before:
+            if name.startswith(("loss", "grad_norm")):
+                assert before[name] == pytest.approx(after[name], rel=1e-4, abs=1e-4), name
+    check_equal_weights(tmp_path / "1", tmp_path / "2", 2e-4)
 
 
 def train_sharded(rank, port, checkpoint, folder):

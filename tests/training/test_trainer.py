@@ -11,7 +11,7 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from helpers.training import ROWS, fresh_model, make_trainer
+from helpers.training import ROWS, fresh_model, make_trainer, row_with_targets
 from hivg_hf.hilora import HiLoraConfig, start_stage
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 from hivg_hf.training.trainer import NonFiniteLossError
@@ -51,26 +51,18 @@ def test_accumulation_changes_nothing(batch, per_device, tiny_model, tiny_proces
     assert_same_weights(one.model, many.model, 1e-4)
 
 
-def row_with_targets(row, count):
-    """A row that names nothing, or several things: its own box, and others beside it."""
-    x1, y1, x2, y2 = row["box"]
-    boxes = [[x1, y1 + 4 * place, x2, y2 + 4 * place] for place in range(count)]
-    return {**row, "boxes": boxes, "box": boxes[0] if boxes else None, "no_target": not boxes}
-
-
 @pytest.mark.parametrize(("num_queries", "counts"), [(1, (0, 0, 1, 1, 1, 0, 1, 1)), (3, (0, 4, 1, 0, 2, 3, 1, 1))])
 def test_accumulation_changes_nothing_where_rows_name_nothing_or_several_things(
-    num_queries, counts, tiny_model, tiny_processor, tmp_path, monkeypatch
+    num_queries, counts, tiny_model, tiny_processor, tmp_path
 ):
     """Box terms are means over targets, and micro-batches of two rows hold from none to five of them."""
     rows = [row_with_targets(row, counts[place % 8]) for place, row in enumerate(ROWS)]
-    monkeypatch.setattr("helpers.training.ROWS", rows)
     trainers = []
     for size in (8, 2):
         model = fresh_model(tiny_model, contrastive=0.0)
         if num_queries > 1:
             model.add_queries(num_queries)
-        trainers.append(make_trainer(model, tiny_processor, tmp_path, per_device_train_batch_size=size))
+        trainers.append(make_trainer(model, tiny_processor, tmp_path, rows=rows, per_device_train_batch_size=size))
         trainers[-1].train()
     one, many = trainers
     assert many.args.gradient_accumulation_steps == 4

@@ -6,7 +6,9 @@ import shutil
 import signal
 
 import pytest
+from typer.testing import CliRunner
 
+from hivg_hf.cli import app
 from hivg_hf.utils.held_folder import check_writable, folder_lock, sweep_leftovers
 
 
@@ -74,3 +76,27 @@ def test_a_folder_that_goes_away_is_noticed(made_again, tmp_path):
             FileNotFoundError, match=r"run was deleted or replaced while this process was writing to it"
         ):
             check()
+
+
+FEW = ["--option", "seed=3", "--option", "size=2"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--model", "tiny", "--data", "refshapes", *FEW, "--no-plots", "--gallery", "0", "--out"],
+        ["clean", "refshapes", "--split", "val", *FEW],
+        ["survey", "refshapes:val", *FEW, "--out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_verbs_that_fill_a_folder_hold_it(words, tmp_path):
+    with folder_lock(tmp_path / "out", "writing to"):
+        refused = CliRunner().invoke(app, [*words, str(tmp_path / "out")])
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", ".lock-holder"]
+    assert refused.exit_code == 2, refused.output
+    sentence = f"hivg: Another process (id {os.getpid()}) is writing to {tmp_path / 'out'}: wait for it"
+    assert refused.output.splitlines()[-1].startswith(sentence)
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert not list((tmp_path / "out").glob(".*"))

@@ -244,7 +244,12 @@ def whole_side(value: Any, name: str) -> int | None:
 
 
 def cell_text(value: Any) -> str:
-    """A cell as text; "" where it is empty, also as tables of numbers say so (NaN)."""
+    """A cell as text; "" where it is empty, also as tables of numbers say so (NaN); bytes are UTF-8, or hex."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            return value.hex()
     return "" if value is None or (isinstance(value, float) and value != value) else str(value).strip()
 
 
@@ -289,7 +294,8 @@ def four_numbers(box: Any, spelled: Any = None) -> list[float]:
     spelled = box if spelled is None else spelled
     values = list(box) if isinstance(box, Sequence) and not isinstance(box, (str, bytes)) else []
     if len(values) != 4 or any(isinstance(value, bool) or value is None for value in values):
-        raise ValueError(f"box {shown(spelled)} is not four numbers")
+        advice = "; write its values as a list, or as four columns" if isinstance(spelled, Mapping) else ""
+        raise ValueError(f"box {shown(spelled)} is not four numbers{advice}")
     try:
         return [float(plain_number(value)) for value in values]
     except (TypeError, ValueError, OverflowError) as error:

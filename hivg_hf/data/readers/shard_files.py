@@ -7,6 +7,7 @@ A row that cannot be read keeps its place, with a sentence that says why.
 """
 
 import glob
+import hashlib
 import json
 import os
 import tarfile
@@ -81,6 +82,7 @@ class ShardFiles:
     token: str | None = field(default=None, repr=False)
     files: list[str] = field(init=False)
     schema: pa.Schema = field(init=False)
+    _footers: dict[str, tuple[pa.Schema, int]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.is_local = self.names_files(self.source)
@@ -125,7 +127,7 @@ class ShardFiles:
     def chunks(self, file: str, start: int, size: int) -> Iterator[Chunk]:
         """The rows of a file from one on, at most `size` at a time."""
         if self.kind == "parquet":
-            return self._parquet_chunks(file, start, size)
+            return ((_conform(table, self.schema, file), {}) for table in self._parquet_tables(file, start, size))
         if self.kind == "tar":
             return self._tar_chunks(file, start, size)
         return self._record_chunks(file, start, size)
@@ -133,13 +135,34 @@ class ShardFiles:
     def records(self, file: str, start: int) -> Iterator[dict[str, Any] | str]:
         """The rows of a file from one on, as the file has them; of one that cannot be read, what is wrong."""
         if self.kind == "parquet":
-            for table, _ in self._parquet_chunks(file, start, ROWS_AT_ONCE):
+            for table in self._parquet_tables(file, start, ROWS_AT_ONCE):
                 yield from table.to_pylist()
         elif self.kind == "tar":
             yield from _samples(file, self._open(file), start)
         else:
             records = _records(file)
             yield from _readable(records, start, len(records))
+
+    def content_hash(self) -> str:
+        """A hash of the bytes of all files: read here, and as the Hub states them for files that are streamed.
+
+        Pictures that rows name by path or URL are not part of it.
+        """
+        folders = {file.rpartition("/")[0] for file in self.files if file.startswith(HUB)}
+        listed = {HUB + entry["name"]: entry for folder in sorted(folders) for entry in self._hub_listing(folder)}
+        digest = hashlib.sha256()
+        for file in self.files:
+            if file.startswith(HUB):
+                digest.update(f"{listed[file]['size']} {listed[file]['blob_id']}\n".encode())
+            else:
+                with open(file, "rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    def _hub_listing(self, folder: str) -> list[Any]:
+        from huggingface_hub import HfFileSystem
+
+        return HfFileSystem(token=self.token).ls(folder, detail=True, refresh=True)
 
     def _hub_files(self) -> list[str]:
         import datasets
@@ -192,18 +215,15 @@ class ShardFiles:
     def count(self, file: str) -> int | None:
         """Rows of a file; None of a tar on the Hub, which only reading it would tell."""
         if self.kind == "parquet":
-            with self._open(file) as opened:
-                parquet = pq.ParquetFile(opened)
-                _conform(parquet.schema_arrow.empty_table(), self.schema, file)  # refused before the work begins
-                return parquet.metadata.num_rows
+            return self._footers[file][1]
         if self.kind == "tar":
             return None if file.startswith(HUB) else sum(1 for _ in _samples(file, self._open(file), 0, read=False))
         return len(_records(file))
 
     def _read_schema(self) -> pa.Schema:
         if self.kind == "parquet":
-            with self._open(self.files[0]) as opened:
-                return pq.ParquetFile(opened).schema_arrow
+            self._footers = {file: self._footer(file) for file in self.files}
+            return _common_schema({file: schema for file, (schema, _) in self._footers.items()})
         if self.kind == "tar":
             samples = _samples(self.files[0], self._open(self.files[0]), 0)
             return _infer([*islice(samples, 100)])
@@ -212,7 +232,13 @@ class ShardFiles:
             return pa.schema([(name, pa.string()) for name in header_of(records)])
         return _infer([record for record in _readable(records, 0, ROWS_TO_INFER_FROM) if isinstance(record, dict)])
 
-    def _parquet_chunks(self, file: str, start: int, size: int) -> Iterator[Chunk]:
+    def _footer(self, file: str) -> tuple[pa.Schema, int]:
+        """The columns of a Parquet file, and how many rows it has."""
+        with self._open(file) as opened:
+            parquet = pq.ParquetFile(opened)
+            return parquet.schema_arrow, parquet.metadata.num_rows
+
+    def _parquet_tables(self, file: str, start: int, size: int) -> Iterator[pa.Table]:
         with self._open(file) as opened:
             # Buffered: a row group is decoded as it is read, and not held in memory whole.
             parquet = pq.ParquetFile(opened, buffer_size=BUFFER_BYTES, pre_buffer=False)
@@ -228,8 +254,7 @@ class ShardFiles:
                 first = max(start - skipped, 0)
                 skipped += len(batch)
                 if first < len(batch):
-                    table = pa.Table.from_batches([batch.slice(first)])
-                    yield _conform(table, self.schema, file), {}
+                    yield pa.Table.from_batches([batch.slice(first)])
 
     def _record_chunks(self, file: str, start: int, size: int) -> Iterator[Chunk]:
         records = _records(file)
@@ -377,10 +402,62 @@ def _fitting(values: list[Any], column: pa.Field, errors: dict[int, str]) -> lis
     return values
 
 
+def _common_schema(schemas: dict[str, pa.Schema]) -> pa.Schema:
+    """The columns of several Parquet files, each of a type that holds the values of all.
+
+    Raises:
+        ValueError: Files have other columns, or one column of types that have nothing in common.
+    """
+    first, *others = schemas
+    for file in others:
+        if schemas[file].names != schemas[first].names:
+            raise ValueError(
+                f"{file} has the columns {', '.join(schemas[file].names)}; other files: "
+                f"{', '.join(schemas[first].names)}."
+            )
+    return pa.schema(
+        [_common_field(place, schemas) for place in range(len(schemas[first].names))], schemas[first].metadata
+    )
+
+
+def _common_field(place: int, schemas: dict[str, pa.Schema]) -> pa.Field:
+    """The column at a place, of a type that holds the values of all files."""
+    column, *_ = (schema.field(place) for schema in schemas.values())
+    for file, schema in schemas.items():
+        if (other := schema.field(place).type) != column.type:
+            kind = _common_type(column.type, other)
+            if kind is None:
+                raise ValueError(
+                    f"{file}: its column {column.name!r} is {other}, in other files {column.type}: give it one type."
+                )
+            column = column.with_type(kind)
+    return column
+
+
+def _common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """A type that holds the values of both; text holds numbers, as they are written."""
+    first, second = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (first, second))
+    is_text = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in (first, second)]
+    if any(is_text) and all(text or pa.types.is_primitive(kind) for text, kind in zip(is_text, (first, second))):
+        return pa.string()
+    try:
+        schemas = [pa.schema([("column", kind)]) for kind in (first, second)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+
+
 def _conform(table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
-    """A table of a further file in the schema of the first."""
-    if table.schema.names != schema.names:
+    """A table of one file in the schema of all.
+
+    Raises:
+        ValueError: A value does not fit.
+    """
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata(schema.metadata)
+    try:
+        return table.cast(schema)
+    except MISFITS as error:
         raise ValueError(
-            f"{file} has the columns {', '.join(table.schema.names)}; other files: {', '.join(schema.names)}."
-        )
-    return table.replace_schema_metadata(schema.metadata) if table.schema.equals(schema) else table.cast(schema)
+            f"{file} has a value that does not fit the type that its column has in all files: {error}."
+        ) from None

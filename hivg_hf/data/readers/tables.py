@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 
 from hivg_hf.utils.strict_mapping import parse_json
 
@@ -43,12 +44,30 @@ def open_records(path: Path, encoding: str | None = None) -> Sequence[dict[str, 
     if suffix in (".csv", ".tsv"):
         return CsvRows(path, encoding)
     if suffix == ".parquet":
-        import datasets
-
-        return undecoded(datasets.Dataset.from_parquet(str(path)))
+        return _open_parquet(path)
     if suffix == ".json":
         return JsonRows(load_json_array(path))
     raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
+
+
+def _open_parquet(path: Path) -> Any:
+    """A Parquet file as a table of `datasets`.
+
+    Raises:
+        ValueError: a column is of a type that `datasets` does not have.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    for column in pq.read_schema(path):
+        try:
+            datasets.Features.from_arrow_schema(pa.schema([column]))
+        except (ValueError, NotImplementedError):
+            raise ValueError(
+                f"{path}: the type of its column {column.name!r}, {column.type}, is not read; remove the column, or "
+                "write it as text or as a struct."
+            ) from None
+    return undecoded(datasets.Dataset.from_parquet(str(path)))
 
 
 def stored_splits(source: str, config: str | None = None, revision: str | None = None) -> list[str]:
