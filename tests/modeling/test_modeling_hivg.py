@@ -443,9 +443,12 @@ def repeated(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("model", ["tiny_model", "without_bridges"])
 def test_an_image_asked_several_things_gives_the_answers_of_its_repetitions(model, batch, with_patch_index, request):
     model, inputs = request.getfixturevalue(model), two_images(batch, with_patch_index)
-    found, expected = run(model, inputs, **ASKED), run(model, repeated(inputs), **ASKED)
-    for name in (*ANSWERS, "logits_per_text"):
+    asked = {**ASKED, "labels": torch.full((3, 4), 0.5), "output_scores": True}
+    found, expected = run(model, inputs, **asked), run(model, repeated(inputs), **asked)
+    for name in ANSWERS:
         torch.testing.assert_close(found[name], expected[name], **TOLERANCE)
+    for name, term in expected.loss_dict.items():  # the contrastive one, too
+        torch.testing.assert_close(found.loss_dict[name], term, **TOLERANCE)
 
 
 def test_an_image_and_an_expression_can_both_repeat(tiny_model, batch):
