@@ -25,6 +25,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_arrays_hivg import is_unit_range, to_unscaled_rgb
 from .image_loading_hivg import array_to_image, image_size, load_grounding_image, open_image
+from .processing_inputs_hivg import refuse_options
 
 PAD_ALIGNMENTS = ("patch", "pixel")
 FIXED_AT_CONSTRUCTION = ("size", "patch_size", "pad_align", "skip_padded_patches", "do_resize", "do_pad")
@@ -237,6 +238,7 @@ class HiVGImageProcessor(PilBackend):
         outputs: Any,
         threshold: float = 0.1,
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        **unknown: Any,
     ) -> list[dict[str, torch.Tensor]]:
         """Model outputs -> per row `{"scores": (K,), "labels": (K,), "boxes": (K, 4)}`, what scores above `threshold`.
 
@@ -251,6 +253,7 @@ class HiVGImageProcessor(PilBackend):
         Raises:
             ValueError: If there are no scores, or the number of sizes differs.
         """
+        refuse_options("post_process_object_detection", unknown)
         boxes, scores = self.query_answers(outputs, target_sizes)
         kept = [order[scores[row][order] > threshold] for row, order in enumerate(scores.argsort(1, descending=True))]
         return [
