@@ -129,7 +129,7 @@ def _checkpoint_in(path: Path, name: str, most_bytes: int) -> Iterator[tuple[Off
                 yield best
                 return
         found = "; ".join(f"{place}: {reason}" for place, reason in others.items()) or "it has no .pth file"
-        raise ValueError(f"The archive {path} holds nothing that is {PREFIX}{name} ({found}).")
+        raise ValueError(f"{PREFIX}{name} not found in the archive {path} ({found}).")
 
 
 def _likely_first(members: list[Member], name: str) -> list[list[Member]]:

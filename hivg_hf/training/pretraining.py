@@ -238,7 +238,7 @@ class AttributeHeads(nn.Module):
 def with_defaults(
     loss_weights: Mapping[str, float] | None, defaults: Mapping[str, float], kind: str
 ) -> dict[str, float]:
-    """Weights of all losses of a kind, from those that differ; a name that is no such loss is refused."""
+    """Weights of all losses of a kind, from those that differ; unknown names are refused."""
     unknown = set(loss_weights or {}) - set(defaults)
     if unknown:
         raise ValueError(f"unknown {kind} losses {sorted(unknown)}; expected some of {list(defaults)}.")
