@@ -47,7 +47,7 @@ class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     patch_size (`int`, *optional*):
         Side of the vision tower's patches in pixels.
     pad_align (`str`, *optional*):
-        `"patch"` (image starts at a patch border) or `"pixel"` (image exactly centred, as official).
+        `"patch"` (image starts at a patch border) or `"pixel"` (image exactly centered, as official).
     skip_padded_patches (`bool`, *optional*):
         Whether `HiVGProcessor` also returns `patch_index`, the patches that hold at least one image pixel.
     """
@@ -60,7 +60,7 @@ class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
 def letterbox_geometry(height: int, width: int, size: int, patch_size: int, pad_align: str = "patch") -> Letterbox:
     """Sides of the resized image and its offset in a square of `size` pixels.
 
-    `pad_align="pixel"` centres the image as the official code does. `"patch"` rounds that offset down to a multiple of
+    `pad_align="pixel"` centers the image as the official code does. `"patch"` rounds that offset down to a multiple of
     `patch_size`, so that padding fills whole patches, which then need not enter the vision tower.
 
     Official: datasets/transforms.py:99 (`round(side * ratio)`) and `NormalizeAndPad` (`round(d / 2 - 0.1)`); there a
@@ -213,9 +213,9 @@ class HiVGImageProcessor(PilBackend):
         Boxes may reach outside the image; `HiVGProcessor.post_process_grounding` clips them.
         """
         boxes = boxes_cxcywh.detach().cpu().double().reshape(-1, 4) * self.side
-        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        center, half = boxes[:, :2], boxes[:, 2:] / 2
         scale, offset = self._scale_and_offset(image_sizes)
-        return ((torch.cat([centre - half, centre + half], dim=1) - offset) / scale).float()
+        return ((torch.cat([center - half, center + half], dim=1) - offset) / scale).float()
 
     def boxes_in_images(
         self, boxes_cxcywh: torch.Tensor, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None
@@ -225,8 +225,8 @@ class HiVGImageProcessor(PilBackend):
         Without `target_sizes`, `xyxy` in 0..1 of the padded square.
         """
         if target_sizes is None:
-            centre, half = boxes_cxcywh.detach().cpu().float().reshape(-1, 4).chunk(2, dim=1)
-            return torch.cat([centre - half / 2, centre + half / 2], dim=1).clamp(0, 1)
+            center, half = boxes_cxcywh.detach().cpu().float().reshape(-1, 4).chunk(2, dim=1)
+            return torch.cat([center - half / 2, center + half / 2], dim=1).clamp(0, 1)
         sizes = [(int(height), int(width)) for height, width in target_sizes]
         if len(sizes) != len(boxes_cxcywh):
             raise ValueError(f"Got {len(boxes_cxcywh)} predictions and {len(sizes)} target_sizes.")
@@ -326,7 +326,7 @@ class HiVGImageProcessor(PilBackend):
         return self._resize(picture, self.resample)
 
     def place(self, resized: np.ndarray, top: int, left: int) -> dict[str, np.ndarray]:
-        """Normalise an image that has its final scale and put it on the zero square.
+        """Normalize an image that has its final scale and put it on the zero square.
 
         `place(resize_image(picture), top, left)` with the letterbox's offset equals what calling the processor gives,
         bit for bit; caches and training augmentation enter here.

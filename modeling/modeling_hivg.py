@@ -746,7 +746,7 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
 
 
 class HiVGPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what transformers asks about the model."""
+    """Weight initialization and what transformers asks about the model."""
 
     config: HiVGConfig
     base_model_prefix = "clip"
@@ -1285,7 +1285,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 for a row, with `config.num_queries` > 1: `(batch_size, M, 4)`, NaN where a row has fewer than M. A
                 list as DETR takes it, `{"boxes": (N, 4)}` for each row, is understood too.
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
-                Target masks, of a row's targets together. Without them the rasterised boxes are the target.
+                Target masks, of a row's targets together. Without them the rasterized boxes are the target.
             output_masks (`bool`): give `mask_logits`.
             output_token_logits (`bool`): give `token_logits`.
             patch_index (`torch.LongTensor` of shape `(images, P)`, *optional*):

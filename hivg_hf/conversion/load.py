@@ -92,7 +92,7 @@ def load_official_checkpoint(
     logger.info("%s", conversion.report)
     if conversion.report.created:
         logger.warning(
-            "%s has no weights for %s: they are freshly initialised and must be trained.",
+            "%s has no weights for %s: they are freshly initialized and must be trained.",
             path,
             ", ".join(module_groups(conversion.report.created)),
         )
