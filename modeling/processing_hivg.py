@@ -487,7 +487,7 @@ def warn_of_phrases(expressions: Sequence[str]) -> None:
             SeveralPhrasesWarning.was_given = True
             message = (
                 f"'{_shortened(expression)}' is read as one expression and gets one answer. For an answer to each "
-                f"phrase, pass a list: {_shortened(str(phrases), 200)}."
+                f"phrase, pass separate expressions: {_shortened(str(phrases), 200)}."
             )
             warnings.warn(message, SeveralPhrasesWarning, stacklevel=4)
             return

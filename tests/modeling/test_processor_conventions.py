@@ -128,7 +128,7 @@ def said_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_phrases_in_one_string_are_one_expression_with_one_warning(
     processor: HiVGProcessor, said_nothing: None, text: Any
 ) -> None:
-    with pytest.warns(SeveralPhrasesWarning, match=r"as one expression .* list: \['a star', 'a circle'\]"):
+    with pytest.warns(SeveralPhrasesWarning, match=r"as one expression .* expressions: \['a star', 'a circle'\]"):
         features = processor(text=text)
     assert len(features["input_ids"]) == (1 if isinstance(text, str) else len(text))
     with warnings.catch_warnings():
@@ -157,7 +157,7 @@ def test_a_pipeline_and_a_model_warn_of_phrases_too(
     pipe = pipeline("visual-grounding", model=tiny_model, processor=processor, device="cpu")
     for ask in (pipe, lambda image, text: tiny_model.ground(image, text, processor)):
         monkeypatch.setattr(SeveralPhrasesWarning, "was_given", False)
-        with pytest.warns(SeveralPhrasesWarning, match="pass a list"):
+        with pytest.warns(SeveralPhrasesWarning, match="pass separate expressions"):
             assert ask(picture(), "a star. a circle.")["expression"] == "a star. a circle."
 
 
