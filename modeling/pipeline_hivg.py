@@ -452,7 +452,7 @@ def _with_expression(expression: str, result: Any) -> Any:
 
 def _required_score(score: float | None) -> float:
     if score is None:
-        raise ValueError("This model gives no score, so that no threshold can be applied; leave threshold out.")
+        raise ValueError("This model gives no score, so that no threshold can be applied: omit threshold.")
     return score
 
 

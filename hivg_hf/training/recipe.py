@@ -68,7 +68,7 @@ class ModelRecipe:
         if self.model_class is not None:
             find_model_class(self.model_class)
         if self.checkpoint and (self.clip or self.preset):
-            raise ValueError("model.checkpoint already fixes the model: leave out model.clip and model.preset.")
+            raise ValueError("model.checkpoint already fixes the model: omit model.clip and model.preset.")
         if not (self.checkpoint or self.clip or self.preset):
             raise ValueError("model needs one of checkpoint, clip or preset.")
         if self.preset and not self.clip and not self.tokenizer:
