@@ -23,7 +23,7 @@ def box_cxcywh_to_xyxy(boxes_cxcywh: torch.Tensor) -> torch.Tensor:
 
 
 def box_xyxy_to_cxcywh(boxes_xyxy: torch.Tensor) -> torch.Tensor:
-    """Corners to centre and size: (0.4, 0.3, 0.6, 0.7) -> (0.5, 0.5, 0.2, 0.4). Any unit.
+    """Corners to center and size: (0.4, 0.3, 0.6, 0.7) -> (0.5, 0.5, 0.2, 0.4). Any unit.
 
     Args:
         boxes_xyxy: (..., 4).
@@ -36,7 +36,7 @@ def box_xyxy_to_cxcywh(boxes_xyxy: torch.Tensor) -> torch.Tensor:
 
 
 def paired_iou_and_giou(boxes_xyxy: torch.Tensor, others_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoU and generalised IoU (Rezatofighi et al., 2019) of box i with box i, not of every pair.
+    """IoU and generalized IoU (Rezatofighi et al., 2019) of box i with box i, not of every pair.
 
     An empty box has IoU 0 with everything, never NaN.
 
@@ -98,10 +98,10 @@ def box_coverage(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.T
 
 
 def rasterize_boxes(boxes_cxcywh: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Boxes as masks: 1 where a pixel's centre lies in the box, its left and top edge included.
+    """Boxes as masks: 1 where a pixel's center lies in the box, its left and top edge included.
 
-    The one raster of the package: processor, collator and model call it. A box between two centres keeps the column
-    (row) of its own centre, so that a thin box never vanishes. A box with NaN gives an empty mask.
+    The one raster of the package: processor, collator and model call it. A box between two centers keeps the column
+    (row) of its own center, so that a thin box never vanishes. A box with NaN gives an empty mask.
 
     Args:
         boxes_cxcywh: (B, 4), in 0..1 of the square.

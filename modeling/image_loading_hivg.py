@@ -195,7 +195,7 @@ def _decode_held(image: PIL.Image.Image) -> PIL.Image.Image | np.ndarray:
             raise ValueError(f"{capital(name)} was closed before its pixels were read: call its load() before.")
         if image.format not in FORMATS_WITH_VARIANTS:
             formats = ", ".join(FORMATS)
-            raise ValueError(f"{capital(name)} is in the format {image.format}, which is none of {formats}.")
+            raise ValueError(f"{capital(name)} is in the format {image.format}, expected one of {formats}.")
     _load(image, name)
     return _to_rgb(image, name)
 

@@ -25,6 +25,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_arrays_hivg import is_unit_range, to_unscaled_rgb
 from .image_loading_hivg import array_to_image, image_size, load_grounding_image, open_image
+from .processing_inputs_hivg import refuse_options
 
 PAD_ALIGNMENTS = ("patch", "pixel")
 FIXED_AT_CONSTRUCTION = ("size", "patch_size", "pad_align", "skip_padded_patches", "do_resize", "do_pad")
@@ -46,7 +47,7 @@ class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     patch_size (`int`, *optional*):
         Side of the vision tower's patches in pixels.
     pad_align (`str`, *optional*):
-        `"patch"` (image starts at a patch border) or `"pixel"` (image exactly centred, as official).
+        `"patch"` (image starts at a patch border) or `"pixel"` (image exactly centered, as official).
     skip_padded_patches (`bool`, *optional*):
         Whether `HiVGProcessor` also returns `patch_index`, the patches that hold at least one image pixel.
     """
@@ -59,7 +60,7 @@ class HiVGImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
 def letterbox_geometry(height: int, width: int, size: int, patch_size: int, pad_align: str = "patch") -> Letterbox:
     """Sides of the resized image and its offset in a square of `size` pixels.
 
-    `pad_align="pixel"` centres the image as the official code does. `"patch"` rounds that offset down to a multiple of
+    `pad_align="pixel"` centers the image as the official code does. `"patch"` rounds that offset down to a multiple of
     `patch_size`, so that padding fills whole patches, which then need not enter the vision tower.
 
     Official: datasets/transforms.py:99 (`round(side * ratio)`) and `NormalizeAndPad` (`round(d / 2 - 0.1)`); there a
@@ -212,9 +213,9 @@ class HiVGImageProcessor(PilBackend):
         Boxes may reach outside the image; `HiVGProcessor.post_process_grounding` clips them.
         """
         boxes = boxes_cxcywh.detach().cpu().double().reshape(-1, 4) * self.side
-        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        center, half = boxes[:, :2], boxes[:, 2:] / 2
         scale, offset = self._scale_and_offset(image_sizes)
-        return ((torch.cat([centre - half, centre + half], dim=1) - offset) / scale).float()
+        return ((torch.cat([center - half, center + half], dim=1) - offset) / scale).float()
 
     def boxes_in_images(
         self, boxes_cxcywh: torch.Tensor, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None
@@ -224,8 +225,8 @@ class HiVGImageProcessor(PilBackend):
         Without `target_sizes`, `xyxy` in 0..1 of the padded square.
         """
         if target_sizes is None:
-            centre, half = boxes_cxcywh.detach().cpu().float().reshape(-1, 4).chunk(2, dim=1)
-            return torch.cat([centre - half / 2, centre + half / 2], dim=1).clamp(0, 1)
+            center, half = boxes_cxcywh.detach().cpu().float().reshape(-1, 4).chunk(2, dim=1)
+            return torch.cat([center - half / 2, center + half / 2], dim=1).clamp(0, 1)
         sizes = [(int(height), int(width)) for height, width in target_sizes]
         if len(sizes) != len(boxes_cxcywh):
             raise ValueError(f"Got {len(boxes_cxcywh)} predictions and {len(sizes)} target_sizes.")
@@ -237,6 +238,7 @@ class HiVGImageProcessor(PilBackend):
         outputs: Any,
         threshold: float = 0.1,
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        **unknown: Any,
     ) -> list[dict[str, torch.Tensor]]:
         """Model outputs -> per row `{"scores": (K,), "labels": (K,), "boxes": (K, 4)}`, what scores above `threshold`.
 
@@ -251,6 +253,7 @@ class HiVGImageProcessor(PilBackend):
         Raises:
             ValueError: If there are no scores, or the number of sizes differs.
         """
+        refuse_options("post_process_object_detection", unknown)
         boxes, scores = self.query_answers(outputs, target_sizes)
         kept = [order[scores[row][order] > threshold] for row, order in enumerate(scores.argsort(1, descending=True))]
         return [
@@ -323,7 +326,7 @@ class HiVGImageProcessor(PilBackend):
         return self._resize(picture, self.resample)
 
     def place(self, resized: np.ndarray, top: int, left: int) -> dict[str, np.ndarray]:
-        """Normalise an image that has its final scale and put it on the zero square.
+        """Normalize an image that has its final scale and put it on the zero square.
 
         `place(resize_image(picture), top, left)` with the letterbox's offset equals what calling the processor gives,
         bit for bit; caches and training augmentation enter here.

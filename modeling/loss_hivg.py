@@ -169,7 +169,7 @@ def token_targets(
 
     Args:
         labels: (B, 4) or (B, M, 4), cxcywh in 0..1 of the padded square; NaN gives no positive patch.
-        mask_labels: (B, S, S) or None; None takes the rasterised boxes.
+        mask_labels: (B, S, S) or None; None takes the rasterized boxes.
         grid: patches along one side.
         size: S, pixels along one side.
         kind: `"coverage"`, the covered share of a patch; `"nearest"`, the patch's first pixel.
@@ -189,7 +189,7 @@ def token_targets(
 
 
 def mask_targets(labels: torch.Tensor, mask_labels: torch.Tensor | None, size: int) -> torch.Tensor:
-    """(B, S, S) masks in the dtype of the labels (B, 4) or (B, M, 4): the given ones, or the rasterised boxes."""
+    """(B, S, S) masks in the dtype of the labels (B, 4) or (B, M, 4): the given ones, or the rasterized boxes."""
     if mask_labels is None and labels.ndim == 3:
         return rasterize_boxes(labels.flatten(0, 1), size, size).unflatten(0, labels.shape[:2]).amax(1)
     if mask_labels is None:

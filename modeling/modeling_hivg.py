@@ -122,9 +122,12 @@ class HiVGOutput(ModelOutput):
             Confidence of each query that its box is right and no other query's.
         query_mask_logits (`torch.Tensor` of shape `(batch_size, num_queries, 8 * grid, 8 * grid)`, *optional*):
             Mask of each query.
-        logits_per_text (`torch.Tensor` of shape `(batch_size, batch_size)`):
-            CLIP's contrastive logits of expressions (rows) and images (columns).
-        logits_per_image (`torch.Tensor` of shape `(batch_size, batch_size)`):
+        logits_per_text (`torch.Tensor` of shape `(batch_size, batch_size)`, *optional*, without an index):
+            Contrastive logits of expressions (rows) and images (columns). They train the model and do not rank labels
+            as CLIP's do: the bridges have shown image i expression i, so that the diagonal stands out whatever the
+            image shows. `scores` says how well an expression fits its image. None with `image_index` or `text_index`:
+            an image then has several embeddings, one for each of its expressions, and CLIP's matrix one.
+        logits_per_image (`torch.Tensor` of shape `(batch_size, batch_size)`, *optional*, without an index):
             The transpose.
         vision_hidden_states, text_hidden_states, hidden_states (`tuple[torch.Tensor]`, *optional*):
             States of the two towers and of the fusion encoder, the input first, with `output_hidden_states=True`.
@@ -743,7 +746,7 @@ class HiVGFusionLayer(GradientCheckpointingLayer):
 
 
 class HiVGPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what transformers asks about the model."""
+    """Weight initialization and what transformers asks about the model."""
 
     config: HiVGConfig
     base_model_prefix = "clip"
@@ -1282,7 +1285,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
                 for a row, with `config.num_queries` > 1: `(batch_size, M, 4)`, NaN where a row has fewer than M. A
                 list as DETR takes it, `{"boxes": (N, 4)}` for each row, is understood too.
             mask_labels (`torch.Tensor` of shape `(batch_size, S, S)`, *optional*):
-                Target masks, of a row's targets together. Without them the rasterised boxes are the target.
+                Target masks, of a row's targets together. Without them the rasterized boxes are the target.
             output_masks (`bool`): give `mask_logits`.
             output_token_logits (`bool`): give `token_logits`.
             patch_index (`torch.LongTensor` of shape `(images, P)`, *optional*):
@@ -1367,6 +1370,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         if config.refine_boxes and not self.training:
             for boxes, masks in (("pred_boxes", "mask_logits"), ("query_boxes", "query_mask_logits")):
                 outputs[boxes] = refine_boxes(outputs[boxes], outputs[masks])
+        # CLIP's matrix has a row for each image, and here an image looks different to each of its expressions.
+        contrastive = outputs["logits_per_text"] if text_index is None and image_index is None else None  # (B, B)
         several = config.num_queries > 1
         given_scores = self._scores(outputs, layout) if output_scores is not False else None  # (B, K)
         return HiVGOutput(
@@ -1379,8 +1384,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             query_boxes=outputs["query_boxes"] if several else None,
             query_scores=given_scores if several else None,
             query_mask_logits=outputs["query_mask_logits"] if several and output_masks else None,
-            logits_per_text=outputs["logits_per_text"],
-            logits_per_image=outputs["logits_per_text"].t(),
+            logits_per_text=contrastive,
+            logits_per_image=None if contrastive is None else contrastive.t(),
             vision_hidden_states=vision_states if output_hidden_states else None,
             text_hidden_states=text.hidden_states if output_hidden_states else None,
             hidden_states=fused.hidden_states if output_hidden_states else None,

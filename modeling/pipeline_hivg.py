@@ -34,7 +34,7 @@ from .pipeline_streams_hivg import (
     take_batch,
 )
 from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor, check_belongs
-from .processing_inputs_hivg import check_threshold
+from .processing_inputs_hivg import check_threshold, refuse_options
 from .video_hivg import ground_frames, read_frames
 
 ERROR_CHOICES = ("raise", "return")
@@ -133,9 +133,8 @@ class VisualGroundingPipeline(Pipeline):
                 "The visual-grounding pipeline takes expressions as text=...; candidate_labels is what "
                 'pipeline("zero-shot-object-detection") takes, with the same model.'
             )
-        if unknown:
-            hint = " Expressions are text=..." if NAMES_OF_TEXT.intersection(unknown) else ""
-            raise TypeError(f"The visual-grounding pipeline has no option {', '.join(map(repr, unknown))}.{hint}")
+        hint = "Expressions are text=..." if NAMES_OF_TEXT.intersection(unknown) else ""
+        refuse_options("The visual-grounding pipeline", unknown, hint)
         if on_error not in (None, *ERROR_CHOICES):
             raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
         if mask not in (None, True, False, *MASK_FORMS):
@@ -453,7 +452,7 @@ def _with_expression(expression: str, result: Any) -> Any:
 
 def _required_score(score: float | None) -> float:
     if score is None:
-        raise ValueError("This model gives no score, so that no threshold can be applied; leave threshold out.")
+        raise ValueError("This model gives no score, so that no threshold can be applied: omit threshold.")
     return score
 
 

@@ -151,7 +151,7 @@ OFFICIAL_BEHAVIOUR = {
     "bridge_mixes_batch": False,  # the official code mixes (HiVG.py:444 with :162), predictions should not
     "initialization": "official",  # torch's defaults outside the fusion encoder, HiVG.py:731-767
     "adaptive_weight_init": 1.0,  # nn.Embedding's N(0, 1), HiVG.py:393
-    "pad_align": "pixel",  # centred padding, datasets/transforms.py
+    "pad_align": "pixel",  # centered padding, datasets/transforms.py
     "skip_padded_patches": False,  # CLIP sees the padding, HiVG.py:930
     "image_normalization": "imagenet",  # datasets/transforms.py:262
     "score": "similarity",  # official weights have no score head
@@ -163,7 +163,7 @@ OFFICIAL_BEHAVIOUR = {
 }
 
 # Shapes for new models: the official layers, two text states (the middle one and the last; with a norm per state, more
-# states help and twelve make each bridge 1.6 times as large), and the correct behaviour, HiVGConfig's own defaults.
+# states help and twelve make each bridge 1.6 times as large), and the correct behavior, HiVGConfig's own defaults.
 NEW_MODELS: dict[str, dict[str, Any]] = {
     "tiny": {
         "clip_config": CLIP_TINY,

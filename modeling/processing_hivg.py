@@ -15,8 +15,15 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .box_ops_hivg import rasterize_boxes, suppress_overlaps
 from .image_loading_hivg import image_size, open_image
 from .image_processing_hivg import HiVGImageProcessor, HiVGImageProcessorKwargs, image_list, output_value
-from .processing_inputs_hivg import box_rows, check_threshold, checked_boxes, expression_rows, mask_rows
-from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer
+from .processing_inputs_hivg import (
+    box_rows,
+    check_threshold,
+    checked_boxes,
+    expression_rows,
+    mask_rows,
+    refuse_options,
+)
+from .text_cleaning_hivg import checked_expressions, clean_expression, cleaning_tokenizer, listed_phrases
 
 NORMALIZATION_CONSTANTS = {
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
@@ -75,6 +82,12 @@ def check_belongs(processor: Any, config: Any, name: str) -> None:
 
 class ExpressionCutWarning(UserWarning):
     """An expression was longer than the model can read; the message names the words that were cut."""
+
+
+class SeveralPhrasesWarning(UserWarning):
+    """An expression looks like a list of phrases in one string, and is read as one expression; said once."""
+
+    was_given = False
 
 
 class HiVGProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -191,6 +204,15 @@ class HiVGProcessor(ProcessorMixin):
         batch = BatchFeature(features)
         return batch if device is None else batch.to(device)
 
+    def __getattr__(self, name: str) -> Any:
+        message = f"'{type(self).__name__}' object has no attribute '{name}'."
+        if name.startswith("post_process"):
+            message = (
+                f"HiVGProcessor has no {name}: use post_process_grounded_object_detection, which gives detections for "
+                "each image, or post_process_grounding, which gives a box, a score and a mask for each expression."
+            )
+        raise AttributeError(message, name=name, obj=self)
+
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As `ProcessorMixin.save_pretrained`; what it notes on the object for the file is not part of the object."""
         saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -214,6 +236,7 @@ class HiVGProcessor(ProcessorMixin):
 
     def _text_features(self, text: list[Any], long_text: str, options: dict[str, Any]) -> dict[str, Any]:
         expressions = checked_expressions(text)
+        warn_of_phrases(expressions)
         if long_text not in LONG_TEXT_CHOICES:
             raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {long_text!r}.")
         if options.get("max_length") is not None and options["max_length"] < 1:
@@ -319,6 +342,7 @@ class HiVGProcessor(ProcessorMixin):
         map_sizes: Sequence[tuple[int, int]] | None = None,
         multiple: bool = False,
         multiple_threshold: float | None = None,
+        **unknown: Any,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per row `{"box": (4,), "score": () or None, "mask": (height, width) bool or None}`.
 
@@ -341,6 +365,7 @@ class HiVGProcessor(ProcessorMixin):
         Returns:
             Boxes are float32 `xyxy` pixels of the original image, clipped to it.
         """
+        refuse_options("post_process_grounding", unknown)
         if multiple and threshold is None:
             threshold = DEFAULT_THRESHOLD
         pred_boxes, scores, mask_logits = (
@@ -392,6 +417,7 @@ class HiVGProcessor(ProcessorMixin):
         text_threshold: float | None = None,
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        **unknown: Any,
     ) -> list[dict[str, Any]]:
         """Model outputs -> per image its detections, as Grounding DINO's and OWLv2's processors give them.
 
@@ -411,6 +437,7 @@ class HiVGProcessor(ProcessorMixin):
         Raises:
             ValueError: If rows, images and labels do not fit each other, or there are no scores.
         """
+        refuse_options("post_process_grounded_object_detection", unknown)
         rows, images = len(output_value(outputs, "pred_boxes")), None if target_sizes is None else len(target_sizes)
         groups = _label_groups(text_labels, rows, images)
         sizes = None
@@ -455,6 +482,19 @@ class HiVGProcessor(ProcessorMixin):
 _MODALITIES = ("text_kwargs", "images_kwargs")
 
 
+def warn_of_phrases(expressions: Sequence[str]) -> None:
+    """Warn, once per process, of the first expression that looks like several (`listed_phrases`)."""
+    for expression in () if SeveralPhrasesWarning.was_given else expressions:
+        if phrases := listed_phrases(expression):
+            SeveralPhrasesWarning.was_given = True
+            message = (
+                f"'{_shortened(expression)}' is read as one expression and gets one answer. For an answer to each "
+                f"phrase, pass separate expressions: {_shortened(str(phrases), 200)}."
+            )
+            warnings.warn(message, SeveralPhrasesWarning, stacklevel=4)
+            return
+
+
 def _unnested(images: list[Any]) -> list[Any]:
     """`[[image], [image]]`, as processors with several images per text take them -> `[image, image]`."""
     if images and all(isinstance(entry, (list, tuple)) and len(entry) == 1 for entry in images):
@@ -488,4 +528,11 @@ def _shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-__all__ = ["ExpressionCutWarning", "HiVGProcessor", "check_belongs", "clean_expression"]
+__all__ = [
+    "ExpressionCutWarning",
+    "HiVGProcessor",
+    "SeveralPhrasesWarning",
+    "check_belongs",
+    "clean_expression",
+    "warn_of_phrases",
+]

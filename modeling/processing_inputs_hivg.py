@@ -1,7 +1,7 @@
 """What users pass to the processor beside images, as plain rows: expressions, boxes and masks in their many forms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+# What other processors call the threshold of a score.
+NAMES_OF_THRESHOLD = frozenset(("box_threshold", "text_threshold", "score_threshold", "box_score_threshold"))
 IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor, bytes, bytearray)
 
 
@@ -156,9 +158,6 @@ def _box_values(row: int, box: Any) -> torch.Tensor:
     return values
 
 
-__all__ = ["box_rows", "checked_boxes", "expression_rows", "mask_rows"]
-
-
 def check_threshold(threshold: Any, name: str = "threshold") -> None:
     """Refuse a threshold that no score, a number from 0 to 1, can be compared with: NaN finds nothing, in silence.
 
@@ -168,3 +167,24 @@ def check_threshold(threshold: Any, name: str = "threshold") -> None:
     is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if threshold is not None and not (is_number and 0 <= threshold <= 1):
         raise ValueError(f"{name} must be a number from 0 to 1, got {threshold!r:.80}.")
+
+
+def refuse_options(where: str, options: Mapping[str, Any], hint: str = "") -> None:
+    """Refuse options that are not known.
+
+    Args:
+        where: What was called.
+        options: What it was given and does not know, by name.
+        hint: What to do instead, of all of them.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    if not options:
+        return
+    if NAMES_OF_THRESHOLD.intersection(options):
+        hint = "An expression has one score for each box: pass threshold=..."
+    raise TypeError(f"{where} has no option {', '.join(map(repr, options))}.{hint and ' '}{hint}")
+
+
+__all__ = ["box_rows", "check_threshold", "checked_boxes", "expression_rows", "mask_rows", "refuse_options"]

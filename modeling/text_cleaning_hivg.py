@@ -6,6 +6,7 @@ Official: the CLIP tokenizer runs `ftfy.fix_text`, resolves HTML entities twice,
 
 import html
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,10 @@ INVISIBLE = (
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 JOINERS = "\u200c\u200d\ufe00-\ufe0f"
+# A full stop that ends a phrase: not that of an ellipsis, an initial or a common abbreviation.
+PHRASE_END = re.compile(
+    r"(?<![.])(?<!\b[a-z])(?<!\b(?:mr|ms|dr|st|no|vs|jr|sr))(?<!\b(?:mrs|etc))\s*\.(?:\s+|$)", re.I
+)
 
 
 def checked_expressions(text: str | Sequence[str]) -> list[str]:
@@ -65,6 +70,13 @@ def clean_expression(expression: str) -> str:
             "wrongly: read its source again, as UTF-8."
         ) from None
     return CLEANING.normalize_str(html.unescape(html.unescape(whole)))
+
+
+def listed_phrases(expression: str) -> list[str]:
+    """The phrases of an expression such as "a star. a circle.", as Grounding DINO takes several in one string;
+    [] where it is one phrase. Two English sentences look the same."""
+    phrases = [phrase for phrase in PHRASE_END.split(expression) if any(map(str.isalpha, phrase))]
+    return phrases if len(phrases) > 1 else []
 
 
 def cleaning_tokenizer(tokenizer: Any) -> Any:
@@ -144,4 +156,4 @@ def _cleaning_steps() -> list[Any]:
 CLEANING = normalizers.Sequence(_cleaning_steps())
 
 
-__all__ = ["checked_expressions", "clean_expression", "cleaning_tokenizer"]
+__all__ = ["checked_expressions", "clean_expression", "cleaning_tokenizer", "listed_phrases"]

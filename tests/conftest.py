@@ -67,7 +67,7 @@ def tiny_config() -> "HiVGConfig":
 def tiny_model(tiny_config: "HiVGConfig") -> "HiVGForVisualGrounding":
     """A seeded model in eval mode, shared by the session: copy.deepcopy it before training or changing it.
 
-    CLIP's matrices are three times larger than initialised: a fresh tiny model answers about 0.5 to everything, which
+    CLIP's matrices are three times larger than initialized: a fresh tiny model answers about 0.5 to everything, which
     hides faults.
     """
     import torch

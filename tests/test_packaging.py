@@ -97,7 +97,7 @@ def test_the_code_of_the_model_is_in_the_sources_once() -> None:
     assert {name for name in found if not name.startswith(("modeling/", "tests/modeling/"))} == set()
 
 
-def test_wheel_holds_types_marker_licence_and_command(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_types_marker_license_and_command(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert "hivg_hf/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -310,7 +310,7 @@ def official_losses(output: OfficialOutput, target_boxes: Tensor, target_mask: T
 
 
 def giou_cxcywh(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of (B, 4) boxes, pair by pair."""
+    """Generalized IoU of (B, 4) boxes, pair by pair."""
     a_low, a_high, b_low, b_high = (x[:, :2] + sign * x[:, 2:] / 2 for x in (a, b) for sign in (-1, 1))
     inter = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(1)
     union = a[:, 2:].prod(1) + b[:, 2:].prod(1) - inter

@@ -31,7 +31,7 @@ VERBS = {
     "video": ("hivg_hf.cli.video:video", "Find what expressions name in every frame of a video, and draw it."),
     "ground-dataset": (
         "hivg_hf.cli.ground_dataset:ground_dataset",
-        "Find what every row of a table names, into Parquet.",
+        "Find what every row of a table names, and write Parquet.",
     ),
     "train": ("hivg_hf.cli.train:train", "Train a model by a recipe; the same command again resumes the run."),
     "label": ("hivg_hf.cli.label:label", "Find objects in pictures without labels, and write expressions for them."),
@@ -44,7 +44,7 @@ VERBS = {
     ),
     "convert-data": ("hivg_hf.cli.convert_data:convert_data", "Read data in any format and write it in another."),
     "clean": ("hivg_hf.cli.clean:clean", "Rank rows whose labels look wrong, for review."),
-    "convert": ("hivg_hf.cli.convert:convert", "Turn an official checkpoint file into a folder of this package."),
+    "convert": ("hivg_hf.cli.convert:convert", "Convert an official checkpoint file to a model folder."),
     "export": ("hivg_hf.cli.export:export", "Write a model for other runtimes."),
     "push": ("hivg_hf.cli.push:push", "Upload a model folder to the Hub in one commit, and load it back."),
     "demo": ("hivg_hf.cli.demo:demo", "Serve a web page to try a model on pictures."),
@@ -60,6 +60,7 @@ EXIT_STATUS_ON_ERROR = 2
 RESUMING = ("train", "ground", "ground-dataset", "label", "get", "push")  # verbs that keep what is done
 
 MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."
+Model = Annotated[str, typer.Option(help=f"{MODEL_NAMES} Default: tiny, which knows rendered shapes only.")]
 TINY_KNOWS = "the model tiny knows rendered shapes only; for photos: {option} official:base-mixup"
 _noted: list[str] = []
 

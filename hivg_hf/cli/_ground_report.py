@@ -16,7 +16,7 @@ from hivg_hf.inference import answer_as_json
 from hivg_hf.inference.files import Question
 from hivg_hf.inference.pictures import Asker, PictureWriter
 from hivg_hf.inference.results_file import ResultsFile
-from hivg_hf.modeling.processing_hivg import ExpressionCutWarning
+from hivg_hf.modeling.processing_hivg import ExpressionCutWarning, SeveralPhrasesWarning
 from hivg_hf.utils.inert import printable
 
 from ._options import in_shell_words
@@ -133,7 +133,7 @@ def show_cut_expressions_as_lines() -> None:
     show_others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, ExpressionCutWarning):
+        if issubclass(category, (ExpressionCutWarning, SeveralPhrasesWarning)):
             tqdm.write(printable(f"hivg: {in_shell_words(str(message))}"), file=sys.stderr)
         else:
             show_others(message, category, *place, **more)

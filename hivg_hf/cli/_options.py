@@ -15,25 +15,23 @@ Precision = Annotated[
     str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: the checkpoint's; fp32 in onnx.")
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the code that a Hub repository brings.")
+    bool, typer.Option("--trust-remote-code", help="Run the code in the model's Hub repository.")
 ]
 ReduceJpeg = Annotated[
     bool,
     typer.Option("--reduce-jpeg", help="Decode large JPEGs at a reduced scale: much faster, a little less exact."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Do not say what the default model knows.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Omit the note on what the default model knows.")]
 Column = Annotated[
     list[str] | None,
-    typer.Option(help="How a table calls a column of ours, as in expression=caption; may be given again."),
+    typer.Option(help="What your table calls one of our columns, such as expression=caption; repeatable."),
 ]
 ReaderOption = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Option of the data's reader, KEY=VALUE, as in root=/data or several=apart; may be given again."
-    ),
+    typer.Option(help="Option of the data's reader, KEY=VALUE, such as root=/data or several=apart; repeatable."),
 ]
-Images = Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; may be given again.")]
-BoxFormat = Annotated[str | None, typer.Option(help="What the boxes of a table mean, as in xyxy.")]
+Images = Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; repeatable.")]
+BoxFormat = Annotated[str | None, typer.Option(help="What the boxes of a table mean, such as xyxy.")]
 
 
 def reader_options(

@@ -16,25 +16,28 @@ from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
 
 def calibrate(
     model: Annotated[str, typer.Argument(help=f"{MODEL_NAMES} Its config is changed in place without --out.")],
-    data: Annotated[str, typer.Option(help="Rows with known boxes that no training saw: a source or a file.")],
+    data: Annotated[
+        str, typer.Option(help="Rows with known boxes that the model was not trained on: a source or a file.")
+    ],
     split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
     precision: Annotated[
-        float | None, typer.Option(help="Wanted share of right boxes among those found: the lowest threshold with it.")
+        float | None,
+        typer.Option(help="Wanted share of right boxes among those found; the lowest threshold that gives it."),
     ] = None,
     base_rate: Annotated[
         float | None,
-        typer.Option(help="Share of expressions that name nothing where the model will be used, as in 0.1."),
+        typer.Option(help="Share of expressions that name nothing where the model will be used, such as 0.1."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for a calibrated copy; needed for tiny and for models in a cache.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
-    size: Annotated[int | None, typer.Option(help="Rows of generated data, for each split.")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows of generated data per split.")] = None,
     images: Images = None,
     box_format: BoxFormat = None,
     column: Column = None,
     option: ReaderOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows of one pass.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per pass.", min=1)] = 16,
 ) -> None:
     """Fit temperature (or scale), bias and threshold on held-out rows, and write them into the model's config."""
     from hivg_hf.data import load_grounding_dataset

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import note_what_tiny_knows, run_verb, say
+from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say
 from ._options import BoxFormat, Column, Images, Quiet, ReaderOption, reader_options
 
 HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression", "boxes", "model_box", "reasons")
@@ -21,10 +21,8 @@ HEAD = ("rank", "probability", "iou", "row", "sent_id", "image_id", "expression"
 
 def clean(
     source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, or name of a dataset; docs/data.md.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the review; made where it is not there.")],
-    model: Annotated[
-        str, typer.Option(help="Folder or Hub id of a model that knows such data, or tiny, the shipped one.")
-    ] = "tiny",
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the review; created if missing.")],
+    model: Annotated[str, typer.Option(help=f"{MODEL_NAMES} It should know such data.")] = "tiny",
     split: Annotated[str, typer.Option(help="Split to look at.")] = "all",
     images: Images = None,
     box_format: BoxFormat = None,
@@ -32,9 +30,9 @@ def clean(
     option: ReaderOption = None,
     threshold: Annotated[
         float,
-        typer.Option(help="Rows with this probability of a wrong label or a higher one are listed.", min=0, max=1),
+        typer.Option(help="Lists rows whose label is wrong with at least this probability.", min=0, max=1),
     ] = 0.5,
-    batch_size: Annotated[int, typer.Option(help="Rows of one forward pass.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows per pass.", min=1)] = 32,
     quiet: Quiet = False,
 ) -> None:
     """Rank suspicious rows by a model's disagreement and by contradictions between rows."""

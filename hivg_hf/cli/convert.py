@@ -41,16 +41,16 @@ def convert(
         bool,
         typer.Option(
             "--bridge-lora",
-            help="With --lora adapter, also keep the low-rank terms inside the bridges, for training them on.",
+            help="With --lora adapter, also keep the low-rank terms inside the bridges, to train them further.",
         ),
     ] = False,
     alpha: Annotated[float, typer.Option(help="The low-rank terms are scaled by alpha / rank.")] = 16.0,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the CLIP tokenizer to save with the model.")
     ] = None,
-    names: Annotated[bool, typer.Option("--names", help="List every parameter, not only how many.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="List every parameter, not only their number.")] = False,
 ) -> None:
-    """Turn an official checkpoint file into a folder of this package.
+    """Convert an official checkpoint file to a model folder.
 
     A whole model (best_checkpoint.pth) becomes a model and its processor. CLIP with bridges
     (clip_lora_stage_with_bridge.pth) becomes a model with fresh heads, by --preset. The debiased CLIP that training
@@ -141,7 +141,7 @@ def _write_model(model: Any, out: Path, tokenizer: str | None) -> None:
 
 
 def _processor(model: Any, tokenizer: str | None) -> Any:
-    """The processor, or None where no tokenizer was named and CLIP's own cannot be had."""
+    """The processor, or None where no tokenizer was named and CLIP's own is not available."""
     from hivg_hf.conversion import official_processor
 
     config = model.config

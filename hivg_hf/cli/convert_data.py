@@ -18,10 +18,10 @@ from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
 
 def convert_data(
     source: Annotated[str, typer.Argument(metavar="IN", help="File, folder, or name of a dataset; docs/data.md.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files; made where it is not there.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files; created if missing.")],
     to: Annotated[str, typer.Option(help="Format to write: coco, odvg, qwen, label-studio, yolo or parquet.")],
     split: Annotated[
-        list[str] | None, typer.Option(help="Split to convert; may be given again. Default: all that the source has.")
+        list[str] | None, typer.Option(help="Split to convert; repeatable. Default: all that the source has.")
     ] = None,
     images: Images = None,
     box_format: BoxFormat = None,
@@ -31,10 +31,10 @@ def convert_data(
         bool, typer.Option("--copy-images", help="Copy the pictures into OUT instead of referring to them.")
     ] = False,
     coordinates: Annotated[
-        str | None, typer.Option(help="Of --to qwen: 1000 (Qwen3-VL, the default) or pixels (Qwen2.5-VL).")
+        str | None, typer.Option(help="For --to qwen: 1000 (Qwen3-VL, the default) or pixels (Qwen2.5-VL).")
     ] = None,
 ) -> None:
-    """Convert data; rows that cannot be used stop it, or are skipped with --option on_error=skip."""
+    """Convert data. A row that cannot be used stops it, or is skipped with --option on_error=skip."""
     from hivg_hf.data import NegativeRows, load_grounding_dataset
     from hivg_hf.data.reading import list_splits
     from hivg_hf.data.writers import WRITERS, write_rows

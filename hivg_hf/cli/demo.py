@@ -20,7 +20,7 @@ def demo(
     dtype: Dtype = None,
     backend: Backend = "torch",
     precision: Precision = None,
-    queue_size: Annotated[int, typer.Option(help="Visitors that may wait; more are asked to come back.", min=1)] = 32,
+    queue_size: Annotated[int, typer.Option(help="Visitors who may wait; others are asked to come back.", min=1)] = 32,
     max_upload_mb: Annotated[int, typer.Option(help="Largest upload in megabytes.", min=1)] = 32,
     workers: Annotated[int | None, typer.Option(help="Questions answered at once. Default: 2.", min=1)] = None,
     time_limit: Annotated[

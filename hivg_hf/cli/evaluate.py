@@ -42,11 +42,13 @@ def evaluate(
         ),
     ] = "val",
     images: Annotated[
-        list[Path] | None, typer.Option(help="Folder of the pictures that --data names; may be given again.")
+        list[Path] | None, typer.Option(help="Folder of the pictures that --data names; repeatable.")
     ] = None,
-    box_format: Annotated[str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh, cxcywh.")] = None,
+    box_format: Annotated[
+        str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh or cxcywh.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
-    size: Annotated[int | None, typer.Option(help="Rows of generated data, for each split.")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows of generated data per split.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
     ] = None,
@@ -59,16 +61,16 @@ def evaluate(
     ] = None,
     clip_config: Annotated[
         str | None,
-        typer.Option(help="Of an official .pth file: folder, JSON file or Hub id of a CLIP that is not published."),
+        typer.Option(help="For an official .pth file: folder, JSON file or Hub id of a CLIP that is not published."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Of an official .pth file: folder or Hub id of its CLIP tokenizer.")
+        str | None, typer.Option(help="For an official .pth file: folder or Hub id of its CLIP tokenizer.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
     backend: Backend = "torch",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: fp32.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows of one pass. It changes no figure.", min=1)] = 32,
-    num_workers: Annotated[int, typer.Option(help="Processes that open images, for each that predicts.", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows per pass; no figure depends on it.", min=1)] = 32,
+    num_workers: Annotated[int, typer.Option(help="Processes that open images, per predicting process.", min=0)] = 0,
     masks: Annotated[
         bool | None, typer.Option(help="Predict masks too. Default: when the data has masks to compare with.")
     ] = None,
@@ -78,11 +80,14 @@ def evaluate(
     ] = None,
     multiple_threshold: Annotated[
         float | None,
-        typer.Option(help="Score that further boxes of an answer with several need. Default: the model's own."),
+        typer.Option(help="Score that the further boxes of an answer need. Default: the model's own."),
     ] = None,
     several_targets: Annotated[str, typer.Option(help="skip, or any: the best of several targets counts.")] = "skip",
     controls: Annotated[
-        bool, typer.Option("--controls", help="Also: bridge off, constant text in the bridge, another expression.")
+        bool,
+        typer.Option(
+            "--controls", help="Also run the controls: bridge off, constant text in the bridge, other expression."
+        ),
     ] = False,
     constant_expression: Annotated[
         str | None,
@@ -90,10 +95,12 @@ def evaluate(
     ] = None,
     robustness: Annotated[
         bool,
-        typer.Option("--robustness", help="Also: changed pictures and expressions, 95 passes; resumes if killed."),
+        typer.Option(
+            "--robustness", help="Also test changed pictures and expressions, in 95 passes; resumes if killed."
+        ),
     ] = False,
     adversarial: Annotated[
-        bool, typer.Option("--adversarial", help="Also: pixels attacked along the gradient (PGD) in five strengths.")
+        bool, typer.Option("--adversarial", help="Also attack the pixels along the gradient (PGD), at five strengths.")
     ] = False,
     card: Annotated[
         bool,
@@ -104,12 +111,10 @@ def evaluate(
     ] = None,
     compare_published: Annotated[
         str | None,
-        typer.Option(
-            help="A variant, such as base-unc: what its authors published for this split, beside the figure."
-        ),
+        typer.Option(help="A variant, such as base-unc, whose published figure for this split is shown beside yours."),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
-    gallery: Annotated[int, typer.Option(help="Pictures in each section of the pages; 0 writes none.", min=0)] = 48,
+    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap; 0 gives no intervals.", min=0)] = 2000,
+    gallery: Annotated[int, typer.Option(help="Pictures per section of the pages; 0 writes none.", min=0)] = 48,
     plots: Annotated[
         bool | None,
         typer.Option(help="Draw accuracy by length and the histogram of IoU. Default: where matplotlib is installed."),
@@ -117,7 +122,7 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the model tiny knows.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Omit the note on what the model tiny knows.")] = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
@@ -238,7 +243,9 @@ def _card_folder(model: str, is_changed: bool) -> Path:
             "results.json there, and omit --card."
         )
     if not Path(model).is_dir():
-        raise ValueError(f"--card writes into a folder, and {model} is none: download the model, or omit --card.")
+        raise ValueError(
+            f"--card writes into a model's folder, and {model} is not a folder: download the model, or omit --card."
+        )
     return Path(resolve_model(model))
 
 
@@ -324,7 +331,7 @@ def _print_results(results: dict[str, Any], files: list[Path]) -> None:
     settings = results["settings"]
     console.print(
         f"N = {counts['rows']:,} rows of {counts['images']:,} images, each once, on {settings['processes']} "
-        f"process(es); protocol {results['protocol']}; {results['seconds']:.0f} s"
+        f"process{'es' * (settings['processes'] != 1)}; protocol {results['protocol']}; {results['seconds']:.0f} s"
     )
     for name, entry in results.get("robustness", {}).get("summary", {}).items():
         console.print(f"acc@0.5 under {name}: {entry['after']:.4f} (unchanged: {entry['before']:.4f})")

@@ -16,9 +16,9 @@ FORMATS = ("onnx",)
 def export(
     model: Annotated[str, typer.Argument(help=MODEL_NAMES)] = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
-    format: Annotated[str, typer.Option(help="The format; onnx is the only one.")] = "onnx",
-    masks: Annotated[bool, typer.Option("--masks", help="Also give mask logits.")] = False,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Also give the similarity of each patch.")] = False,
+    format: Annotated[str, typer.Option(help="Output format; onnx is the only one.")] = "onnx",
+    masks: Annotated[bool, typer.Option("--masks", help="Also output mask logits.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Also output the similarity of each patch.")] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Also write model_quantized.onnx, faster, smaller and less exact.")
     ] = False,

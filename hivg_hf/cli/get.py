@@ -18,13 +18,16 @@ from . import run_verb, say, terminal
 
 def get(
     name: Annotated[
-        str, typer.Argument(help="official:base-mixup, official:annotations, a Hub id, ... Without it: a list.")
+        str,
+        typer.Argument(
+            help="official:base-mixup, official:annotations, a Hub id, ... Omit it to list the official names."
+        ),
     ] = "",
     file: Annotated[
-        Path | None, typer.Option(help="The published file of an official name, where you downloaded it by hand.")
+        Path | None, typer.Option(help="The published file of an official name, if you downloaded it by hand.")
     ] = None,
 ) -> None:
-    """Download and convert a model once, and say where it lies; from then on its name works offline everywhere."""
+    """Download and convert a model once and print its folder; from then on its name works offline everywhere."""
     from hivg_hf.hub import download_checked, open_official, resolve_model
 
     if not name:
@@ -32,7 +35,7 @@ def get(
     if name.startswith(PREFIX):
         folder = open_official(name.removeprefix(PREFIX), file)
     elif file is not None:
-        raise ValueError(f"--file goes with a name such as official:base-mixup, and {name!r} is none.")
+        raise ValueError(f"--file goes with an official name such as official:base-mixup, not with {name!r}.")
     else:
         folder = download_checked(resolve_model(name))
     say(f"{name}: {folder.resolve()}")

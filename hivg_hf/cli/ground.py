@@ -19,7 +19,7 @@ import typer
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
-from . import EXIT_STATUS_ON_ERROR, MODEL_NAMES, note_what_tiny_knows, run_verb
+from . import EXIT_STATUS_ON_ERROR, Model, note_what_tiny_knows, run_verb
 from ._options import Backend, Device, Dtype, Precision, Quiet, ReduceJpeg, TrustRemoteCode
 
 EXIT_STATUS_SOME_FAILED = 1
@@ -36,9 +36,7 @@ def ground(
             "stand before the expressions, as a shell writes them for an unquoted pattern.",
         ),
     ],
-    model: Annotated[
-        str, typer.Option(help=f"{MODEL_NAMES} Default: {DEFAULT_MODEL}, which knows rendered shapes only.")
-    ] = "",
+    model: Model = "",
     zero_shot: Annotated[
         str,
         typer.Option(
@@ -58,22 +56,22 @@ def ground(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="For one image the picture to write, else a folder for pictures and results.jsonl. A run that is "
-            "started again with the same folder leaves out what is done. "
+            help="For one image the picture to write, else a folder for pictures and results.jsonl. Run again "
+            "with the same folder, it skips what is done. "
             "Default: NAME.grounded.png, or the folder 'grounded'."
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON Lines, one per image, and nothing else.")
     ] = False,
-    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Draw nothing; answers only.")] = False,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Print answers only; draw nothing.")] = False,
     mask: Annotated[bool, typer.Option("--mask", help="Find the object's pixels too, not only its box.")] = False,
     heatmap: Annotated[
         bool, typer.Option("--heatmap", help="Also draw how similar each place is to the expression.")
     ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Also draw which words each bridge reads where.")] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
+        float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md says how to choose it.")
     ] = None,
     multiple: Annotated[
         bool,
@@ -81,7 +79,7 @@ def ground(
             "--multiple", help="Every box that reaches the threshold (0.5 unless the model or you say otherwise)."
         ),
     ] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")] = False,
     batch_size: Annotated[int, typer.Option(help="Pairs of image and expression per pass.", min=1)] = 8,
     num_workers: Annotated[int, typer.Option(help="Processes that open images beside the model.", min=0)] = 0,
     reduce_jpeg: ReduceJpeg = False,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
 
-from . import note_what_tiny_knows, run_verb, say
+from . import Model, note_what_tiny_knows, run_verb, say
 from ._options import Column, Device, Dtype, Quiet, ReduceJpeg, TrustRemoteCode, in_shell_words
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def ground_dataset(
         str, typer.Option(help="Column of expressions, one or a list per row; a.b is a field. Default: a common name.")
     ] = "",
     column: Column = None,
-    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    model: Model = "",
     split: Annotated[str | None, typer.Option(help="Split of a Hub dataset. Default: its only one.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset. Default: its only one.")] = None,
     streaming: Annotated[
@@ -75,7 +75,7 @@ def ground_dataset(
     ] = 5000,
     mask: Annotated[bool, typer.Option("--mask", help="Add the column mask, COCO run lengths.")] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md helps to choose it.")
+        float | None, typer.Option(help="Scores below it mean 'not found'; docs/scores.md says how to choose it.")
     ] = None,
     multiple: Annotated[
         bool,
@@ -151,6 +151,10 @@ def main() -> None:
     run_verb("ground-dataset")
 
 
+def _shards(count: int) -> str:
+    return f"{count} shard{'s' * (count != 1)}"
+
+
 def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: int, num_gpus: float) -> int:
     """Compute the missing shards and report; returns how many of their rows have an error."""
     missing = run.missing()
@@ -158,7 +162,7 @@ def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: i
     start = time.monotonic()
     before = sum(run.read_progress(part).rows for part in set(range(len(run.parts))) - set(missing))
     if before:
-        say(f"hivg: {before} rows in {len(run.parts) - len(missing)} shards were done before", err=True)
+        say(f"hivg: {before} rows in {_shards(len(run.parts) - len(missing))} were done before", err=True)
     with tqdm(total=run.rows, initial=before, unit=" rows", file=sys.stderr) as bar:
 
         def report(progress: "Progress") -> None:
@@ -177,7 +181,7 @@ def _compute(run: "DatasetRun", engine: str, address: str | None, concurrency: i
     seconds = time.monotonic() - start
     errors = f"; {failed} have an error" if failed else ""
     rate = f"{rows} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):.1f} rows/s){errors}"
-    say(f"hivg: {rate}; {len(run.parts)} shards in {run.folder.resolve()}", err=True)
+    say(f"hivg: {rate}; {_shards(len(run.parts))} in {run.folder.resolve()}", err=True)
     if failed:
         say(f"hivg: the first error: {in_shell_words(run.first_error(missing))}", err=True)
     return failed

@@ -30,8 +30,8 @@ def label(
         Path,
         typer.Argument(
             metavar="OUT",
-            help="Folder for labels.jsonl, coco.json, label-studio.json and review.html. A run that is started again "
-            "with the same folder asks the teacher about new pictures only.",
+            help="Folder for labels.jsonl, coco.json, label-studio.json and review.html. Run again with the "
+            "same folder, it asks the teacher about new pictures only.",
         ),
     ],
     teacher: Annotated[
@@ -44,30 +44,30 @@ def label(
     nouns: Annotated[
         str | None,
         typer.Option(
-            help="What to look for: nouns between commas, or a text file with one per line. Florence-2 may do without."
+            help="What to look for: nouns between commas, or a text file with one per line. Optional for Florence-2."
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Objects with this score or a higher one get expressions.", min=0, max=1)
+        float, typer.Option(help="Objects with at least this score get expressions.", min=0, max=1)
     ] = 0.35,
     doubtful: Annotated[
         float,
-        typer.Option(help="Objects with this score or a higher one must not fit an expression.", min=0, max=1),
+        typer.Option(help="Objects with at least this score must not fit another's expression.", min=0, max=1),
     ] = 0.15,
     templates: Annotated[
         Path | None,
         typer.Option(help="Text file with a template per line, used beside the included ones; docs/labels.md."),
     ] = None,
     only_these_templates: Annotated[
-        bool, typer.Option("--only-these-templates", help="Leave out the included templates.")
+        bool, typer.Option("--only-these-templates", help="Do not use the included templates.")
     ] = False,
-    per_object: Annotated[int, typer.Option(help="Most expressions for an object.", min=1)] = 3,
+    per_object: Annotated[int, typer.Option(help="At most this many expressions per object.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Random seed of the choice among an object's expressions.", min=0)] = 0,
     parquet: Annotated[bool, typer.Option("--parquet", help="Write labels.parquet instead of labels.jsonl.")] = False,
     local_files: Annotated[
         str, typer.Option(help="Path of OUT below Label Studio's LOCAL_FILES_DOCUMENT_ROOT, for its pictures.")
     ] = "",
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders to their depth.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")] = False,
     device: Device = None,
 ) -> None:
     """Label pictures: a teacher finds objects, and templates describe what they single out."""

@@ -16,22 +16,26 @@ def push(
     repo_id: Annotated[
         str,
         typer.Argument(
-            help="owner/name on the Hub; made where there is none. A path such as ./folder is a trial: what would be "
+            help="owner/name on the Hub; created if missing. A path such as ./folder is a trial: what would be "
             "pushed is written there, and nothing is sent."
         ),
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository visible to you alone.")] = False,
-    branch: Annotated[str, typer.Option(help="Branch to commit to, made from main where there is none.")] = "main",
+    branch: Annotated[str, typer.Option(help="Branch to commit to; created from main if missing.")] = "main",
     message: Annotated[str, typer.Option(help="Title of the commit.")] = "Upload HiVG",
     base: Annotated[
         str | None,
         typer.Option(help="For an adapter: the repository of its model, owner/name or owner/name@revision."),
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Commit on top of other files; weights and code there are replaced.")
+        bool,
+        typer.Option(
+            "--update", help="Commit to a repository that holds other files; its weights and code are replaced."
+        ),
     ] = False,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also ONNX files, fp32 and int8, written first where they are not current.")
+        bool,
+        typer.Option("--onnx", help="Also push ONNX files, fp32 and int8; exported first if missing or out of date."),
     ] = False,
     check: Annotated[bool, typer.Option(help="Load what was pushed and ground a picture with it.")] = True,
     token: Annotated[
@@ -40,7 +44,7 @@ def push(
 ) -> None:
     """Upload a model folder to the Hub in one commit, and load it back.
 
-    Only the model's own files are sent: weights, processor, code, card. Nothing is visible before all of it is there.
+    Only the model's own files are sent: weights, processor, code, card. Nothing is visible until everything is there.
     """
     options: dict[str, Any] = {"branch": branch, "message": message, "base": base, "update": update, "onnx": onnx}
     with tempfile.TemporaryDirectory() as place:

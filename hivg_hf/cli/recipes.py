@@ -13,11 +13,11 @@ SCHEMA_FILE = "recipe.schema.json"
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe (or accelerate configuration) to show.")] = None,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="With everything written out that the recipe extends.")
+        bool, typer.Option("--resolved", help="Show it with everything that it extends written out.")
     ] = False,
-    copy: Annotated[bool, typer.Option("--copy", help="Write it to the current folder, to be changed.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy it to the current folder, for you to edit.")] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help=f"Write {SCHEMA_FILE}, by which editors check recipes as you type.")
+        bool, typer.Option("--schema", help=f"Write {SCHEMA_FILE}, with which editors check recipes as you type.")
     ] = False,
 ) -> None:
     """List the training recipes that ship, show one, or copy one to the current folder."""

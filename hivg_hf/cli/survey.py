@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import run_verb, say
+from . import MODEL_NAMES, run_verb, say
 from ._options import BoxFormat, Column, Images, ReaderOption, in_shell_words, reader_options
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def survey(
-    data: Annotated[list[str], typer.Argument(metavar="SOURCE:SPLIT...", help="As load_grounding_dataset does.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE:SPLIT...", help="Source and split, such as refcoco:val, or a file of your own."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the survey and the cache.")],
     root: Annotated[str | None, typer.Option(help="Folder of the annotations.")] = None,
     images: Images = None,
@@ -36,22 +41,24 @@ def survey(
     ] = None,
     option: ReaderOption = None,
     multi_target: Annotated[
-        Literal["keep", "union", "drop"] | None, typer.Option(help="For rows with several targets.")
+        Literal["keep", "union", "drop"] | None, typer.Option(help="What to do with rows that have several targets.")
     ] = None,
-    on_error: Annotated[Literal["raise", "skip"], typer.Option(help="skip: leave faulty rows out.")] = "raise",
-    quick: Annotated[bool, typer.Option("--quick", help="Check headers and ends of pictures, decode none.")] = False,
+    on_error: Annotated[Literal["raise", "skip"], typer.Option(help="skip leaves faulty rows out.")] = "raise",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Check only the start and the end of picture files; decode none.")
+    ] = False,
     purpose: Annotated[
         Literal["eval", "train"] | None, typer.Option("--for", help="Also write a cache for this use.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id whose processor letterboxes the cache for eval.")
+        str | None, typer.Option(help=f"Model whose processor letterboxes the cache for eval: {MODEL_NAMES}")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed puts other rows on the contact sheets.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the rows on the contact sheets.")] = 0,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let SOURCE name code, package.module:function, and run it.")
     ] = False,
 ) -> None:
-    """Look at a dataset: counts, faults, shared images, contact sheets. Exit status 1: there are unusable rows."""
+    """Look at a dataset: counts, faults, shared images, contact sheets. Exits with status 1 if rows are unusable."""
     import logging
 
     from hivg_hf.data.prepare import summarize, write_survey

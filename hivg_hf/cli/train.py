@@ -11,13 +11,13 @@ from ._options import Column, reader_options
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="Recipe: a file, or the name of one that ships, as refcoco-base.")
+        str | None, typer.Argument(help="Recipe: a file, or the name of one that ships, such as refcoco-base.")
     ] = None,
     change: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY.SUB=VALUE]...",
-            help="Values that take the place of the recipe's, as in seed=3 phases.stage_1.epochs=5.",
+            help="Values that override the recipe's, such as seed=3 phases.stage_1.epochs=5.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME by default.")] = None,
@@ -34,10 +34,12 @@ def train(
     val: Annotated[
         Path | None, typer.Option(help="Validation file; by default a part of --data is split off.")
     ] = None,
-    box_format: Annotated[str | None, typer.Option(help="Of --data: xyxy, xywh, cxcywh.")] = None,
+    box_format: Annotated[
+        str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh or cxcywh.")
+    ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="How --data is read, KEY=VALUE, as in multi_target=union; may be given again."),
+        typer.Option(help="How --data is read, KEY=VALUE, such as multi_target=union; repeatable."),
     ] = None,
     column: Column = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.", min=0)] = None,
@@ -56,7 +58,7 @@ def train(
         bool,
         typer.Option("--allow-code", help="Let the recipe name code, package.module:function, and run it."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what the default base knows.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Omit the note on what the default base knows.")] = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it resumes.
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.inert import printable
 
-from . import note_what_tiny_knows, run_verb, say
+from . import Model, note_what_tiny_knows, run_verb, say
 from ._options import Device, Dtype, Quiet, TrustRemoteCode
 
 
@@ -29,12 +29,12 @@ def video(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON Lines, one per frame, and nothing else.")
     ] = False,
-    model: Annotated[str, typer.Option(help="Model folder or Hub id. Default: the checkpoint that is included.")] = "",
+    model: Model = "",
     smooth: Annotated[bool, typer.Option(help="Steady the boxes over time, or draw each frame's own.")] = True,
     threshold: Annotated[float | None, typer.Option(help="Draw no box in frames whose score is below it.")] = None,
     multiple: Annotated[
         bool,
-        typer.Option("--multiple", help="Every box that reaches the threshold, in each frame alone: not steadied."),
+        typer.Option("--multiple", help="Every box that reaches the threshold, frame by frame, not steadied."),
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Pairs of frame and expression per pass.", min=1)] = 8,
     device: Device = None,

@@ -92,7 +92,7 @@ def load_official_checkpoint(
     logger.info("%s", conversion.report)
     if conversion.report.created:
         logger.warning(
-            "%s has no weights for %s: they are freshly initialised and must be trained.",
+            "%s has no weights for %s: they are freshly initialized and must be trained.",
             path,
             ", ".join(module_groups(conversion.report.created)),
         )
@@ -218,6 +218,11 @@ def official_processor(config: "HiVGConfig", tokenizer: Any = None) -> "HiVGProc
             tokenizer = CLIPTokenizer.from_pretrained(place)
         except (OSError, ValueError, TypeError) as error:
             raise OSError(f"No CLIP tokenizer found at {place}; give one as tokenizer, a folder or Hub id.") from error
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' answer where no file can be reached
+            raise OSError(
+                f"No words found in the CLIP tokenizer at {place}, as where the Hub cannot be reached; connect, or "
+                "give one as tokenizer, a folder or Hub id."
+            )
     return HiVGProcessor.for_config(config, tokenizer)
 
 

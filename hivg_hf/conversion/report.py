@@ -15,7 +15,7 @@ class ConversionReport:
         merged: linear modules (our names) whose low-rank term was added to their weight.
         adapter: linear modules whose low-rank term is kept as a PEFT adapter.
         dropped: official name to the reason why no official forward reads it.
-        created: our parameters that the file does not hold, freshly initialised.
+        created: our parameters that the file does not hold, freshly initialized.
         unread: names of other sets of weights in the file.
     """
 
@@ -38,7 +38,7 @@ class ConversionReport:
         for reason in dict.fromkeys(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]
             rows.append((len(names), f"dropped: {reason}", names))
-        rows.append((len(self.created), "created, freshly initialised", self.created))
+        rows.append((len(self.created), "created, freshly initialized", self.created))
         return [row for row in rows if row[0]]
 
     def remarks(self) -> list[str]:

@@ -4,7 +4,7 @@ What the official code does, step by step (official datasets/__init__.py:28-58, 
 half of the expressions that name no direction, a random scale, color jitter, and a random place on the square canvas.
 There is no horizontal flip: "left" would become a lie. All randomness comes from the generator that the caller gives.
 
-Two deliberate differences. The crop must hold the centre of the box (the official test compares x with the crop's top
+Two deliberate differences. The crop must hold the center of the box (the official test compares x with the crop's top
 and y with its left, so that objects fall out of their own picture). Crop and scale are one resampling of the original
 image instead of three.
 """
@@ -61,7 +61,7 @@ class GroundingAugmentation:
         crop_probability: how often an expression without direction words gets a crop.
         crop_short_sides: the short side of the image before the crop, in pixels, one of these.
         crop_sides: smallest and largest side of the crop, in pixels.
-        crop_tries: crops drawn before giving up on one that holds the centre of the box.
+        crop_tries: crops drawn before giving up on one that holds the center of the box.
         whole_image_words: an expression that holds one of these (as a substring, in lower case) is never cropped.
         jitter: brightness, contrast and saturation change by up to this share, in a random order; 0 turns it off.
         jitter_probability: how often the colors are changed at all.
@@ -150,7 +150,7 @@ class GroundingAugmentation:
         mask: np.ndarray | None,
         rng: np.random.Generator,
     ) -> tuple[float, Region]:
-        """Draw a crop that holds the centre of each box; the whole image after `crop_tries` failures.
+        """Draw a crop that holds the center of each box; the whole image after `crop_tries` failures.
 
         Sides are drawn on the image scaled to a short side of 400 to 600 pixels, as officially; the region returned is
         in pixels of the original, beside the scale.
@@ -237,8 +237,8 @@ def resize_mask(
 
 
 def _holds_center(region: Region, box: Sequence[float]) -> bool:
-    """Whether a crop keeps the centre of the box, so a quarter of it."""
-    # Official: transforms.py:214-217 compares the centre's x with the crop's top and its y with the crop's left.
+    """Whether a crop keeps the center of the box, so a quarter of it."""
+    # Official: transforms.py:214-217 compares the center's x with the crop's top and its y with the crop's left.
     center_x, center_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return region[0] < center_x < region[2] and region[1] < center_y < region[3]
 

@@ -62,7 +62,7 @@ def _facts_of_file(path: str, decode: bool) -> ImageFacts:
         # Several expressions share a picture; size and time tell a file that was replaced meanwhile.
         return _cached_facts(path, decode, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
-        return ImageFacts(None, None, f"there is no image file {path}", "missing image")
+        return ImageFacts(None, None, f"image file not found: {path}", "missing image")
     except OSError as error:
         return ImageFacts(None, None, f"the image file {path} cannot be read ({error})", "unreadable image")
     except ValueError as error:  # a folder, a pipe, a device, an empty or a huge file

@@ -129,7 +129,7 @@ def _load(
     cached = source not in SOURCES and is_cache(Path(source))
     if (source == "refshapes" or cached) and (streaming or multi_target != "keep"):
         raise ValueError(
-            f"{source} is read as it is: leave streaming and multi_target out"
+            f"{source} is read as it is: omit streaming and multi_target"
             + (" (choose multi_target when the cache is made)." if cached else ".")
         )
     if source == "refshapes":
@@ -152,7 +152,7 @@ def _load(
         return ShardStream([builder], on_error=on_error, **order)
     if streaming:
         if set(order) - {*STREAM_OPTIONS}:
-            raise ValueError(f"lanes and buffer are of shards, and {source} is read by number: leave them out.")
+            raise ValueError(f"lanes and buffer are of shards, and {source} is read by number: omit them.")
         positions, report = usable_positions(builder, source)
         settle(report, on_error, len(builder))
         return GroundingStream(builder, positions, **order)

@@ -58,7 +58,7 @@ class Negatives:
         if self.seed < 0:
             raise ValueError(f"negatives.seed must be 0 or more, got {self.seed}.")
         if not self.kinds:
-            raise ValueError("negatives.kinds is empty: name other_image or edited, or leave negatives out.")
+            raise ValueError("negatives.kinds is empty: name other_image or edited, or omit negatives.")
         for name, texts in self.words.items():
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"negatives.words.{name} must be a list of texts, got {texts!r}.")
@@ -178,7 +178,7 @@ class NegativeRows:
         if not served and self.options.share > 0:
             raise ValueError(
                 "negatives: no row can be given an expression that names nothing by the kinds "
-                f"{', '.join(self.options.kinds)}: name more kinds or groups, add words, or leave negatives out."
+                f"{', '.join(self.options.kinds)}: name more kinds or groups, add words, or omit negatives."
             )
         logger.info(
             "negatives: about %.0f %% of the rows with a target ask for what is not there.",

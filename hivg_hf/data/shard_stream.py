@@ -236,7 +236,7 @@ def mix_streams(
     if others:
         raise ValueError(
             f"a streamed mixture takes shards (tars, patterns of files, datasets of the Hub), and {others[0]} is read "
-            "by number: give it the option format=shards, or leave streaming out."
+            "by number: give it the option format=shards, or omit streaming."
         )
     builders = [builder for part in parts.values() for builder in part.builders]
     shares = None if weights is None else [weights[name] for name in parts]

@@ -106,8 +106,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """Read a results file, or the one in an evaluation's folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is none, or of a newer format.
+        FileNotFoundError: the file is missing.
+        ValueError: it is not a results file, or of a newer format.
     """
     path = Path(path)
     path = path / RESULTS_NAME if path.is_dir() else path

@@ -81,7 +81,7 @@ def check_sha256(key: str, path: Path) -> str:
     if first["sha256"] != digest:
         raise ValueError(
             f"{path} is not the file that was downloaded first, on {first['first_seen'][:10]}: its SHA-256 is "
-            f"{digest}, and that one's {first['sha256']}. If the authors have published it anew, remove {key!r} from "
+            f"{digest}, and that one's {first['sha256']}. If the authors have published it again, remove {key!r} from "
             f"{record}; otherwise delete the file."
         )
     write_json(record, known)

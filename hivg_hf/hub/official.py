@@ -30,6 +30,7 @@ from hivg_hf.conversion.published import (
 )
 from hivg_hf.modeling.presets_hivg import OFFICIAL_TEXT_LAYERS
 from hivg_hf.utils.atomic import atomic_folder, write_json
+from hivg_hf.utils.imports import require_package
 
 from .archives import Member, open_archive
 from .drive import check_sha256, download_official, official_cache
@@ -59,6 +60,8 @@ def open_official(name: str, file: Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f"{key}.lock"):  # the second of two processes finds what the first made
         if not target.is_dir():
+            if file is None and not (official_cache() / "downloads" / key).is_file():
+                require_package("gdown", extra="official")  # now, and not after minutes
             # The processor first: without its tokenizer a gigabyte would be fetched for nothing.
             tokenizer = None if name == ANNOTATIONS else _tokenizer()
             path = file or download_official(key, PREFIX + name)
@@ -129,7 +132,7 @@ def _checkpoint_in(path: Path, name: str, most_bytes: int) -> Iterator[tuple[Off
                 yield best
                 return
         found = "; ".join(f"{place}: {reason}" for place, reason in others.items()) or "it has no .pth file"
-        raise ValueError(f"The archive {path} holds nothing that is {PREFIX}{name} ({found}).")
+        raise ValueError(f"{PREFIX}{name} not found in the archive {path} ({found}).")
 
 
 def _likely_first(members: list[Member], name: str) -> list[list[Member]]:

@@ -7,6 +7,7 @@ visible, and reads the commit back.
 
 import hashlib
 import logging
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def push_folder(
             contents |= _name_base(contents, base, Path(workplace))
         with hub_errors(repo_id, uploading=True):
             repo_id = create_repository(api, repo_id, private)
+            contents |= _name_repository(contents, folder, repo_id, Path(workplace))
             _create_branch(api, repo_id, branch)
             report = _commit(api, repo_id, branch, contents, message, update)
     if check:
@@ -113,7 +115,8 @@ def write_pushed(
         base, onnx: as for `push_folder`.
 
     Returns:
-        The paths that a repository would hold.
+        The paths that a repository would hold. The card of a run still names its local folder in the example: which
+        repository it will name, nobody has said.
 
     Raises:
         FileExistsError: `out` is there already.
@@ -209,6 +212,19 @@ def _is_same(file: Path, entry: RepoFile) -> bool:
     if entry.lfs is not None:
         return hashlib.sha256(data).hexdigest() == entry.lfs.sha256
     return hashlib.sha1(b"blob %d\0%s" % (len(data), data)).hexdigest() == entry.blob_id
+
+
+def _name_repository(contents: dict[str, Path], folder: Path, repo_id: str, workplace: Path) -> dict[str, Path]:
+    """A copy of the card that a run wrote, whose example opens the repository and not the run's local folder."""
+    if CARD_FILE not in contents:
+        return {}
+    card, local = contents[CARD_FILE].read_bytes(), "/".join(folder.resolve().parts[-2:])
+    named = re.sub(rb'model="(?:[^"\n]*/)?' + re.escape(local.encode()) + b'"', f'model="{repo_id}"'.encode(), card)
+    if named == card:
+        return {}
+    copy = workplace / CARD_FILE
+    copy.write_bytes(named)
+    return {CARD_FILE: copy}
 
 
 def _name_base(contents: dict[str, Path], base: str | None, workplace: Path) -> dict[str, Path]:

@@ -191,8 +191,8 @@ def fit_logistic(
             f"All {len(counted)} boxes are {'right' if counted.all() else 'wrong'}: a score cannot be fitted."
         )
     values = np.asarray(values, dtype=np.float64)
-    centre, spread = values.mean(), max(values.std(), 1e-12)
-    design = np.stack([(values - centre) / spread, np.ones_like(values)], axis=1)  # (N, 2)
+    center, spread = values.mean(), max(values.std(), 1e-12)
+    design = np.stack([(values - center) / spread, np.ones_like(values)], axis=1)  # (N, 2)
     solution = np.zeros(2)
     for _ in range(steps):
         chance = _sigmoid(design @ solution)
@@ -203,7 +203,7 @@ def fit_logistic(
         if np.abs(step).max() < 1e-10:
             break
     scale = solution[0] / spread
-    return float(scale), float(solution[1] - scale * centre)
+    return float(scale), float(solution[1] - scale * center)
 
 
 def _choose(scores: np.ndarray, rows: ScoredRows, weights: np.ndarray, precision: float | None) -> float:

@@ -234,6 +234,6 @@ def _holds_lists(schema: pa.Schema, name: str) -> bool:
     kind = schema.field(column).type
     for part in inner.split(".") if inner else ():
         if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            raise ValueError(f"There is no field {part!r} in the column {column!r}, which is {kind}.")
+            raise ValueError(f"The column {column!r} ({kind}) has no field {part!r}.")
         kind = kind.field(part).type
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)

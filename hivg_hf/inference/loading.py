@@ -116,7 +116,7 @@ def check_engine(
     if backend == "onnx" and device not in (None, "cpu"):
         raise ValueError(f"The onnx backend computes on the CPU, not on {device!r}: use the torch backend there.")
     if backend == "onnx" and trust_remote_code:
-        raise ValueError("The onnx backend runs no code of a repository: leave trust_remote_code out.")
+        raise ValueError("The onnx backend runs no code of a repository: omit trust_remote_code.")
 
 
 def _load_own(name: str, **options: Any) -> tuple[Any, Any, type]:

@@ -2,7 +2,7 @@
 command line do not know the difference; and where its files come from.
 
 A file answers for weights and a config only where its own metadata names exactly these: new weights beside an old file
-are exported anew into the Hugging Face cache, never answered for by the old one.
+are exported again into the Hugging Face cache, never answered for by the old one.
 """
 
 import hashlib
@@ -300,7 +300,7 @@ def _answers_for(path: Path, folder: Path, config: HiVGConfig) -> bool:
     sentence = f"{path} was made from other {what} than the model beside it"
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{sentence}, and there are no weights to export again: run hivg export on the model.")
-    logger.warning("%s; it is left alone, and the model is exported anew into the cache.", sentence)
+    logger.warning("%s; it is left alone, and the model is exported again into the cache.", sentence)
     return False
 
 

@@ -109,8 +109,7 @@ def _ask(
 def _logit(score: float) -> float:
     if not 0 < score < 1:  # NaN, too
         raise ValueError(
-            "The score of a row lies beyond what float32 tells from 0 or 1, or is none: it cannot be calibrated. "
-            "Train the score head first."
+            "The score of a row is 0, 1 or NaN in float32, and cannot be calibrated. Train the score head first."
         )
     return math.log(score / (1 - score))
 

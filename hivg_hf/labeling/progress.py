@@ -62,7 +62,7 @@ class FoundObjects:
                     row = json.loads(line)
                 except ValueError:
                     raise ValueError(
-                        f"{self.path} (line {number}) is not JSON: delete the file to start anew."
+                        f"{self.path} (line {number}) is not JSON: delete the file to start over."
                     ) from None
                 if row.get("settings") != self.settings:
                     self._refuse(number, row.get("settings"))

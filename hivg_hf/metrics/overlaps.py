@@ -12,7 +12,7 @@ from hivg_hf.utils.imports import require_package
 
 
 def boxes_cxcywh_to_xyxy(boxes_cxcywh: np.ndarray) -> np.ndarray:
-    """(N, 4) centre and size to (N, 4) corners, in the precision of the input."""
+    """(N, 4) center and size to (N, 4) corners, in the precision of the input."""
     half = boxes_cxcywh[:, 2:] * boxes_cxcywh.dtype.type(0.5)
     return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)
 
@@ -41,7 +41,7 @@ def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def paired_giou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Generalised IoU of first[i] with second[i], (N,), in (-1, 1]: IoU minus the empty part of their hull."""
+    """Generalized IoU of first[i] with second[i], (N,), in (-1, 1]: IoU minus the empty part of their hull."""
     intersections, unions = paired_intersections_unions(first, second)
     iou = np.divide(intersections, unions, out=np.zeros_like(unions), where=unions > 0)
     lengths = np.maximum(first[:, 2:], second[:, 2:]) - np.minimum(first[:, :2], second[:, :2])
@@ -50,7 +50,7 @@ def paired_giou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def centers_inside(boxes_xyxy: np.ndarray, targets_xyxy: np.ndarray) -> np.ndarray:
-    """(N,) True where the centre of boxes_xyxy[i] lies in targets_xyxy[i], its border included."""
+    """(N,) True where the center of boxes_xyxy[i] lies in targets_xyxy[i], its border included."""
     centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     return np.all((centers >= targets_xyxy[:, :2]) & (centers <= targets_xyxy[:, 2:]), axis=1)
 

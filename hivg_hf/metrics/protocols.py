@@ -70,7 +70,7 @@ PROTOCOLS: dict[str, MetricProtocol] = {
             canvas=True,
         ),
         MetricProtocol(
-            "mdetr", "as MDETR evaluates: generalised IoU with the target reaches the threshold", overlap="giou"
+            "mdetr", "as MDETR evaluates: generalized IoU with the target reaches the threshold", overlap="giou"
         ),
         # Ref-L4 reports 0.5, 0.75 and 0.9; 0.7 stands beside them so that every protocol has the same rows.
         MetricProtocol(

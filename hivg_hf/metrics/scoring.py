@@ -41,7 +41,7 @@ class RowScores:
         has_box: (N,) bool, rows with exactly one target box: those that accuracy is about.
         overlaps: (N,) the protocol's overlap (IoU or GIoU), NaN where has_box is False.
         ious: (N,) plain IoU in the protocol's space, NaN where has_box is False.
-        centered: (N,) 1 where the predicted centre lies in the target box.
+        centered: (N,) 1 where the predicted center lies in the target box.
         masks: (N, 2) shared and covered pixels; NaN where the reference has no mask or no masks were predicted.
         scores: (N,) the model's scores, NaN where absent.
         references: the N references.
@@ -147,7 +147,7 @@ def _score_boxes(
     target_boxes: list[Sequence[float]],
     protocol: MetricProtocol,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The protocol's overlap, the plain IoU and whether the centre is right, (N,) each."""
+    """The protocol's overlap, the plain IoU and whether the center is right, (N,) each."""
     tops = [_top_box(prediction) for prediction in predictions]
     answered = np.array([box is not None for box in tops], dtype=bool)
     # Without an answer a box of no area: its overlap with anything is 0 (IoU) or below (GIoU).

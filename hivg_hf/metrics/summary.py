@@ -35,7 +35,7 @@ def compute_grounding_metrics(
             gRefCOCO and AP) and `masks` (of each of them; a row of several targets is compared with the union of those
             that are answered), and for the protocol "official" `canvas_box` (cxcywh, 0..1 of the padded square,
             unclipped) with `canvas_size` and `canvas_offset` (left, top) in pixels of the square. Without these the
-            pixel box is mapped to a centred square of 224, and a box clipped to the image stays clipped.
+            pixel box is mapped to a centered square of 224, and a box clipped to the image stays clipped.
         references: schema rows with an `id`: `box` (or `box_xyxy`), `boxes`, `no_target`, `mask`, `width`, `height`,
             `expression`, `category`, `source`, `image_id`. Only `id` and `box` are required; a figure whose columns
             are absent is left out.

@@ -96,7 +96,7 @@ class PretrainingModel(nn.Module):
             pixel_values: (B, 3, S, S).
             pixel_mask: (B, S, S).
             patch_classes: (B, N, 4) class of each patch's object by `ATTRIBUTES`, `NO_CLASS` without one.
-            patch_boxes: (B, N, 4) offset of its box's centre from the patch's centre, width and height, in patches.
+            patch_boxes: (B, N, 4) offset of its box's center from the patch's center, width and height, in patches.
             region: (B, N) bool, patches of the object that the phrase describes.
             phrase_ids, phrase_mask: (B, T) description of that object.
             caption_ids, caption_mask: (B, T') description of the picture.
@@ -185,7 +185,7 @@ class PretrainingModel(nn.Module):
         return -log_share.sum() / max(len(log_share), 1)
 
     def _centers(self, patches: torch.Tensor, patch_index: torch.Tensor | None) -> torch.Tensor:
-        """(B, P, 4): centre of each patch as (x, y, 0, 0), in patches."""
+        """(B, P, 4): center of each patch as (x, y, 0, 0), in patches."""
         if patch_index is None:
             patch_index = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[:2])
         grid = self.config.grid_size
@@ -238,7 +238,7 @@ class AttributeHeads(nn.Module):
 def with_defaults(
     loss_weights: Mapping[str, float] | None, defaults: Mapping[str, float], kind: str
 ) -> dict[str, float]:
-    """Weights of all losses of a kind, from those that differ; a name that is no such loss is refused."""
+    """Weights of all losses of a kind, from those that differ; unknown names are refused."""
     unknown = set(loss_weights or {}) - set(defaults)
     if unknown:
         raise ValueError(f"unknown {kind} losses {sorted(unknown)}; expected some of {list(defaults)}.")

@@ -68,7 +68,7 @@ class ModelRecipe:
         if self.model_class is not None:
             find_model_class(self.model_class)
         if self.checkpoint and (self.clip or self.preset):
-            raise ValueError("model.checkpoint already fixes the model: leave out model.clip and model.preset.")
+            raise ValueError("model.checkpoint already fixes the model: omit model.clip and model.preset.")
         if not (self.checkpoint or self.clip or self.preset):
             raise ValueError("model needs one of checkpoint, clip or preset.")
         if self.preset and not self.clip and not self.tokenizer:
@@ -88,7 +88,7 @@ class DataRecipe:
         validation: Rows that choose the best checkpoint; without them the last one is kept.
         tests: Measured once, at the end, into the results file.
         augmentation: None, or options of `hivg_hf.data.GroundingAugmentation`.
-        masks: Whether masks of the rows become targets; otherwise the rasterised box is the target.
+        masks: Whether masks of the rows become targets; otherwise the rasterized box is the target.
         target_rounding: `exact`, or `official`: boxes cut to whole pixels, masks drawn of the uncut box at full
             resolution; see `hivg_hf.data.official_targets`.
         protocol: How validation judges a box, `pixel` or `official`; that accuracy chooses the best checkpoint.

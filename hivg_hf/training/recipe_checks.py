@@ -84,7 +84,7 @@ def find_model_class(name: str | None) -> type[Any]:
     """The class of a recipe's model: `HiVGForVisualGrounding`, or a subclass by its name (see `ModelRecipe`).
 
     Raises:
-        ValueError: Nobody offers it, it is code and nobody allowed code, or it is no such class.
+        ValueError: It is unknown, it is code and code is not allowed, or it is not such a class.
         ImportError: It cannot be imported.
     """
     from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding

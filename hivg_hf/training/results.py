@@ -58,9 +58,15 @@ def write_run_card(recipe: Recipe, target: Path, phases: list[dict[str, Any]], r
             "Measured only on the rows named above; other pictures and other ways of speaking may do worse.",
         ],
         base_model=_base_on_the_hub(recipe),
-        load_as=f'"{target.name}"',
+        load_as=f'"{_as_typed(target)}"',
     )
     return write_card(target, facts, results)
+
+
+def _as_typed(target: Path) -> str:
+    """The folder as it was given; of an absolute one only the end, since a card may be published."""
+    named = Path(target.parent.name, target.name) if target.is_absolute() else target
+    return named.as_posix()
 
 
 def describe_outcome(folder: Path, results: Mapping[str, Any]) -> str:

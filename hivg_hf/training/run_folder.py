@@ -48,10 +48,16 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
             f"{path} is damaged, so nothing says which recipe ran in {folder}: restore it, or choose another folder."
         )
     differing = [key for key in _differences(before, content) if key.split(".")[0] not in _FREE_KEYS]
+    instead = "choose another folder with --out, or delete this one to start over."
+    if "data.train.source" in differing:
+        there, here = (each["data"]["train"]["source"] for each in (before, content))
+        raise ValueError(
+            f"{folder} holds a run on {there}, and this one is on {here} (--data, or data.train.source in a recipe): "
+            f"{instead}"
+        )
     if differing:
         raise ValueError(
-            f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}): choose another "
-            "folder, or delete this one to start anew."
+            f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}): {instead}"
         )
 
 

@@ -186,7 +186,7 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             raise ValueError(
                 f"The checkpoint of step {self.state.global_step} was made after the first pass of a stream whose "
                 "rows cannot be asked for by number, which can be entered in its first pass only: train on a table or "
-                "on a stream of load_grounding_dataset, or start anew."
+                "on a stream of load_grounding_dataset, or start over."
             )
         return begun
 

@@ -55,8 +55,9 @@ class CheckpointingTrainer(Trainer):
         before, now = len(list(checkpoint.glob("rng_state*.pth"))), self.args.world_size
         if before and before != now and self.is_world_process_zero():
             logger.warning(
-                "%s was written by %d process(es), and %d resume it: rows and steps stay the same, but dropout and "
-                "sums in another order make other weights than an unbroken run's.", checkpoint, before, now,
+                "%s was written by %d process%s, and %d resume%s it: rows and steps stay the same, but dropout and "
+                "sums in another order make other weights than an unbroken run's.",
+                checkpoint, before, "es" * (before != 1), now, "s" * (now == 1),
             )  # fmt: skip
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

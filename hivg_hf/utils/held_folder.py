@@ -39,7 +39,7 @@ def folder_lock(folder: Path, doing: str) -> Iterator[Callable[[], None]]:
                 if not lock.is_file() or not os.path.samestat(os.stat(lock), held):
                     raise FileNotFoundError(
                         f"The folder {folder} was deleted or replaced while this process was {doing} it, and what was "
-                        "finished there is lost: put it back, or run the same again to start anew."
+                        "finished there is lost: put it back, or run the same again to start over."
                     )
 
             try:

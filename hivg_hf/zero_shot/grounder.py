@@ -19,6 +19,8 @@ from hivg_hf.modeling.pipeline_streams_hivg import (
     make_item,
     pair_up,
 )
+from hivg_hf.modeling.processing_hivg import warn_of_phrases
+from hivg_hf.modeling.processing_inputs_hivg import refuse_options
 
 from .clip_towers import ZeroShotClip
 from .map_boxes import CRITERIA, METHODS, box_from_map
@@ -143,9 +145,8 @@ class ZeroShotGrounder:
         """
         if ignored.pop("mask", False):
             raise ValueError("A plain CLIP finds boxes and no masks: omit mask.")
-        unknown = sorted(set(ignored) - {"batch_size", "num_workers"})
-        if unknown:
-            raise TypeError(f"Zero-shot grounding has no option {', '.join(map(repr, unknown))}.")
+        unknown = {name: value for name, value in ignored.items() if name not in ("batch_size", "num_workers")}
+        refuse_options("Zero-shot grounding", unknown)
         if on_error not in ("raise", "return"):
             raise ValueError(f"on_error must be one of raise, return, got {on_error!r}.")
         options: dict[str, Any] = {"heatmap": heatmap, "threshold": threshold, "on_error": on_error}
@@ -165,8 +166,9 @@ class ZeroShotGrounder:
             entry = read()
             item = make_item(entry.value, entry.text)
             several = not isinstance(item["text"], str)
-            picture = load_grounding_image(item["image"])
-            results = self.ground(picture, item["text"] if several else [item["text"]], boxes, **options)
+            expressions = item["text"] if several else [item["text"]]
+            warn_of_phrases(expressions)
+            results = self.ground(load_grounding_image(item["image"]), expressions, boxes, **options)
         except INPUT_ERRORS as error:
             if on_error == "raise":
                 raise

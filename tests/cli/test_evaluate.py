@@ -46,7 +46,7 @@ def test_one_command_writes_figures_predictions_plots_and_failures(alone, checkp
     assert results["counts"]["rows"] == 11
     assert results["model"]["id"] == str(checkpoint)
     assert results["data"]["options"] == {"seed": 5, "size": 11}
-    assert "N = 11 rows of 11 images, each once, on 1 process(es); protocol pixel" in printed
+    assert "N = 11 rows of 11 images, each once, on 1 process; protocol pixel" in printed
     assert f"{results['figures']['mean_iou']:.4f}" in printed
     error = results["score"]["calibration_error"]
     assert f"score, 0% of the expressions naming nothing: calibration error {error:.3f}" in printed
@@ -181,7 +181,10 @@ def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint
         (["--data", "refshapes", "--constant-expression", "x"], "--constant-expression would change nothing without"),
         (["--data", "refshapes", "--controls", "--backend", "onnx"], "--controls reaches into the torch model"),
         (["--data", "refshapes", "--card"], "--card would change nothing without --robustness or --adversarial"),
-        (["--data", "refshapes", "--robustness", "--card"], "--card writes into a folder, and nowhere is none"),
+        (
+            ["--data", "refshapes", "--robustness", "--card"],
+            "--card writes into a model's folder, and nowhere is not a folder",
+        ),
         (["--data", "refshapes", "--robustness", "--card", "--set", "score_threshold=0.5"], "--set changes it"),
         (["--data", "refshapes", "--precision", "int8"], "torch backend has the precisions fp32, bf16, got 'int8'"),
     ],

@@ -14,7 +14,7 @@ from parity.official_cases import OfficialCase, clip_shapes, made_case, recorded
 from parity.parity_checks import assert_outputs_match, run_ours
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from benchmarks.speed.official_reference import OfficialLayers
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, load_official_checkpoint
@@ -219,6 +219,14 @@ def test_a_processor_for_the_official_weights(case: OfficialCase, tmp_path: Path
     assert not processor.image_processor.skip_padded_patches
     with pytest.raises(OSError, match="No CLIP tokenizer found"):
         official_processor(config_of(case), tmp_path / "nothing")
+
+
+def test_the_tokenizer_without_words_that_an_unreachable_hub_gives_is_refused(monkeypatch):
+    """transformers makes one of its special tokens alone, and says nothing."""
+    empty = CLIPTokenizer()
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda place: empty)
+    with pytest.raises(OSError, match=r"No words found in the CLIP tokenizer at openai/clip-vit-base-patch16, .* Hub"):
+        official_processor(HiVGConfig.preset("base-unc"))
 
 
 # -- faults: one clear error each -------------------------------------------------------------------------------------

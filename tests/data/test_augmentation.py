@@ -62,7 +62,7 @@ def test_the_pixels_of_the_box_are_still_the_object(scene, seed, size, pad_align
     assert (sample.mask == red).mean() > 1 - 4 * (h + w) / (h * w)  # they differ on edges at most
 
 
-def test_a_crop_holds_the_centre_of_the_box_on_both_axes():
+def test_a_crop_holds_the_center_of_the_box_on_both_axes():
     # The official check compares x with the crop's top and y with its left. This object lies right and high: nearly
     # every crop of a wide picture passes that check, also those that leave the object out.
     box = (560, 10, 600, 50)

@@ -26,7 +26,7 @@ def _broken_rows(folder, make_image):
     (folder / "page.jpg").write_bytes(b"<!DOCTYPE html><html><body>404 Not Found</body></html>")
     row = {"image": "good.jpg", "expression": "the dog", "box": [1, 2, 30, 40]}
     return {
-        7: ({**row, "image": "gone.jpg"}, r"sent_id 7: there is no image file .*gone\.jpg"),
+        7: ({**row, "image": "gone.jpg"}, r"sent_id 7: image file not found: .*gone\.jpg"),
         101: ({**row, "image": "cut.jpg"}, r"sent_id 101: .*cut\.jpg cannot be read as a picture"),
         202: ({**row, "image": "empty.jpg"}, r"sent_id 202: .*empty\.jpg is empty"),
         303: ({**row, "image": "page.jpg"}, r"sent_id 303: .*page\.jpg .*holds HTML"),

@@ -45,7 +45,7 @@ def test_labels_are_the_literal_box_on_the_square(tmp_path, make_image, make_row
     row = make_row(image=make_image(tmp_path / "a.png", 128, 64), width=128, height=64, box=[32.0, 0.0, 96.0, 64.0])
     batch = GroundingCollator(processor)([row])
     assert batch["labels"].tolist() == [[0.5, 0.5, 0.5, 0.5]]
-    assert batch["mask_labels"].sum() == 32 * 32  # no mask in the row: its box, rasterised
+    assert batch["mask_labels"].sum() == 32 * 32  # no mask in the row: its box, rasterized
     assert batch["mask_labels"][0, 16:48, 16:48].min() == 1
 
 

@@ -165,7 +165,7 @@ def test_the_page_shows_leaks_by_content_and_needs_nothing_else(tmp_path, make_i
     page = next(path for path in write_survey(result, tmp_path / "out") if path.name == "survey.html").read_text()
     assert "copy.webp = a.png" in page
     assert "&lt;star&gt;" in page
-    assert "there is no image file" in page
+    assert "image file not found" in page
     assert page.count("data:image/jpeg;base64,") == 2
     assert "http://" not in page
     assert "https://" not in page

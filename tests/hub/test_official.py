@@ -243,7 +243,7 @@ def test_of_many_checkpoints_the_right_one_is_found_by_its_own_arguments(
     assert len(drive.requests) == 2  # one archive, fetched once
     done = hivg(process, "get", "official:base-referit")
     assert done["status"] == 2
-    assert "holds nothing that is official:base-referit" in done["err"]
+    assert "official:base-referit not found in the archive" in done["err"]
     assert "its arguments describe ViT-B/16 on unc, not ViT-B/16 on referit" in done["err"]
     assert not (tmp_path / "home" / "hivg" / "official" / "base-referit").exists()
 

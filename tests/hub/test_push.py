@@ -45,6 +45,21 @@ def test_the_checkpoint_of_a_checkout_is_pushed_with_the_code_that_git_holds_onc
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6)
 
 
+def test_the_card_of_a_run_names_the_repository_that_it_is_pushed_to(
+    hub: Hub, home: Interpreter, folder: Path, tmp_path: Path
+) -> None:
+    merged = shutil.copytree(folder, tmp_path / "mine" / "merged")
+    card = merged / "README.md"
+    example = 'pipe = pipeline("visual-grounding", model="{}")\n'
+    card.write_text(card.read_text() + example.format("runs/mine/merged") + example.format("other/merged"))
+    assert push(home, merged, "alice/mugs", "--no-check")["status"] == 0
+    sent = hub.repositories["alice/mugs"].head.files["README.md"].decode()
+    assert sent.endswith(example.format("alice/mugs") + example.format("other/merged"))
+    assert "runs/mine/merged" in card.read_text()  # the local folder stays as it is
+    assert push(home, merged, "alice/mugs", "--no-check")["status"] == 0  # the same content: no second commit
+    assert len(hub.repositories["alice/mugs"].commits) == 2
+
+
 def test_missing_token_is_named_before_anything_is_sent(hub: Hub, home: Interpreter, folder: Path) -> None:
     done = push(home, folder, "alice/tiny", token="")
     assert done["status"] == 2

@@ -255,7 +255,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         ({"precision": "bf16", "dtype": "float32"}, "contradict each other"),
         ({"backend": "onnx", "dtype": "bfloat16"}, "takes no dtype 'bfloat16'"),
         ({"backend": "onnx", "device": "cuda:0"}, "computes on the CPU, not on 'cuda:0'"),
-        ({"backend": "onnx", "trust_remote_code": True}, "leave trust_remote_code out"),
+        ({"backend": "onnx", "trust_remote_code": True}, "omit trust_remote_code"),
         ({"backend": "onnx", "num_threads": 0}, "threads must be at least 1, got 0"),
     ],
 )

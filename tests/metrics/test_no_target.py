@@ -55,7 +55,7 @@ def test_one_prediction_cannot_find_two_targets():
     assert grefcoco([([LEFT, [0, 0, 10, 9]], [0.9, 0.9])], [[LEFT, RIGHT]])["f1_precision"] == 0.0
 
 
-def test_grefcoco_by_generalised_iou_is_stricter():
+def test_grefcoco_by_generalized_iou_is_stricter():
     # The pair of test_summary: IoU 0.515, GIoU 0.472.
     rows = ([([[0, 0, 20, 20]], [0.9])], [[[3, 4, 23, 24]]])
     assert grefcoco(*rows, protocol="pixel")["f1_precision"] == 1.0

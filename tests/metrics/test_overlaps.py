@@ -57,13 +57,13 @@ def test_boxes_without_area_overlap_nothing():
     assert paired_giou(point, point) == 0
 
 
-def test_generalised_iou_of_boxes_that_do_not_touch():
+def test_generalized_iou_of_boxes_that_do_not_touch():
     # Two unit squares two apart: hull 1 x 3, a third of it empty.
     giou = paired_giou(np.array([[0.0, 0, 1, 1]]), np.array([[0.0, 2, 1, 3]]))
     assert giou[0] == pytest.approx(-1 / 3)
 
 
-def test_a_centre_on_a_corner_is_inside():
+def test_a_center_on_a_corner_is_inside():
     boxes = np.array([[0.0, 0, 2, 2], [0, 0, 2, 2]])
     assert centers_inside(boxes, np.array([[1.0, 1, 5, 5], [1.01, 1, 5, 5]])).tolist() == [True, False]
 

@@ -91,7 +91,7 @@ def official_iou(canvas_box, reference):
 
 
 def to_square(box, reference, size=224):
-    """Pixels to cxcywh in 0..1 of the square, centred padding, by the official rules of rounding."""
+    """Pixels to cxcywh in 0..1 of the square, centered padding, by the official rules of rounding."""
     width, height = reference["width"], reference["height"]
     ratio = size / max(width, height)
     left = round((size - round(width * ratio)) / 2 - 0.1)
@@ -107,7 +107,7 @@ def to_corners(box):
 
 
 def slow_overlaps(first, second):
-    """IoU and generalised IoU of two boxes, xyxy."""
+    """IoU and generalized IoU of two boxes, xyxy."""
     shared = math.prod(max(0.0, min(first[i + 2], second[i + 2]) - max(first[i], second[i])) for i in (0, 1))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     covered = sum(areas) - shared

@@ -22,7 +22,7 @@ def test_an_overlap_of_exactly_one_half_is_right_except_under_the_strict_protoco
     assert measure([HALF_PREDICTION], [HALF], protocol)["figures"]["acc@0.5"] == accuracy
 
 
-def test_generalised_iou_refuses_a_box_that_iou_accepts():
+def test_generalized_iou_refuses_a_box_that_iou_accepts():
     # 20 x 20 boxes, 3 right and 4 down: 17 * 16 = 272 shared, 528 covered, IoU 0.515; hull 23 * 24 = 552, GIoU 0.472.
     references = [{"id": 0, "box": [3, 4, 23, 24], "width": 50, "height": 50}]
     predictions = [{"id": 0, "box_xyxy": [0, 0, 20, 20]}]
@@ -59,9 +59,9 @@ def test_single_precision_overlaps_meet_thresholds_in_single_precision():
         assert measure(predictions, references, protocol)["figures"]["acc@0.7"] == 1.0
 
 
-def test_the_centre_of_the_prediction_counts_on_the_border_too():
+def test_the_center_of_the_prediction_counts_on_the_border_too():
     references = [{"id": index, "box": [10, 10, 20, 20], "width": 100, "height": 100} for index in range(3)]
-    boxes = [[0, 0, 30, 30], [0, 10, 20, 20], [0, 10, 19, 20]]  # centres (15, 15), (10, 15), (9.5, 15)
+    boxes = [[0, 0, 30, 30], [0, 10, 20, 20], [0, 10, 19, 20]]  # centers (15, 15), (10, 15), (9.5, 15)
     predictions = [{"id": index, "box_xyxy": box} for index, box in enumerate(boxes)]
     assert measure(predictions, references)["figures"]["center_acc"] == pytest.approx(2 / 3)
 

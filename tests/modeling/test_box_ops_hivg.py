@@ -54,8 +54,8 @@ def test_coverage_is_the_share_of_each_cell():
     torch.testing.assert_close(coverage, torch.tensor([[[0.5, 0.5], [0.0, 0.0]]]))
 
 
-def test_raster_takes_pixels_whose_centre_is_inside():
-    # columns 1 and 2 of 4 (centres 0.375, 0.625), row 0 of 4
+def test_raster_takes_pixels_whose_center_is_inside():
+    # columns 1 and 2 of 4 (centers 0.375, 0.625), row 0 of 4
     mask = rasterize_boxes(torch.tensor([[0.5, 0.125, 0.5, 0.25]]), 4, 4)
     expected = torch.zeros(1, 4, 4)
     expected[0, 0, 1:3] = 1
@@ -63,7 +63,7 @@ def test_raster_takes_pixels_whose_centre_is_inside():
 
 
 @pytest.mark.parametrize("size", [64, 112, 224, 336])
-def test_an_edge_on_a_pixel_centre_counts_once_whatever_float32_makes_of_it(size):
+def test_an_edge_on_a_pixel_center_counts_once_whatever_float32_makes_of_it(size):
     corners = torch.tensor([[start + 0.5, 3.5, start + 10.5, 13.5] for start in range(size - 11)]) / size
     masks = rasterize_boxes(box_xyxy_to_cxcywh(corners), size, size)
     assert masks.sum(dim=(1, 2)).tolist() == [100] * (size - 11)

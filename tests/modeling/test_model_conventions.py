@@ -4,6 +4,7 @@ import copy
 import pickle
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -125,6 +126,27 @@ def test_image_index_gives_what_repeated_images_give(tiny_model, inputs) -> None
     one = {"text_index": torch.tensor([0, 1, 1]), "input_ids": inputs["input_ids"]}
     both = tiny_model(**images, **one, attention_mask=inputs["attention_mask"], image_index=index)
     torch.testing.assert_close(both.pred_boxes, expected.pred_boxes)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [{"image_index": torch.tensor([0, 1])}, {"text_index": torch.tensor([0, 1])}],
+    ids=lambda index: next(iter(index)),
+)
+def test_no_matrix_of_images_and_texts_where_one_image_has_several_embeddings(tiny_model, inputs, index) -> None:
+    """`logits_per_image.softmax(1)`, as with CLIP, would give each label of an image the probability 1."""
+    outputs = tiny_model(**inputs, **index)
+    assert outputs.logits_per_image is None
+    assert outputs.logits_per_text is None
+    pairs = tiny_model(**inputs)
+    assert torch.equal(pairs.logits_per_image, pairs.logits_per_text.t())
+
+
+def test_labels_of_one_image_are_ranked_by_scores_alone(tiny_model, tiny_processor) -> None:
+    inputs = tiny_processor(images=PIL.Image.new("RGB", (64, 48)), text=["a star", "a ring", "a cat"])
+    outputs = tiny_model(**inputs)
+    assert outputs.logits_per_image is None
+    assert outputs.scores.shape == (3,)
 
 
 ADAPTED = {"target_modules": r"clip\.(vision|text)_model\..*self_attn\.(q|v)_proj", "init_lora_weights": False}

@@ -1,6 +1,6 @@
 """The model as transformers expects one, and HiVG's own promises: no prediction depends on its batch.
 
-The first half re-creates the checks of transformers' own model suite that apply (save and load, initialisation,
+The first half re-creates the checks of transformers' own model suite that apply (save and load, initialization,
 batching, attention implementations, activation checkpointing, compilation, recorded states).
 """
 
@@ -95,7 +95,7 @@ def test_sharded_weights_load(tiny_model, batch, tmp_path):
     torch.testing.assert_close(run(tiny_model, batch).pred_boxes, run(loaded, batch).pred_boxes)
 
 
-def test_missing_weights_are_initialised_and_present_ones_are_kept(tiny_model, tmp_path):
+def test_missing_weights_are_initialized_and_present_ones_are_kept(tiny_model, tmp_path):
     state = {k: v for k, v in tiny_model.state_dict().items() if "bridge" not in k and "fusion.layers.0" not in k}
     tiny_model.save_pretrained(tmp_path, state_dict=state)
     loaded, report = HiVGForVisualGrounding.from_pretrained(tmp_path, output_loading_info=True)
@@ -443,9 +443,12 @@ def repeated(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("model", ["tiny_model", "without_bridges"])
 def test_an_image_asked_several_things_gives_the_answers_of_its_repetitions(model, batch, with_patch_index, request):
     model, inputs = request.getfixturevalue(model), two_images(batch, with_patch_index)
-    found, expected = run(model, inputs, **ASKED), run(model, repeated(inputs), **ASKED)
-    for name in (*ANSWERS, "logits_per_text"):
+    asked = {**ASKED, "labels": torch.full((3, 4), 0.5), "output_scores": True}
+    found, expected = run(model, inputs, **asked), run(model, repeated(inputs), **asked)
+    for name in ANSWERS:
         torch.testing.assert_close(found[name], expected[name], **TOLERANCE)
+    for name, term in expected.loss_dict.items():  # the contrastive one, too
+        torch.testing.assert_close(found.loss_dict[name], term, **TOLERANCE)
 
 
 def test_an_image_and_an_expression_can_both_repeat(tiny_model, batch):

@@ -1,5 +1,7 @@
 """The processor takes what CLIP's, OWLv2's and Grounding DINO's processors take, and gives what they give."""
 
+import copy
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +10,10 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset
-from transformers import default_data_collator
+from transformers import default_data_collator, pipeline
 
 from hivg_hf import HiVGForVisualGrounding, HiVGImageProcessor, HiVGProcessor
+from hivg_hf.modeling.processing_hivg import SeveralPhrasesWarning
 
 PAIR = ["the star", "the big red star of the blue"]
 
@@ -110,6 +113,52 @@ def test_a_tokenizers_own_defaults_hold(tiny_config: Any, tiny_tokenizer: Any, t
     HiVGProcessor.for_config(tiny_config, tiny_tokenizer).save_pretrained(tmp_path)
     loaded = HiVGProcessor.from_pretrained(tmp_path, padding_side="left")
     assert loaded(text=PAIR)["attention_mask"][0, 0] == 0
+
+
+# -- several phrases in one string
+
+
+@pytest.fixture
+def said_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process."""
+    monkeypatch.setattr(SeveralPhrasesWarning, "was_given", False)
+
+
+@pytest.mark.parametrize("text", ["a star. a circle.", "A star . A circle", ["the ring", "a star.\na circle. "]])
+def test_phrases_in_one_string_are_one_expression_with_one_warning(
+    processor: HiVGProcessor, said_nothing: None, text: Any
+) -> None:
+    with pytest.warns(SeveralPhrasesWarning, match=r"as one expression .* expressions: \['a star', 'a circle'\]"):
+        features = processor(text=text)
+    assert len(features["input_ids"]) == (1 if isinstance(text, str) else len(text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor(text="a cat. a dog.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("the star.", "the no. 5 shirt", "Mr. Smith of St. Ives", "the man... the left one", "the 3.5 inch disk"),
+        *("the letter a. on the left", "a star, a circle", "1. the star", "e.g. the star"),
+    ],
+)
+def test_a_full_stop_inside_a_phrase_is_not_the_end_of_one(
+    processor: HiVGProcessor, said_nothing: None, text: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(processor(text=text)["input_ids"]) == 1
+
+
+def test_a_pipeline_and_a_model_warn_of_phrases_too(
+    processor: HiVGProcessor, tiny_model: HiVGForVisualGrounding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = pipeline("visual-grounding", model=tiny_model, processor=processor, device="cpu")
+    for ask in (pipe, lambda image, text: tiny_model.ground(image, text, processor)):
+        monkeypatch.setattr(SeveralPhrasesWarning, "was_given", False)
+        with pytest.warns(SeveralPhrasesWarning, match="pass separate expressions"):
+            assert ask(picture(), "a star. a circle.")["expression"] == "a star. a circle."
 
 
 # -- one image, several expressions
@@ -263,3 +312,31 @@ def test_object_detection_of_the_image_processor_alone(outputs: SimpleNamespace)
     assert found[0]["scores"].tolist() == pytest.approx([0.9, 0.6])
     with pytest.raises(ValueError, match="no scores"):
         image_processor.post_process_object_detection({"pred_boxes": outputs.pred_boxes})
+
+
+@pytest.mark.parametrize("option", ["box_threshold", "text_threshold", "score_threshold"])
+def test_other_processors_thresholds_are_refused_with_ours(
+    processor: HiVGProcessor, outputs: SimpleNamespace, option: str
+) -> None:
+    calls = [processor.post_process_grounding, processor.image_processor.post_process_object_detection]
+    if option != "text_threshold":  # which Grounding DINO's users pass beside `threshold`
+        calls.append(processor.post_process_grounded_object_detection)
+    for call in calls:
+        with pytest.raises(TypeError, match=rf"{call.__name__} has no option '{option}'\. .* pass threshold=\.\.\."):
+            call(outputs, **{option: 0.3})
+    with pytest.raises(TypeError, match=r"post_process_grounding has no option 'tresholt'\.$"):
+        processor.post_process_grounding(outputs, tresholt=0.3)
+
+
+@pytest.mark.parametrize(
+    "name", ["post_process_object_detection", "post_process", "post_process_instance_segmentation"]
+)
+def test_other_processors_post_processing_is_refused_with_ours(processor: HiVGProcessor, name: str) -> None:
+    with pytest.raises(
+        AttributeError, match=f"no {name}: use post_process_grounded_object_detection.*grounding, which"
+    ):
+        getattr(processor, name)
+    assert not hasattr(processor, name)
+    with pytest.raises(AttributeError, match="'HiVGProcessor' object has no attribute 'postprocess'"):
+        processor.postprocess  # noqa: B018
+    assert copy.deepcopy(processor).tokenizer.get_vocab() == processor.tokenizer.get_vocab()

@@ -119,6 +119,9 @@ def test_candidate_labels_name_the_other_task(tiny_model: Any, tiny_processor: A
     pipe = pipeline("visual-grounding", model=tiny_model, processor=tiny_processor, device="cpu")
     with pytest.raises(TypeError, match=r"expressions as text=\.\.\.; candidate_labels"):
         pipe(picture(50, 40), candidate_labels=["star"])
+    for name in ("box_threshold", "text_threshold"):
+        with pytest.raises(TypeError, match=rf"pipeline has no option '{name}'\. .* pass threshold=\.\.\."):
+            pipe(picture(50, 40), "star", **{name: 0.3})
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])

@@ -85,7 +85,7 @@ def test_patches_are_told_the_object_that_covers_them(processor):
     ring = [CLASSES[name].index(value) for name, value in objects[1].items()]
     assert classes[0].tolist() == star
     assert classes[15].tolist() == ring
-    # offset of the box's centre from the patch's, width, height; all in patches
+    # offset of the box's center from the patch's, width, height; all in patches
     np.testing.assert_allclose(offsets[0], [1 / 32, 0, 17 / 16, 1])
     np.testing.assert_allclose(offsets[15], [-0.5, -0.5, 2, 2])
 

@@ -64,7 +64,7 @@ def test_defaults_reach_every_phase_and_lengths_do_not_mix():
         ({"precision": "fp8"}, r"recipe.precision must be one of 'fp32', 'bf16', 'fp16'. Got 'fp8'"),
         ({"model": {}}, r"model needs one of checkpoint, clip or preset"),
         ({"model": {"preset": "tiny"}}, r"no tokenizer: name one in model.tokenizer"),
-        ({"model": {"checkpoint": "x", "clip": "y"}}, r"leave out model.clip and model.preset"),
+        ({"model": {"checkpoint": "x", "clip": "y"}}, r"omit model.clip and model.preset"),
         ({"data": {"train": {"source": "x"}}}, r"data.train needs `source` and `split`. Got the keys \['source'\]"),
         ({"data": 3}, r"recipe.data must be a mapping. Got 3"),
         ({"phases": "warmup"}, r"phases must be a list of mappings"),

@@ -35,8 +35,17 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
     claim_folder(tmp_path, parse_recipe(RECIPE))
     claim_folder(tmp_path, parse_recipe({**RECIPE, "workers": 3}))  # only how fast it goes
     phases = [{**RECIPE["phases"][0], "learning_rate": 2e-3}]
-    with pytest.raises(ValueError, match=r"another recipe \(it differs in phases\[0\].learning_rate\)"):
+    with pytest.raises(ValueError, match=r"recipe \(it differs in phases\[0\].learning_rate\): .* with --out,"):
         claim_folder(tmp_path, parse_recipe({**RECIPE, "phases": phases}))
+
+
+def test_other_data_in_the_same_folder_are_named_as_they_were_given(tmp_path):
+    rows = {"source": "mugs.csv", "split": "train", "box_format": "xyxy"}
+    mugs = {**RECIPE, "data": {"train": rows}}
+    claim_folder(tmp_path, parse_recipe(mugs))
+    plates = {**mugs, "data": {"train": {**rows, "source": "plates.csv"}}}
+    with pytest.raises(ValueError, match=r"a run on mugs.csv, and this one is on plates.csv \(--data, .* with --out,"):
+        claim_folder(tmp_path, parse_recipe(plates))
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{"])

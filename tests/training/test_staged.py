@@ -145,6 +145,7 @@ def test_a_run_leaves_results_curves_and_a_card(unbroken_run):
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
     card = (folder / "merged" / "README.md").read_text()
     assert "| stage_2 | lora | 3 | 8 |" in card
+    assert f'pipeline("visual-grounding", model="{folder.name}/merged")' in card
     assert not list(folder.rglob("checkpoint-*"))
     assert not list(folder.rglob(".*.partial"))
 

@@ -309,7 +309,7 @@ def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
 
 
 def cxcywh_to_xyxy(box: Sequence[float]) -> list[float]:
-    """(centre x, centre y, width, height) to (x1, y1, x2, y2), in the same unit."""
+    """(center x, center y, width, height) to (x1, y1, x2, y2), in the same unit."""
     x, y, width, height = four_numbers(box)
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 

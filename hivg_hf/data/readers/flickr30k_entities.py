@@ -77,7 +77,7 @@ def read_boxes(path: Path) -> tuple[dict[str, list[list[float]]], int, int]:
     """The boxes of each chain (xyxy pixels) in an annotation file, and the image's width and height.
 
     Raises:
-        ValueError: the file is no such XML.
+        ValueError: the file is not such XML.
     """
     try:
         tree = ElementTree.parse(path).getroot()

@@ -40,7 +40,7 @@ def read_yolo(
     path = Path(source)
     config = path if path.suffix.lower() in (".yaml", ".yml") else yaml_file(need_folder(path, "YOLO"))
     if config is None:
-        raise FileNotFoundError(f"There is no data.yaml in {path}, which names the classes.")
+        raise FileNotFoundError(f"data.yaml, which names the classes, not found in {path}.")
     content = _load(config)
     root = config.parent
     names = _class_names(content.get("names"), config)

@@ -76,7 +76,7 @@ def write_rows(
     folder = Path(folder)
     path = folder / name.format(split=split)
     if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another folder, or remove it.")
+        raise FileExistsError(f"{path} already exists; choose another folder, or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
     rows = without_image_decoding(rows)
     lost = write(rows, path, Pictures(path if to == "yolo" else folder, copy_images or to == "yolo"), **options)

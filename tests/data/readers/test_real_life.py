@@ -106,7 +106,7 @@ def test_a_name_with_accents_is_found_in_either_spelling(folder, stored, written
 def test_a_missing_picture_is_named_with_where_it_may_be(folder, make_image, place, written, hint):
     make_image(folder / place)
     path = _csv(folder, HEAD + f"{written},x,1,2,30,40\n")
-    with pytest.raises(BrokenRowsError, match=rf"there is no image file .*{hint}.* \(line 2 of rows\.csv\)"):
+    with pytest.raises(BrokenRowsError, match=rf"image file not found: .*{hint}.* \(line 2 of rows\.csv\)"):
         load_grounding_dataset(path, "all", box_format="xyxy")
 
 

@@ -240,5 +240,5 @@ def test_unknown_sources_and_options_are_named(tmp_path):
 def test_refshapes_goes_through_the_same_door():
     rows = load_grounding_dataset("refshapes", "val", seed=7, size=3)
     assert (len(rows), set(rows["source"]), set(rows["split"])) == (3, {"refshapes"}, {"val"})
-    with pytest.raises(ValueError, match="refshapes is read as it is: leave streaming and multi_target out"):
+    with pytest.raises(ValueError, match="refshapes is read as it is: omit streaming and multi_target"):
         load_grounding_dataset("refshapes", "val", size=3, streaming=True)

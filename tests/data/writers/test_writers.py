@@ -90,7 +90,7 @@ def test_pixels_of_qwen_are_whole_and_keep_an_area(rows, tmp_path):
 
 def test_nothing_is_overwritten_and_unknown_formats_are_named(rows, tmp_path):
     write_rows(rows, tmp_path / "out", "odvg")
-    with pytest.raises(FileExistsError, match=r"all\.jsonl is there already"):
+    with pytest.raises(FileExistsError, match=r"all\.jsonl already exists"):
         write_rows(rows, tmp_path / "out", "odvg")
     with pytest.raises(ValueError, match="Unknown format 'voc'; expected one of coco, odvg"):
         write_rows(rows, tmp_path / "out", "voc")
