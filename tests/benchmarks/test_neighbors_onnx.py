@@ -34,7 +34,8 @@ def small_grounding_dino():
 
 def small_owlv2():
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Owlv2Config(projection_dim=16, text_config=text, vision_config={**text, "image_size": 64, "patch_size": 16})
+    vision = {**text, "image_size": 64, "patch_size": 16}
+    config = Owlv2Config(projection_dim=16, text_config=text, vision_config=vision)
     return Owlv2ForObjectDetection(config), torch.randn(1, 3, 64, 64), torch.randint(1, 40000, (1, 16))
 
 

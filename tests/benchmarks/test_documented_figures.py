@@ -1,0 +1,64 @@
+"""Tables of docs that are written by hand say what the results files say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCORINGS = {"relations read": "relations", "whole expression": "whole expression"}
+
+
+def rows_of(page, first_cell):
+    """Cells of the rows of the table whose first row's first cell this is."""
+    rows = [line.strip().strip("|") for line in (ROOT / page).read_text(encoding="utf-8").splitlines()]
+    start = next(place for place, line in enumerate(rows) if line.startswith(f" {first_cell} |"))
+    for line in rows[start:]:
+        if "|" not in line:
+            return
+        yield [cell.strip() for cell in line.split("|")]
+
+
+def results(name):
+    return json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
+
+
+def zero_shot_name(shown):
+    if shown.startswith("map alone"):
+        return f"{shown.replace(', ', ': ')}, levels"
+    if match := re.fullmatch(r"(true boxes|connected components), (.*), (relations read|whole expression)", shown):
+        where, scoring, read = match.groups()
+        return f"{where.removeprefix('connected ')}: {scoring}, {SCORINGS[read]}"
+    return "trained model" if shown.startswith("the model") else shown
+
+
+def test_zero_shot_accuracy_is_that_of_the_results():
+    measured = results("zero-shot/refshapes-study-clip-val.json")["accuracy"]
+    rows = list(rows_of("docs/zero-shot.md", "chance: an object at random"))
+    assert len(rows) == 13
+    for name, *cells in rows:
+        found = measured[zero_shot_name(name)]
+        kinds = [found["by_kind"][kind] for kind in ("attribute", "relation", "ordinal", "extreme", "count")]
+        assert [float(cell) for cell in cells] == [found["all"], *kinds], name
+
+
+def condition_of(shown):
+    if match := re.fullmatch(r"(\w[\w ]*), (\d)", shown):
+        return f"corruption/{match[1].replace(' ', '_')}/{match[2]}"
+    return shown.replace(": ", "/") if ": " in shown else f"wording/{shown.replace(' ', '_')}"
+
+
+def test_robustness_of_the_shipped_model_is_that_of_the_results():
+    measured = results("robustness/hivg-tiny-refshapes.json")["conditions"]
+    rows = list(rows_of("docs/robustness.md", "gaussian noise, 5"))
+    assert len(rows) == 7
+    for name, rows_used, *cells in rows:
+        one = measured[condition_of(name)]
+        shares, scores = cells[:2], cells[2:]
+        assert int(rows_used) == one["n"]
+        assert [float(cell) for cell in shares] == pytest.approx(
+            [100 * one[at] for at in ("before", "after")], abs=0.051
+        )
+        wanted = [one[at] for at in ("score_before", "score_after", "score_auc")]
+        assert [float(cell) for cell in scores] == pytest.approx(wanted, abs=0.0051), name
