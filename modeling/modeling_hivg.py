@@ -973,6 +973,22 @@ def padding_last(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Ten
     return input_ids.gather(1, places), mask.gather(1, places)
 
 
+def padded_patches(padding: torch.Tensor, grid: int) -> torch.Tensor:
+    """Whether each patch is mostly padding, (B, 1, S, S) of 0 and 1 -> (B, 1, G, G) of 0 and 1, for exported graphs.
+
+    The official resizing gives exactly 0.5 where an image ends in the middle of a patch, and torch rounds that to 0.
+    Other runtimes resize with a last bit of their own and round it to 1. So here are its weights as matrices, and 0.5
+    is 0. For patch sizes that are powers of two this is torch's result to the bit; for 14, where torch's own last bit
+    falls either way, it differs in a sixteenth of those images, in the patches on that edge.
+    """
+    size = padding.shape[-1]
+    scale = size // grid
+    centers, places = torch.arange(grid) * scale + scale / 2, torch.arange(size) + 0.5
+    triangles = (1 - (places - centers[:, None]).abs() / scale).clamp(min=0)  # (G, S)
+    weights = (triangles / triangles.sum(1, keepdim=True)).to(padding)
+    return (weights @ padding @ weights.t() > 0.5 + 1e-5).to(padding.dtype)
+
+
 def scatter_patches(values: torch.Tensor, patch_index: torch.Tensor, patches: int) -> torch.Tensor:
     """Values of computed patches back on the full grid: (B, P, C) -> (B, N, C), `PADDING_LOGIT` elsewhere."""
     batch, _, channels = values.shape
@@ -1488,6 +1504,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             return F.max_pool2d(pixel_mask[:, None].float(), self.config.patch_size).flatten(1).long()
         # Official: models/HiVG.py:891-903 resizes the integer padding mask (bilinear, antialias) and rounds.
         padding = 1 - pixel_mask[:, None].float()
+        if torch.compiler.is_exporting():
+            return 1 - padded_patches(padding, grid).flatten(1).long()
         padding = F.interpolate(padding, size=(grid, grid), mode="bilinear", antialias=True, align_corners=False)
         return 1 - padding.round().flatten(1).long()
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from helpers.turned_pictures import UNDONE, save_turned
-from hivg_hf import HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
+from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor, VisualGroundingPipeline
 from hivg_hf.inference import check_onnx, export_onnx, onnx_export
 from hivg_hf.inference.onnx_export import GroundingGraph
-from hivg_hf.inference.onnx_model import MODEL_FILES, open_session, read_graph
+from hivg_hf.inference.onnx_model import MODEL_FILES, GraphIdentity, open_session, read_graph
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.modeling_hivg import padded_patches
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'hivg_hf[onnx]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hivg_hf[onnx]'")
@@ -32,6 +34,44 @@ def test_outputs_equal_torch_for_two_batches_and_two_lengths(
     # Sizes that the export itself never saw.
     graph = GroundingGraph(tiny_model, masks=True, tokens=True)
     assert max(check_onnx(graph, folder / "onnx" / "model.onnx", batches=[3, 5]).values()) <= 1e-5
+
+
+def test_an_official_model_sees_the_same_padding_wherever_its_images_end(
+    tiny_config: HiVGConfig, tmp_path: Path
+) -> None:
+    """In the middle of a patch, too, where the official resizing is a tie and engines round it as they like."""
+    official = {"skip_padded_patches": False, "bridge_mask_padding": False, "pad_align": "pixel"}
+    torch.manual_seed(0)
+    model = HiVGForVisualGrounding(HiVGConfig.from_dict({**tiny_config.to_dict(), **official})).eval()
+    onnx_export.write_graphs(model, tmp_path, GraphIdentity.of_model(model), masks=False, tokens=False)
+    session = open_session(tmp_path / MODEL_FILES["fp32"])
+    size = model.config.image_size
+    ends = torch.arange(1, size + 1)
+    inputs = {
+        "input_ids": torch.randint(3, 20, (size, 5)),
+        "attention_mask": torch.ones(size, 5, dtype=torch.long),
+        "pixel_values": torch.randn(size, 3, size, size),
+        "pixel_mask": (torch.arange(size) < ends[:, None, None]).expand(size, size, size).long(),
+        "image_index": torch.arange(size),
+    }
+    with torch.no_grad():
+        expected = model(**inputs).pred_boxes
+    (found,) = session.run(["pred_boxes"], {name: value.numpy() for name, value in inputs.items()})
+    assert np.abs(found - expected.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize(("size", "patch"), [(224, 16), (224, 32), (112, 8), (384, 16), (336, 14)])
+def test_exported_padding_is_what_torch_resizes_and_rounds(size: int, patch: int) -> None:
+    ends = torch.arange(1, size + 1)[:, None, None]
+    padding = (torch.arange(size) >= ends).expand(size, size, size)[:, None].float()  # images that end anywhere
+    grid = size // patch
+    resized = torch.nn.functional.interpolate(padding, size=(grid, grid), mode="bilinear", antialias=True)
+    apart = (padded_patches(padding, grid) != resized.round())[:, 0].any(-1).any(-1)  # (S,)
+    ties = ((resized - 0.5).abs() < 1e-5)[:, 0].any(-1).any(-1)
+    assert not (apart & ~ties).any()
+    if patch & (patch - 1) == 0:
+        assert ties.any()
+        assert not apart.any()
 
 
 def test_left_padding_changes_no_answer_of_the_file(exported: tuple[Path, dict[str, float]]) -> None:
