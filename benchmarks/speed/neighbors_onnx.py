@@ -47,7 +47,7 @@ def onnx_cases(name: str, model: PreTrainedModel, inputs: Mapping[str, torch.Ten
 
 def write_graph(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], path: Path) -> None:
     """The model's logits and boxes for inputs of these shapes as an ONNX file that onnxruntime can run."""
-    with warnings.catch_warnings(), _constant_word_masks(model, inputs):
+    with warnings.catch_warnings(), torch.no_grad(), _constant_word_masks(model, inputs):
         warnings.simplefilter("ignore")  # the tracer's, about shapes that are meant to be constants
         torch.onnx.export(
             _Detector(model, list(inputs)).eval(),

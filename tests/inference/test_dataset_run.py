@@ -238,7 +238,8 @@ def test_killed_and_started_again_the_command_ends_with_the_same_rows(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*")}
     assert before
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert len(before) == SIZE or f"{len(before)} rows in {len(before)} shards were done before" in done.stderr
+    shards = f"{len(before)} shard{'' if len(before) == 1 else 's'}"
+    assert len(before) == SIZE or f"{len(before)} rows in {shards} were done before" in done.stderr
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     for row, box in zip(read_rows(tmp_path / "out"), expected, strict=True):
         assert row["box"] == pytest.approx(box, abs=1e-2)
