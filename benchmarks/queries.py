@@ -72,7 +72,8 @@ def compare(one: str, several: str, size: int) -> dict[str, Any]:
     """Several queries minus one on rows that name one thing, paired by row."""
     rows = load_grounding_dataset("refshapes", **TEST, size=size)
     settings = EvaluationSettings(batch_size=64, masks=False, progress=False)
-    return compare_rows(*(evaluate_model(*open_model(folder)[:2], rows, settings).rows for folder in (one, several)))
+    first, second = (evaluate_model(*open_model(folder)[:2], rows, settings).rows for folder in (one, several))
+    return compare_rows(first, second)
 
 
 if __name__ == "__main__":

@@ -307,7 +307,8 @@ def mask_head_group(name: str, config: HiVGConfig, batch_size: int) -> Group:
 def neighbor_group(name: str, official: HiVGConfig, new: HiVGConfig, others: list[Case]) -> Group:
     """Box only, beside the models that people ground with today, and beside CLIP alone; each in torch, and in
     onnxruntime where it exports (names of such cases begin with the name of the model's case in torch)."""
-    cases, differences = [], {}
+    cases: list[Case] = []
+    differences: dict[str, float] = {}
     for title, config in ((BOX, official), (NATIVE, new)):
         model, batch = HiVGForVisualGrounding(config).eval(), random_batch(config, 1)
         exported, moved = _in_onnxruntime(model, batch, f"{title}, ")
