@@ -24,7 +24,6 @@ from .measure import Case
 
 OPSET = 18
 OUTPUTS = ("logits", "pred_boxes")
-FLOAT32, FLOAT64_PLACES = 1, "GridSample"  # onnx.TensorProto.FLOAT, and the operator that reads places
 
 
 def onnx_cases(name: str, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], folder: Path) -> list[Case]:
@@ -88,8 +87,9 @@ def _cast_places(path: Path) -> None:
     onnx = require_package("onnx", extra="onnx")
     file = onnx.load(str(path))
     for place, node in reversed(list(enumerate(file.graph.node))):
-        if node.op_type == FLOAT64_PLACES:
-            cast = onnx.helper.make_node("Cast", [node.input[1]], [f"{node.input[1]}_float32"], to=FLOAT32)
+        if node.op_type == "GridSample":
+            kind = onnx.TensorProto.FLOAT
+            cast = onnx.helper.make_node("Cast", [node.input[1]], [f"{node.input[1]}_float32"], to=kind)
             node.input[1] = cast.output[0]
             file.graph.node.insert(place, cast)
     onnx.save(file, str(path))

@@ -136,9 +136,9 @@ def cost_block(results: Results) -> str:
     unit = groups["neighbors"]["cases"][BOX]["median_seconds"]
     engines = any("onnxruntime" in name for name in groups["neighbors"]["cases"])
     accuracies = ["RefCOCO val, A, B", "RefCOCO+ val, A, B", "RefCOCOg val, test", "weights"]
-    columns = ["", "M parameters", "GFLOP", "CPU time in torch", *["in its best engine"] * engines, *accuracies]
+    columns = ["M parameters", "GFLOP", "CPU time in torch", *["in its best engine"] * engines, *accuracies]
     lines = [
-        f"| {' | '.join(columns)} |".replace("|  |", "| |", 1),
+        f"| | {' | '.join(columns)} |",
         f"| {' | '.join(['---', '---:', '---:', '---:', *['---'] * (engines + len(accuracies))])} |",
     ]
     for system in PUBLISHED:
