@@ -23,13 +23,16 @@ from hivg_hf.modeling.queries_hivg import assign_targets
 from hivg_hf.utils.hooks import named_inputs
 
 from .pretraining import AttributeHeads, with_defaults
-from .pretraining_rows import MIN_COVERED, NO_CLASS, patch_targets
+from .pretraining_rows import MIN_COVERED, NO_CLASS, context_patches, patch_targets
 
 LOSS_WEIGHTS = {
     "mark_focal": 20.0,
     "mark_dice": 2.0,
+    "context_focal": 20.0,
+    "context_dice": 2.0,
     "attributes": 0.5,
     "end_to_target": 0.5,
+    "end_to_context": 0.5,
     "reg_to_end": 0.5,
     "reg_to_target": 0.5,
     "patch_bbox": 2.0,
@@ -40,8 +43,9 @@ LOSS_WEIGHTS = {
 class AssistedCollator(GroundingCollator):
     """A `GroundingCollator` that also tells what stands on every patch, where the rows say so.
 
-    Adds `patch_classes` (B, N, 4), as in `PretrainingModel`, to batches of rows with the column `objects` whose
-    images are not augmented.
+    Adds `patch_classes` (B, N, 4), as in `PretrainingModel`, to batches of rows with the column `objects` whose images
+    are not augmented, and `context` (B, N) bool, the patches of the objects that decide which one is named, where rows
+    have the column `context_boxes` too.
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -49,6 +53,9 @@ class AssistedCollator(GroundingCollator):
         if self.augmentation is None and all(row.get("objects") for row in rows):
             classes = [patch_targets(row, self.processor.image_processor)[0] for row in rows]
             batch["patch_classes"] = torch.from_numpy(np.stack(classes))
+            if all(row.get("context_boxes") is not None for row in rows):
+                context = [context_patches(row, self.processor.image_processor) for row in rows]
+                batch["context"] = torch.from_numpy(np.stack(context))
         return batch
 
 
@@ -64,8 +71,13 @@ class AssistedGrounding(nn.Module):
     - in the last [REG] looks at the target's patches,
 
     and the box head learns to read the box from each of the target's patches as well as from [REG]. On the vision
-    tower one linear head makes the bridges mark the target, and others keep what every patch shows readable. These
-    heads are thrown away.
+    tower one linear head makes the bridges mark the target, and others keep what every patch shows readable.
+
+    A relation needs a second look. Who is left of the ring is mostly who is farthest left, so boxes alone never teach
+    whether there is a ring, and a score that should know cannot. Where rows tell their context, a second linear head
+    marks it, and in the first layer other heads let the end token look at it.
+
+    All these heads are thrown away.
 
     Args:
         model: The HiVG model, kept as `.model`.
@@ -85,10 +97,12 @@ class AssistedGrounding(nn.Module):
             parameter.requires_grad_(towers or not name.startswith("clip.") or ".bridge." in name)
         width = model.config.clip_config.vision_config.hidden_size
         self.norm = nn.LayerNorm(width)
-        self.mark = nn.Linear(width, 1)
+        self.mark, self.mark_context = nn.Linear(width, 1), nn.Linear(width, 1)
         self.attributes = AttributeHeads(width)
 
-    def forward(self, patch_classes: torch.Tensor | None = None, **batch: torch.Tensor) -> Any:
+    def forward(
+        self, patch_classes: torch.Tensor | None = None, context: torch.Tensor | None = None, **batch: torch.Tensor
+    ) -> Any:
         """`loss` and unweighted `loss_dict` of a batch of `AssistedCollator`; without labels, the model's output."""
         if "labels" not in batch:
             return self.model(**batch)
@@ -114,7 +128,12 @@ class AssistedGrounding(nn.Module):
         terms = {"mark_focal": focal_loss(marks, covered), "mark_dice": dice_loss(marks, covered)}
         if patch_classes is not None:
             terms["attributes"] = self._attributes_term(vision, patch_classes, index)
-        terms |= self._guides(seen, _patches_of(covered), own, batch["attention_mask"])
+        if context is not None:
+            context = context.gather(1, index.clamp(min=0)) & there  # (B, P)
+            marks = self.mark_context(vision)[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
+            wanted = context.float()
+            terms |= {"context_focal": focal_loss(marks, wanted), "context_dice": dice_loss(marks, wanted)}
+        terms |= self._guides(seen, _patches_of(covered), own, context, batch["attention_mask"])
         rows, queries, places = own.nonzero(as_tuple=True)  # (target patches,)
         fused = seen[self.model.grounding_head.fusion].last_hidden_state  # (B, K + P + 1, H)
         found = self.model.grounding_head.boxes(fused[rows, own.shape[1] + places]).float()  # (target patches, 4)
@@ -153,10 +172,15 @@ class AssistedGrounding(nn.Module):
         return sum(self.attributes(vision[found], classes[found]).values())
 
     def _guides(
-        self, seen: Mapping[nn.Module, Any], target: torch.Tensor, own: torch.Tensor, text_mask: torch.Tensor
+        self,
+        seen: Mapping[nn.Module, Any],
+        target: torch.Tensor,
+        own: torch.Tensor,
+        context: torch.Tensor | None,
+        text_mask: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The three guides; patches of all targets `target` (B, P), of each query's own `own` (B, K, P), and
-        `text_mask` (B, T)."""
+        """The guides; patches of all targets `target` (B, P), of each query's own `own` (B, K, P), of the `context`
+        (B, P), and `text_mask` (B, T)."""
         # tokens of the fusion encoder: K [REG], CLS, P patches, T words
         queries = own.shape[1]
         end = queries + 1 + target.shape[1] + text_mask.sum(-1) - 1  # (B,)
@@ -171,10 +195,13 @@ class AssistedGrounding(nn.Module):
                 [(end * 0 + query, owned[:, query], own[:, query].any(-1)) for query in range(queries)],
             ),
         }
+        if context is not None:
+            looks = [(end, F.pad(context, (queries + 1, text_mask.shape[1])), context.any(-1), 1)]
+            asked["end_to_context"] = (layers[0], looks)
         terms = {}
         for name, (layer, looks) in asked.items():
             found = [guided_attention(layer, seen[layer], *look) for look in looks]
-            rows = torch.stack([counted.sum() for *_, counted in looks])  # each row of each query weighs the same
+            rows = torch.stack([look[2].sum() for look in looks])  # each row of each query weighs the same
             terms[name] = (torch.stack(found) * rows).sum() / rows.sum().clamp(min=1)
         return terms
 
@@ -192,8 +219,9 @@ def guided_attention(
     query: torch.Tensor,
     target: torch.Tensor,
     named: torch.Tensor,
+    part: int = 0,
 ) -> torch.Tensor:
-    """Cross-entropy of one token's attention, in the first half of the heads: it should look at the target tokens.
+    """Cross-entropy of one token's attention, in some of the heads: it should look at the target tokens.
 
     Args:
         layer: A fusion layer with pre-norm.
@@ -201,6 +229,7 @@ def guided_attention(
         query: (B,) which token looks.
         target: (B, L) bool, where it should look.
         named: (B,) bool, rows that count.
+        part: 0 for the first half of the heads, 1 for the quarter after it.
     """
     attention = layer.self_attn
     tokens = layer.norm1(inputs["hidden_states"])
@@ -209,9 +238,10 @@ def guided_attention(
     rows = torch.arange(len(query), device=query.device)
     (q_weight, k_weight, _), (q_bias, k_bias, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     half = attention.num_heads // 2
-    # (B, H) -> (B, half, head_dim), (B, L, H) -> (B, L, half, head_dim)
-    queries = F.linear(tokens[rows, query], q_weight, q_bias).unflatten(-1, (-1, attention.head_dim))[:, :half]
-    keys = F.linear(tokens, k_weight, k_bias).unflatten(-1, (-1, attention.head_dim))[:, :, :half]
+    heads = (slice(half), slice(half, half + max(1, half // 2)))[part]
+    # (B, H) -> (B, guided, head_dim), (B, L, H) -> (B, L, guided, head_dim)
+    queries = F.linear(tokens[rows, query], q_weight, q_bias).unflatten(-1, (-1, attention.head_dim))[:, heads]
+    keys = F.linear(tokens, k_weight, k_bias).unflatten(-1, (-1, attention.head_dim))[:, :, heads]
     scores = torch.einsum("bhd,blhd->bhl", queries, keys) * attention.head_dim**-0.5
     if inputs["key_bias"] is not None:
         scores = scores + inputs["key_bias"][:, 0]

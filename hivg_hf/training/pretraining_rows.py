@@ -71,19 +71,12 @@ def patch_targets(row: Mapping[str, Any], image_processor: Any) -> tuple[np.ndar
     Returns:
         classes (N, 4), offsets (N, 4), patches of the first object (N,) and of the one that the expression names (N,).
     """
-    objects, patch = row["objects"], image_processor.patch_size
-    grid = image_processor.size["height"] // patch
-    height, width, top, left = image_processor.geometry(row["height"], row["width"])
-    ratio = (width / row["width"], height / row["height"])
-    boxes = np.array([item["box"] for item in objects]) * (ratio * 2) + (left, top, left, top)
+    objects = row["objects"]
     named = next((i for i, item in enumerate(objects) if item["box"] == row["box"]), -1)
+    boxes = _in_patches([item["box"] for item in objects], row, image_processor)  # (O, 4)
+    grid = image_processor.size["height"] // image_processor.patch_size
+    covered = _covered(boxes, grid)  # (O, N)
     edges = np.arange(grid)
-    boxes = boxes / patch  # (O, 4) in patches
-    along_x, along_y = (
-        np.clip(np.minimum(edges + 1, boxes[:, hi, None]) - np.maximum(edges, boxes[:, lo, None]), 0, 1)
-        for lo, hi in ((0, 2), (1, 3))
-    )  # (O, G) each
-    covered = (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), -1)  # (O, N)
     owner = covered.argmax(axis=0)  # (N,)
     has_object = covered.max(axis=0) >= MIN_COVERED
     # A small object over the corner of four patches covers little of each; the one it covers most is its own.
@@ -95,6 +88,32 @@ def patch_targets(row: Mapping[str, Any], image_processor: Any) -> tuple[np.ndar
     middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     offsets = np.concatenate([middle[owner] - centers, size[owner]], axis=1).astype(np.float32)
     return classes, offsets, has_object & (owner == 0), has_object & (owner == named)
+
+
+def context_patches(row: Mapping[str, Any], image_processor: Any) -> np.ndarray:
+    """Which patches (N,) show an object of the row's `context_boxes`; what covers little of every patch has one."""
+    grid = image_processor.size["height"] // image_processor.patch_size
+    if not row["context_boxes"]:
+        return np.zeros(grid**2, dtype=bool)
+    covered = _covered(_in_patches(row["context_boxes"], row, image_processor), grid)  # (C, N)
+    return (covered >= covered.max(axis=1, keepdims=True).clip(1e-6, MIN_COVERED)).any(axis=0)
+
+
+def _in_patches(boxes_xyxy: Sequence[Any], row: Mapping[str, Any], image_processor: Any) -> np.ndarray:
+    """Boxes (O, 4) in pixels of the row's image -> in patches of the model's square."""
+    height, width, top, left = image_processor.geometry(row["height"], row["width"])
+    ratio = (width / row["width"], height / row["height"])
+    return (np.array(boxes_xyxy) * (ratio * 2) + (left, top, left, top)) / image_processor.patch_size
+
+
+def _covered(boxes: np.ndarray, grid: int) -> np.ndarray:
+    """The share of each patch that each box covers (O, N), of boxes (O, 4) in patches."""
+    edges = np.arange(grid)
+    along_x, along_y = (
+        np.clip(np.minimum(edges + 1, boxes[:, hi, None]) - np.maximum(edges, boxes[:, lo, None]), 0, 1)
+        for lo, hi in ((0, 2), (1, 3))
+    )  # (O, G) each
+    return (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), -1)
 
 
 def _describe(item: Mapping[str, Any]) -> str:

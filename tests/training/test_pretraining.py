@@ -223,7 +223,7 @@ def grounding_batch(processor, rows):
 
 def test_help_adds_to_the_model_s_own_loss(deep, grounding_batch):
     assisted = AssistedGrounding(deep, loss_weights={"attributes": 3.0})
-    own = deep(**{name: value for name, value in grounding_batch.items() if name != "patch_classes"})
+    own = deep(**{name: value for name, value in grounding_batch.items() if name not in ("patch_classes", "context")})
     output = assisted(**grounding_batch)
     terms = output["loss_dict"]
     added = sum(weight * terms[name] for name, weight in {**ASSISTING_WEIGHTS, "attributes": 3.0}.items())
@@ -240,16 +240,15 @@ def test_what_patches_show_is_told_where_rows_tell_it(processor, rows, deep):
 
 
 def test_without_labels_it_is_the_model(deep, grounding_batch):
-    inputs = {
-        name: value for name, value in grounding_batch.items() if "labels" not in name and name != "patch_classes"
-    }
+    taught = ("labels", "mask_labels", "patch_classes", "context")
+    inputs = {name: value for name, value in grounding_batch.items() if name not in taught}
     torch.testing.assert_close(AssistedGrounding(deep)(**inputs).pred_boxes, deep(**inputs).pred_boxes)
 
 
 def test_the_guided_attention_is_the_layer_s_own(deep, grounding_batch):
     """With one target token in every row it is minus the mean log of the weight that eager attention shows."""
     deep.set_attn_implementation("eager")
-    del grounding_batch["patch_classes"]
+    del grounding_batch["patch_classes"], grounding_batch["context"]
     _, inputs = AssistedGrounding(deep)._run(grounding_batch)
     weights = deep.eval()(**grounding_batch, output_attentions=True).attentions[1]  # (B, heads, L, L)
     layer = deep.grounding_head.fusion.layers[1]
@@ -341,3 +340,36 @@ def test_every_phase_of_the_tiny_recipe_runs(tmp_path):
     model = HiVGForVisualGrounding.from_pretrained(tmp_path / "run" / results["model"])
     assert model.config.image_size == 112
     assert [phase["name"] for phase in results["phases"]] == [phase["name"] for phase in content["phases"]]
+    loss = guided_attention(layer, inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool), part=1)
+    torch.testing.assert_close(loss, -weights[:, 1, 5, 3].log().mean())
+
+
+def test_context_is_where_the_anchor_of_a_relation_stands(processor):
+    (row,) = refshapes_dataset("testB", seed=3, size=1, objects=True)
+    context = AssistedCollator(processor)([row])["context"][0]
+    height, width, top, left = processor.image_processor.geometry(row["height"], row["width"])
+    ((x0, y0, x1, y1),) = row["context_boxes"]
+    patch, side = processor.image_processor.patch_size, processor.image_processor.size["height"]
+    x, y = (x0 + x1) / 2 * width / row["width"] + left, (y0 + y1) / 2 * height / row["height"] + top
+    assert context[int(y // patch) * (side // patch) + int(x // patch)]
+    assert 0 < context.sum() < context.numel() / 2
+
+
+def test_context_is_learned_where_rows_tell_it(processor, deep):
+    rows = list(refshapes_dataset("testB", seed=3, size=4, objects=True))
+    batch = AssistedCollator(processor)(rows)
+    assisted = AssistedGrounding(deep)
+    terms = assisted(**batch)["loss_dict"]
+    (terms["context_focal"] + terms["end_to_context"]).backward()
+    assert assisted.mark_context.weight.grad.abs().sum() > 0
+    assert deep.grounding_head.fusion.layers[0].self_attn.in_proj_weight.grad.abs().sum() > 0
+    unknown = AssistedCollator(processor)([{**row, "context_boxes": None} for row in rows])
+    assert not {"context_focal", "context_dice", "end_to_context"} & set(assisted(**unknown)["loss_dict"])
+
+
+def test_rows_without_context_guide_no_head(processor, deep):
+    rows = list(refshapes_dataset("testA", seed=3, size=4, objects=True))
+    assert all(row["context_boxes"] == [] for row in rows)
+    terms = AssistedGrounding(deep)(**AssistedCollator(processor)(rows))["loss_dict"]
+    assert terms["end_to_context"] == 0
+    assert torch.isfinite(terms["context_dice"])

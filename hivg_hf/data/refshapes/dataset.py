@@ -30,15 +30,19 @@ from PIL import Image
 from hivg_hf.utils.atomic import atomic_folder
 
 from ..schema import FEATURES, encode_mask, mask_to_box
-from .language import ATTRIBUTES
+from .language import ATTRIBUTES, context
 from .render import render_scene
 from .samples import SPLITS, Expression, Sample, SampleOptions, draw_foil, draw_sample, refshapes_samples
 
-__all__ = ["OBJECTS_FEATURE", "SPLITS", "Expression", "Sample", "refshapes_dataset", "refshapes_samples"]
+__all__ = ["OBJECTS_FEATURES", "SPLITS", "Expression", "Sample", "refshapes_dataset", "refshapes_samples"]
 
 _SCENES_PER_TABLE = 500
 
-OBJECTS_FEATURE = List({**{name: Value("string") for name in ATTRIBUTES}, "box": List(Value("float32"), length=4)})
+_BOX = List(Value("float32"), length=4)
+OBJECTS_FEATURES = {
+    "objects": List({**{name: Value("string") for name in ATTRIBUTES}, "box": _BOX}),
+    "context_boxes": List(_BOX),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def refshapes_dataset(
             Rows whose scene has no other object that an expression could name are left out, so that
             `size - len(dataset)` counts them.
         masks: False leaves the masks out (None).
-        objects: Add the column `objects` (`OBJECTS_FEATURE`): attributes and box of every object, for pre-training.
+        objects: Add the columns of `OBJECTS_FEATURES`, for training that shows where to look: attributes and box of
+            every object, and the boxes of the objects that decide which one is named, "the ring" of "the star left of
+            the ring" and all the stars of "the second star from the left".
         stored_side: Store pictures, boxes and masks scaled to this longer side, with the image processor's own
             resampling. For training data of a model whose square has that side: the same pixels for less decoding.
         workers: Processes that render.
@@ -118,7 +124,7 @@ def refshapes_dataset(
 
 
 def _render(options: SampleOptions, drawing: _Drawing, size: int, workers: int) -> Dataset:
-    features = Features({**FEATURES, "objects": OBJECTS_FEATURE}) if drawing.objects else FEATURES
+    features = Features({**FEATURES, **OBJECTS_FEATURES}) if drawing.objects else FEATURES
     rows_per_job = _SCENES_PER_TABLE * options.count
     jobs = [
         (options, drawing, first // options.count, min(size - first, rows_per_job))
@@ -190,6 +196,8 @@ def _scene_rows(options: SampleOptions, drawing: _Drawing, index: int) -> list[d
             "ref_id": f"{image_id}-{'+'.join(map(str, targets)) or 'none'}",
             "sent_id": f"{image_id}-{number}-{expression.kind}",
         }
+        if drawing.objects:
+            row["context_boxes"] = [] if said is None else [boxes[i] for i in context(said.meaning, sample.scene)]
         rows.append(None if said is None else row)
     return rows
 

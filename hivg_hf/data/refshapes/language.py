@@ -88,6 +88,12 @@ def referents(meaning: Meaning, scene: Scene) -> list[int] | None:
     return _beyond_so_many(meaning.number, anchors, candidates, places)
 
 
+def context(meaning: Meaning, scene: Scene) -> list[int]:
+    """Return the objects that decide which one is named: the anchors, or all that are ordered by their places."""
+    deciding = meaning.phrase if meaning.kind in ("extreme", "ordinal") else meaning.anchor
+    return [i for i, item in enumerate(scene.objects) if deciding is not None and deciding.matches(item)]
+
+
 def _at_rank(rank: int, candidates: list[int], places: list[float]) -> list[int] | None:
     """The candidate that comes `rank`-th in the direction: "the second ring from the left"."""
     ordered = sorted(candidates, key=lambda i: -places[i])

@@ -178,6 +178,19 @@ def test_rows_of_one_scene_share_their_picture():
     assert four[0]["mask"] is None
 
 
+def test_context_is_what_decides_which_object_is_named():
+    rows = list(refshapes_dataset("val", seed=3, size=60, objects=True))
+    drawn = refshapes_samples("val", seed=3)
+    for row, sample in zip(rows, drawn):
+        meaning = sample.expressions[0].meaning
+        deciding = {"relation": meaning.anchor, "count": meaning.anchor, "attribute": None}
+        phrase = deciding.get(meaning.kind, meaning.phrase)
+        objects = zip(sample.scene.objects, row["objects"])
+        assert row["context_boxes"] == [told["box"] for item, told in objects if phrase and phrase.matches(item)]
+        assert meaning.kind == "attribute" or row["context_boxes"]
+    assert {row["sent_id"].rsplit("-", 1)[1] for row in rows} == set(KINDS)
+
+
 def test_stored_pictures_are_what_the_image_processor_would_make():
     from hivg_hf import HiVGImageProcessor
 
