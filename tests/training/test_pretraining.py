@@ -257,6 +257,8 @@ def test_the_guided_attention_is_the_layer_s_own(deep, grounding_batch):
     query = torch.full((len(target),), 5)
     loss = guided_attention(layer, inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool))
     torch.testing.assert_close(loss, -weights[:, :1, 5, 3].log().mean())
+    loss = guided_attention(layer, inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool), part=1)
+    torch.testing.assert_close(loss, -weights[:, 1, 5, 3].log().mean())
 
 
 def test_towers_can_be_frozen(deep, grounding_batch):
@@ -313,37 +315,6 @@ def test_help_in_bfloat16_is_near_that_of_float32(deep, processor, rows, queries
         torch.testing.assert_close(term, whole["loss_dict"][name], rtol=0.05, atol=0.05)
 
 
-def test_an_unknown_assisting_loss_is_refused(deep):
-    with pytest.raises(ValueError, match=r"unknown assisting losses \['place'\]; expected some of"):
-        AssistedGrounding(deep, loss_weights={"place": 1.0})
-
-
-def test_a_shallow_fusion_encoder_cannot_be_guided(model):
-    with pytest.raises(ValueError, match="guides three layers; this fusion encoder has fewer"):
-        AssistedGrounding(model)
-
-
-@pytest.mark.slow
-def test_every_phase_of_the_tiny_recipe_runs(tmp_path):
-    content = yaml.safe_load(find_recipe("hivg-tiny-refshapes").read_text())
-    small = {"size": 32, "workers": 1, "cache_dir": str(tmp_path / "cache")}
-    content["data"] = {"train": {**content["data"]["train"], **small}, "validation": {**content["data"]["validation"]}}
-    content["data"]["validation"]["size"] = 8
-    content["defaults"] = {**content["defaults"], "batch_size": 8, "warmup": 0, "save_every": 2}
-    content["workers"] = 0
-    for phase in content["phases"]:
-        phase["steps"] = 2
-        phase.pop("evaluate_every", None)
-        if "data" in phase:
-            phase["data"] = {**phase["data"], **small}
-    results = StagedTraining(parse_recipe({"name": "smoke", **content}), tmp_path / "run").run()
-    model = HiVGForVisualGrounding.from_pretrained(tmp_path / "run" / results["model"])
-    assert model.config.image_size == 112
-    assert [phase["name"] for phase in results["phases"]] == [phase["name"] for phase in content["phases"]]
-    loss = guided_attention(layer, inputs[layer], query, target, torch.ones(len(target), dtype=torch.bool), part=1)
-    torch.testing.assert_close(loss, -weights[:, 1, 5, 3].log().mean())
-
-
 def test_context_is_where_the_anchor_of_a_relation_stands(processor):
     (row,) = refshapes_dataset("testB", seed=3, size=1, objects=True)
     context = AssistedCollator(processor)([row])["context"][0]
@@ -373,3 +344,32 @@ def test_rows_without_context_guide_no_head(processor, deep):
     terms = AssistedGrounding(deep)(**AssistedCollator(processor)(rows))["loss_dict"]
     assert terms["end_to_context"] == 0
     assert torch.isfinite(terms["context_dice"])
+
+
+def test_an_unknown_assisting_loss_is_refused(deep):
+    with pytest.raises(ValueError, match=r"unknown assisting losses \['place'\]; expected some of"):
+        AssistedGrounding(deep, loss_weights={"place": 1.0})
+
+
+def test_a_shallow_fusion_encoder_cannot_be_guided(model):
+    with pytest.raises(ValueError, match="guides three layers; this fusion encoder has fewer"):
+        AssistedGrounding(model)
+
+
+@pytest.mark.slow
+def test_every_phase_of_the_tiny_recipe_runs(tmp_path):
+    content = yaml.safe_load(find_recipe("hivg-tiny-refshapes").read_text())
+    small = {"size": 32, "workers": 1, "cache_dir": str(tmp_path / "cache")}
+    content["data"] = {"train": {**content["data"]["train"], **small}, "validation": {**content["data"]["validation"]}}
+    content["data"]["validation"]["size"] = 8
+    content["defaults"] = {**content["defaults"], "batch_size": 8, "warmup": 0, "save_every": 2}
+    content["workers"] = 0
+    for phase in content["phases"]:
+        phase["steps"] = 2
+        phase.pop("evaluate_every", None)
+        if "data" in phase:
+            phase["data"] = {**phase["data"], **small}
+    results = StagedTraining(parse_recipe({"name": "smoke", **content}), tmp_path / "run").run()
+    model = HiVGForVisualGrounding.from_pretrained(tmp_path / "run" / results["model"])
+    assert model.config.image_size == 112
+    assert [phase["name"] for phase in results["phases"]] == [phase["name"] for phase in content["phases"]]
