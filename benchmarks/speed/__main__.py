@@ -10,12 +10,10 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from . import report
-from .accelerator import measure_accelerator
 from .run import GROUPS, run_benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +26,6 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Alternating rounds.")] = 15,
     slow_rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the groups that take minutes.")] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="Measure torch.compile too.")] = False,
-    accelerator: Annotated[bool, typer.Option(help="Measure a CUDA device, where there is one.")] = True,
     update: Annotated[bool, typer.Option("--update", help="Keep the groups of --out that are not named.")] = False,
     pages: Annotated[
         bool, typer.Option("--pages", help="Write the tables of README.md and docs/speed.md anew.")
@@ -50,9 +47,6 @@ def main(
 
         held = report.load_results(out) if update and out and out.is_file() else None
         results = run_benchmark(groups or list(GROUPS), rounds, slow_rounds, compiled, keep, held)
-        if accelerator and torch.cuda.is_available():
-            results["accelerator"] = measure_accelerator()
-            keep(results)
     for group in results["groups"].values():
         console.print(report.cases_table(group))
     if before is not None and not only_report:
