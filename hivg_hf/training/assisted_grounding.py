@@ -33,6 +33,7 @@ LOSS_WEIGHTS = {
     "attributes": 0.5,
     "end_to_target": 0.5,
     "end_to_context": 0.5,
+    "named": 2.0,
     "reg_to_end": 0.5,
     "reg_to_target": 0.5,
     "patch_bbox": 2.0,
@@ -75,7 +76,8 @@ class AssistedGrounding(nn.Module):
 
     A relation needs a second look. Who is left of the ring is mostly who is farthest left, so boxes alone never teach
     whether there is a ring, and a score that should know cannot. Where rows tell their context, a second linear head
-    marks it, and in the first layer other heads let the end token look at it.
+    marks it, and in the first layer other heads let the end token look at it. A third reads from the end token whether
+    the expression names anything: the score's own evidence is read without gradient.
 
     All these heads are thrown away.
 
@@ -99,6 +101,7 @@ class AssistedGrounding(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mark, self.mark_context = nn.Linear(width, 1), nn.Linear(width, 1)
         self.attributes = AttributeHeads(width)
+        self.named = nn.Linear(model.config.hidden_size, 1)
 
     def forward(
         self, patch_classes: torch.Tensor | None = None, context: torch.Tensor | None = None, **batch: torch.Tensor
@@ -133,9 +136,12 @@ class AssistedGrounding(nn.Module):
             marks = self.mark_context(vision)[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
             wanted = context.float()
             terms |= {"context_focal": focal_loss(marks, wanted), "context_dice": dice_loss(marks, wanted)}
-        terms |= self._guides(seen, _patches_of(covered), own, context, batch["attention_mask"])
+        target = _patches_of(covered)
+        terms |= self._guides(seen, target, own, context, batch["attention_mask"])
+        fused = seen[self.model.grounding_head.fusion].last_hidden_state  # (B, K + P + 1, H), the end token last
+        named = self.named(fused[:, -1])[:, 0].float()  # (B,)
+        terms["named"] = F.binary_cross_entropy_with_logits(named, target.any(-1).float())
         rows, queries, places = own.nonzero(as_tuple=True)  # (target patches,)
-        fused = seen[self.model.grounding_head.fusion].last_hidden_state  # (B, K + P + 1, H)
         found = self.model.grounding_head.boxes(fused[rows, own.shape[1] + places]).float()  # (target patches, 4)
         wanted = assigned[rows, queries]
         terms |= {"patch_bbox": box_l1_loss(found, wanted), "patch_giou": box_giou_loss(found, wanted)}

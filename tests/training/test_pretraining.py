@@ -338,6 +338,21 @@ def test_context_is_learned_where_rows_tell_it(processor, deep):
     assert not {"context_focal", "context_dice", "end_to_context"} & set(assisted(**unknown)["loss_dict"])
 
 
+def test_the_end_token_learns_whether_anything_is_named(processor, deep):
+    rows = list(refshapes_dataset("testB", seed=3, size=2, objects=True))
+    rows += list(refshapes_dataset("none", seed=3, size=2, objects=True))
+    assisted, batch = AssistedGrounding(deep).eval(), AssistedCollator(processor)(rows)
+    with torch.no_grad():
+        assisted.named.weight.zero_()
+        assisted.named.bias.fill_(2.0)
+    told = torch.nn.functional.binary_cross_entropy_with_logits(torch.full((4,), 2.0), torch.tensor([1.0, 1, 0, 0]))
+    torch.testing.assert_close(assisted(**batch)["loss_dict"]["named"], told)
+    with torch.no_grad():
+        assisted.named.weight.normal_()
+    assisted(**batch)["loss_dict"]["named"].backward()
+    assert deep.grounding_head.fusion.layers[0].self_attn.in_proj_weight.grad.abs().sum() > 0
+
+
 def test_rows_without_context_guide_no_head(processor, deep):
     rows = list(refshapes_dataset("testA", seed=3, size=4, objects=True))
     assert all(row["context_boxes"] == [] for row in rows)
