@@ -6,13 +6,14 @@ SEED ?= 0
 BIN := .venv/bin
 PYTHON := $(BIN)/python
 # One thread per worker: the tests' tensors are tiny, and more threads only get in each other's way.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# The tests compare with a CPU; those that want a GPU are test-accelerator's.
+TEST_ENV := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 INSTALL := $(PYTHON) -m pip install --quiet -c constraints.txt
 
 # transformers' own tests, which its wheel leaves out (tests/helpers/transformers_tests.py reads them here).
 TRANSFORMERS := $(subst ==,-,$(shell grep '^transformers==' constraints.txt))
 
-.PHONY: help demo test common-tests coverage walk test-slow test-security test-lowest quality style docs build clean
+.PHONY: help demo test common-tests coverage walk test-slow test-accelerator test-security test-lowest quality style docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +38,9 @@ walk: .venv/.ready-dev  ## what a newcomer does, in a new environment: README.md
 
 test-slow: .venv/.ready-dev  ## the tests that take longer
 	$(TEST_ENV) $(PYTHON) -m pytest -q -m slow
+
+test-accelerator: .venv/.ready-dev  ## the tests that need a CUDA device, in two minutes
+	$(PYTHON) -m pytest -q -m accelerator tests/test_accelerator.py tests/benchmarks/test_speed.py
 
 test-security: .venv/.ready-dev  ## the fuzzers, about ten minutes; SEED=N repeats or changes what they try
 	$(TEST_ENV) HIVG_FUZZ_SEED=$(SEED) HIVG_FUZZ_ROWS=1500 HIVG_FUZZ_CASES=3000 HIVG_FUZZ_FOLDERS=150 \

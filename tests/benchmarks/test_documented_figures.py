@@ -43,6 +43,22 @@ def test_zero_shot_accuracy_is_that_of_the_results():
         assert [float(cell) for cell in cells] == [found["all"], *kinds], name
 
 
+def test_throughput_on_a_gpu_is_that_of_the_results():
+    measured = {
+        (row["preset"], str(row["batch"]), row["work"]): row
+        for row in results("accelerator/2026-11-26-h100.json")["rows"]
+    }
+    rows = list(rows_of("docs/speed.md", "base | 1"))
+    assert len(rows) == 8
+    for preset, batch, *cells in rows:
+        works = [measured[preset, batch, work] for work in ("inference", "training")]
+        rates = [
+            (f"{one['images_per_second']:,.0f}", f"{one['share_of_peak']:.1%}", f"{one['memory'] / 2**30:.1f}")
+            for one in works
+        ]
+        assert cells == [*rates[0], *rates[1]]
+
+
 def condition_of(shown):
     if match := re.fullmatch(r"(\w[\w ]*), (\d)", shown):
         return f"corruption/{match[1].replace(' ', '_')}/{match[2]}"
