@@ -271,6 +271,7 @@ def test_a_short_break_is_retried_in_the_same_run(start: Any, drive: Drive, voca
 def test_a_site_that_gives_no_connection_is_said_after_the_first_try(
     start: Any, drive: Drive, drive_and_address: tuple[Drive, str], vocabulary: int
 ) -> None:
+    drive.files[MIXUP] = official_file(vocabulary, "mixup")
     process = start(retries=9)  # which would take minutes
     process.run(LEAD_TO, drive="http://127.0.0.1:9")
     done = hivg(process, "get", "official:base-mixup")
@@ -282,7 +283,7 @@ def test_a_site_that_gives_no_connection_is_said_after_the_first_try(
         f"Connection refused); connect and run the same again, or open https://drive.google.com/file/d/{MIXUP}/view "
         "in a browser, download the file, and run: hivg get official:base-mixup --file DOWNLOADED_FILE"
     )
-    drive.files[MIXUP] = official_file(vocabulary, "mixup")
+    assert not drive.requests
     assert hivg(process, "get", "official:base-mixup")["status"] == 0
 
 
