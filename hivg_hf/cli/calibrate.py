@@ -1,6 +1,7 @@
 """`hivg calibrate`: make a model's score mean what it says, and decide from which score on a box is found.
 
-hivg calibrate runs/mine --data my.csv --split val --out calibrated
+hivg calibrate runs/mine --split held-out --out calibrated
+hivg calibrate calibrated --data more.csv --split all --images photos --box-format xyxy
 hivg calibrate converted --data refcoco --split val --option root=/data --precision 0.95
 hivg calibrate tiny --data refshapes --split val+none --seed 5 --size 500 --base-rate 0.1 --out calibrated
 """
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, run_verb, say
-from ._options import BoxFormat, Column, Images, ReaderOption, reader_options
+from ._options import BoxFormat, Column, Images, ReaderOption, named_rows, reader_options
 
 FEW = 10  # boxes that say little about a share
 
@@ -19,9 +20,15 @@ FEW = 10  # boxes that say little about a share
 def calibrate(
     model: Annotated[str, typer.Argument(help=f"{MODEL_NAMES} Its config is changed in place without --out.")],
     data: Annotated[
-        str, typer.Option(help="Rows with known boxes that the model was not trained on: a source or a file.")
-    ],
-    split: Annotated[str, typer.Option(help="A split, or several joined by '+', such as val+none.")] = "val",
+        str | None, typer.Option(help="Rows with known boxes that the model was not trained on: a source or a file.")
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="A split, several joined by '+', such as val+none, or held-out: the rows that the run MODEL held "
+            "out; then omit --data."
+        ),
+    ] = "val",
     precision: Annotated[
         float | None,
         typer.Option(help="Wanted share of right boxes among those found; the lowest threshold that gives it."),
@@ -46,10 +53,11 @@ def calibrate(
     from hivg_hf.hub import download_checked, load_with_stages, resolve_model
     from hivg_hf.inference import calibrate_score, check_place, save_calibration
 
-    folder = download_checked(resolve_model(model))
-    check_place(folder, out)  # now, not after minutes of work
     options = reader_options(option, column, images, box_format)
     options |= {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
+    data, split, options = named_rows(model, data, split, options)
+    folder = download_checked(resolve_model(model))
+    check_place(folder, out)  # now, not after minutes of work
     rows = load_grounding_dataset(data, split, **options)
     opened, processor = load_with_stages(str(folder), dtype="float32")  # whatever it is stored in
     found = calibrate_score(opened.eval(), processor, rows, precision, base_rate, batch_size)

@@ -21,12 +21,12 @@ from hivg_hf.metrics import (
     matthews_correlation,
     score_auc,
 )
+from hivg_hf.metrics.score_curves import FEWEST_TO_CALIBRATE
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
 from .scored_rows import AnsweredRows, ScoredRows, count_targets, measure_rows
 
-FEWEST_ROWS = 50
 # Without rows that name nothing there is nothing to find out about them: a box counts where it is likelier right.
 EVEN_CHANCE = 0.5
 # Weight of the prior scale 0, bias 0, in rows: keeps the fit finite where a threshold would separate all rows.
@@ -92,8 +92,8 @@ def calibrate_score(
     """
     if isinstance(dataset, NegativeRows):
         dataset = dataset.table()
-    if len(dataset) < FEWEST_ROWS:
-        raise ValueError(f"Calibration needs at least {FEWEST_ROWS} rows, got {len(dataset)}.")
+    if len(dataset) < FEWEST_TO_CALIBRATE:
+        raise ValueError(f"Calibration needs at least {FEWEST_TO_CALIBRATE} rows, got {len(dataset)}.")
     if precision is not None and not 0 < precision <= 1:
         raise ValueError(f"The precision must be above 0 and at most 1, got {precision}.")
     if base_rate is not None and not 0 <= base_rate < 1:
@@ -116,10 +116,10 @@ def calibrate_score(
 def _check_targets(targets: np.ndarray, several: bool, base_rate: float | None) -> None:
     """Refuse rows that cannot be fitted whatever the model answers; `targets` (N,) counts what each row names."""
     counted = targets[targets <= 1] if several else targets
-    if len(counted) < FEWEST_ROWS:
+    if len(counted) < FEWEST_TO_CALIBRATE:
         raise ValueError(
-            f"Calibration needs at least {FEWEST_ROWS} rows that name one thing or nothing, got {len(counted)} and "
-            f"{len(targets) - len(counted)} that name several: add such rows."
+            f"Calibration needs at least {FEWEST_TO_CALIBRATE} rows that name one thing or nothing, got "
+            f"{len(counted)} and {len(targets) - len(counted)} that name several: add such rows."
         )
     if not counted.any():
         which = f"of these {len(targets)} rows" + (

@@ -210,3 +210,22 @@ def test_files_for_other_runtimes_are_named_where_they_hold_the_old_score(
     result = calibrate(tmp_path / "own", table)
     assert result.exit_code == 0, result.output
     assert "hold the old score: hivg export" in result.output
+
+
+def test_the_rows_that_a_run_held_out_are_named_by_the_run(official: Path, table: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(official, run / "merged")
+    (run / "results.json").write_text(json.dumps({"model": "merged"}))
+    spec = {"source": str(table), "split": "val", "holdout": 0.5, "box_format": "xyxy"}
+    (run / "recipe.json").write_text(json.dumps({"data": {"validation": spec}}))
+    words = ["calibrate", str(run), "--split", "held-out", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "100 rows, of which 0 name nothing" in result.output
+    for more, message in (
+        (["--data", str(table)], "--split held-out reads what the run"),
+        (["--split", "val"], "Name the rows with --data, or give the folder of a run as model"),
+    ):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 2
+        assert message in result.output

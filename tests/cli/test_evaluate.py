@@ -219,10 +219,10 @@ def test_one_command_puts_how_a_model_breaks_on_its_card(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--split", "held-out"], "is not the folder of a run: give that folder as --model, or name --data"),
+        (["--split", "held-out"], "is not the folder of a run: give that folder as the model, or name --data"),
         (["--split", "held-out", "--data", "refshapes"], "omit --data and its options"),
         (["--split", "held-out", "--box-format", "xyxy"], "omit --data and its options"),
-        ([], "Name the rows with --data, or give the folder of a run as --model and --split held-out"),
+        ([], "Name the rows with --data, or give the folder of a run as model and --split held-out"),
     ],
 )
 def test_held_out_rows_are_those_of_a_run(words, message, checkpoint, tmp_path):
