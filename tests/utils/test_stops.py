@@ -81,6 +81,24 @@ def test_a_stop_is_said_once_and_has_its_status(moment, tmp_path):
     assert ends_of(tmp_path / "hivg") == {how: ("hivg: stopped.\n", status) for how, status in STATUS.items()}
 
 
+AT_AN_IMPORT = """
+import os, signal, sys
+class Sender:
+    def find_spec(self, name, *_):
+        if name == "typer":  # which the parser needs
+            sys.meta_path.remove(self)
+            signal.raise_signal(int(os.environ["HOW"]))
+sys.meta_path.insert(0, Sender())
+"""
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_a_script_that_is_the_command_hears_its_first_imports(script, tmp_path):
+    (tmp_path / f"{script}.py").write_text(AT_AN_IMPORT + (ROOT / "scripts" / f"{script}.py").read_text())
+    expected = {how: ("hivg: stopped.\n", status) for how, status in STATUS.items()}
+    assert ends_of(tmp_path / f"{script}.py") == expected
+
+
 @pytest.mark.parametrize("moment", FINISHED)
 def test_what_is_done_stays_done(moment, tmp_path):
     (tmp_path / "hivg").write_text(BEGINNING + FINISHED[moment])
