@@ -37,6 +37,10 @@ STOPPED = {
     "where a library catches it": VERB.format(
         "def say(*_):\n    try:\n        hear()\n    except BaseException:\n        pass\ncli.recipes.say = say"
     ),
+    "where Python ignores errors": VERB.format(
+        "Ignores = type('_', (), {'__del__': hear})\n"
+        "def say(*_):\n    Ignores()\n    time.sleep(50)\ncli.recipes.say = say"
+    ),
     "after the verb": VERB.format("cli.LazyGroup.invoke = lambda *a, run=cli.LazyGroup.invoke: (run(*a), hear())"),
     "where a library has a handler of its own": VERB.format(
         "def say(*_):\n    with stops.handlers_kept():\n        signal.signal(HOW, lambda *_: os._exit(1))\n"
