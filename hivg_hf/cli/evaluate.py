@@ -151,6 +151,8 @@ def evaluate(
     engine = {"dtype": dtype, "backend": backend, "precision": precision}
     if compare_published is not None:
         expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
+    if compare is not None:
+        _find_compared(compare)  # now, not after an hour of work
     state = process_state()
     if plots:
         try:
@@ -267,6 +269,17 @@ def _robustness(
         report["adversarial"] = measure_adversarial(model, processor, dataset, evaluation, settings)
         evaluation.results["robustness"]["adversarial"] = report["adversarial"]
     return write_report(out, report, evaluation.results["model"]["id"], plots)
+
+
+def _find_compared(other: str) -> None:
+    """Refuse what is neither an earlier evaluation nor a model."""
+    from hivg_hf.evaluation.records import PREDICTIONS_NAME
+    from hivg_hf.hub import download_checked, resolve_model
+
+    if not (Path(other) / PREDICTIONS_NAME).is_file() and not (
+        other.endswith((".pth", ".pt")) and Path(other).is_file()
+    ):
+        download_checked(resolve_model(other))
 
 
 def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, engine: Any) -> None:

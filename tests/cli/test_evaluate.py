@@ -239,3 +239,13 @@ def test_pictures_and_box_format_of_a_table_are_options_of_their_own(checkpoint,
     assert result.exit_code == 0, result.output
     options = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["options"]
     assert options == {"images": [str(tmp_path / "photos")], "box_format": "xywh"}
+
+
+def test_what_is_compared_is_looked_for_before_the_work(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    words = ["evaluate", "--model", checkpoint, *DATA, "--no-plots", "--out", tmp_path / "out"]
+    for other, message in ((tmp_path / "empty", "has no model"), (tmp_path / "gone.pth", "Model folder not found")):
+        result = CliRunner().invoke(app, [str(word) for word in [*words, "--compare", other]])
+        assert result.exit_code == 2
+        assert message in result.output
+        assert not (tmp_path / "out").exists()
