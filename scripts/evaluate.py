@@ -5,7 +5,9 @@ torchrun --nproc_per_node 2 scripts/evaluate.py ...
 accelerate launch --config_file CONFIG scripts/evaluate.py ...
 """
 
-from hivg_hf.cli.evaluate import main
+HIVG_COMMAND = True  # so that a signal is heard from the first import on
+
+from hivg_hf.cli.evaluate import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,9 @@
 The same as `hivg train`; started again with the same command, it resumes.
 """
 
-from hivg_hf.cli.train import main
+HIVG_COMMAND = True  # so that a signal is heard from the first import on
+
+from hivg_hf.cli.train import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -61,6 +61,26 @@ def reader_options(
     return {**options, **{name: value for name, value in named.items() if value is not None}}
 
 
+HELD_OUT = "held-out"
+
+
+def named_rows(model: str, data: str | None, split: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Source, split and reader options of the rows that a verb asks a model about: named, or held out by its run.
+
+    Raises:
+        ValueError: neither is said, or both; or the model is not a run that held rows out.
+    """
+    from hivg_hf.evaluation.sources import held_out_rows
+
+    if split == HELD_OUT:
+        if data is not None or options:
+            raise ValueError(f"--split {HELD_OUT} reads what the run {model} held out: omit --data and its options.")
+        return held_out_rows(model)
+    if data is None:
+        raise ValueError(f"Name the rows with --data, or give the folder of a run as model and --split {HELD_OUT}.")
+    return data, split, options
+
+
 # `box_format='xyxy'`, `root=`, `allow_urls=True`, but nothing inside a path (`split=train/part-0.parquet`).
 _ARGUMENT = re.compile(
     r"""(?<![\w./=-])(?P<name>[a-z][a-z_]*)=(?P<value>'[^'\n]*'|"[^"\n]*"|\{[^{}\n]*\}|[\w.+-]*\w|(?!\w))(?![\w/=])"""

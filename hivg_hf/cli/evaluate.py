@@ -21,11 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say, terminal
-from ._options import Backend, Column, reader_options
+from ._options import Backend, Column, named_rows, reader_options
 
 logger = logging.getLogger(__name__)
-
-HELD_OUT = "held-out"
 
 
 def evaluate(
@@ -131,7 +129,7 @@ def evaluate(
     from hivg_hf.evaluation.published import compare_published as beside_published
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
-    from hivg_hf.evaluation.sources import held_out_rows, open_data, open_foils, open_model
+    from hivg_hf.evaluation.sources import open_data, open_foils, open_model
     from hivg_hf.utils.held_folder import folder_lock
     from hivg_hf.utils.imports import is_package_available, require_package
     from hivg_hf.utils.plugins import allowing_code
@@ -140,12 +138,7 @@ def evaluate(
     from .convert import read_clip_config
 
     data_options = reader_options(option, column, images, box_format)
-    if split == HELD_OUT:
-        if data is not None or data_options:
-            raise ValueError(f"--split {HELD_OUT} reads what the run {model} held out: omit --data and its options.")
-        data, split, data_options = held_out_rows(model)
-    elif data is None:
-        raise ValueError(f"Name the rows with --data, or give the folder of a run as --model and --split {HELD_OUT}.")
+    data, split, data_options = named_rows(model, data, split, data_options)
     _refuse_what_does_not_apply(
         {"--seed": seed is not None, "--size": size is not None}, data in ("refshapes", "mixture"), "--data refshapes"
     )
@@ -158,6 +151,8 @@ def evaluate(
     engine = {"dtype": dtype, "backend": backend, "precision": precision}
     if compare_published is not None:
         expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
+    if compare is not None:
+        _find_compared(compare)  # now, not after an hour of work
     state = process_state()
     if plots:
         try:
@@ -274,6 +269,17 @@ def _robustness(
         report["adversarial"] = measure_adversarial(model, processor, dataset, evaluation, settings)
         evaluation.results["robustness"]["adversarial"] = report["adversarial"]
     return write_report(out, report, evaluation.results["model"]["id"], plots)
+
+
+def _find_compared(other: str) -> None:
+    """Refuse what is neither an earlier evaluation nor a model."""
+    from hivg_hf.evaluation.records import PREDICTIONS_NAME
+    from hivg_hf.hub import download_checked, resolve_model
+
+    if not (Path(other) / PREDICTIONS_NAME).is_file() and not (
+        other.endswith((".pth", ".pt")) and Path(other).is_file()
+    ):
+        download_checked(resolve_model(other))
 
 
 def _compare(other: str, evaluation: Any, dataset: Any, settings: Any, out: Path, gallery: int, engine: Any) -> None:

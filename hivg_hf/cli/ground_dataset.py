@@ -208,4 +208,6 @@ def _first_of(names: tuple[str, ...], rows: "DatasetInput", option: str) -> str:
     for name in names:
         if name in columns or ("." in name and name.partition(".")[0] in columns):
             return name
+    if not columns:
+        raise ValueError(f"'{rows.source}' is empty: give a table with a line of column names and rows below it.")
     raise ValueError(f"'{rows.source}' has the columns {', '.join(columns)}: choose one with {option}.")

@@ -71,6 +71,7 @@ def survey(
         raise ValueError("--model letterboxes a cache for eval: add --for eval, or omit it.")
     if purpose == "eval" and model is None:
         raise ValueError("A cache for eval is letterboxed for one model: say which with --model.")
+    image_processor = None if model is None else _image_processor(model)
     more = {"root": root, "holdout": holdout, "multi_target": multi_target}
     shared = reader_options(option, column, images, box_format, **more)
     specs = [{**_source_and_split(name), **shared} for name in data]
@@ -81,7 +82,7 @@ def survey(
         say(f"\n{in_shell_words(summarize(result))}\n\nLook at:")
         say("".join(f"  {path.resolve()}\n" for path in files), nl=False)
         if purpose:
-            say(f"  {_make_cache(result, out, purpose, model, on_error).resolve()}")
+            say(f"  {_make_cache(result, out, purpose, image_processor, on_error).resolve()}")
     if result.problems and on_error == "raise":
         raise typer.Exit(1)
 
@@ -95,7 +96,16 @@ def _source_and_split(name: str) -> dict[str, str]:
     return {"source": source, "split": split}
 
 
-def _make_cache(result: Survey, out: Path, purpose: Any, model: str | None, on_error: str) -> Path:
+def _image_processor(model: str) -> Any:
+    """What letterboxes for a model, by any of its names."""
+    from hivg_hf.hub import download_checked, resolve_model
+    from hivg_hf.modeling import HiVGProcessor
+
+    alone = (Path(model) / "processor_config.json").is_file()  # of a model, or of none yet
+    return HiVGProcessor.from_pretrained(model if alone else download_checked(resolve_model(model))).image_processor
+
+
+def _make_cache(result: Survey, out: Path, purpose: Any, image_processor: Any, on_error: str) -> Path:
     """Write the cache of everything that was surveyed.
 
     Raises:
@@ -110,11 +120,6 @@ def _make_cache(result: Survey, out: Path, purpose: Any, model: str | None, on_e
     names = [split.split for split in result.splits]
     if len(set(names)) < len(names):
         raise ValueError(f"one cache cannot hold two splits of one name ({', '.join(names)}); prepare them apart.")
-    image_processor = None
-    if purpose == "eval":
-        from hivg_hf.modeling import HiVGProcessor
-
-        image_processor = HiVGProcessor.from_pretrained(model).image_processor
     return write_cache({split.split: split.rows for split in result.splits}, out / "cache", purpose, image_processor)
 
 

@@ -100,7 +100,7 @@ def held_out_rows(run: str) -> tuple[str, str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(
             f"--split held-out means the rows that a run of `hivg train` held out, and {run} is not the folder of a "
-            "run: give that folder as --model, or name --data and its split."
+            "run: give that folder as the model, or name --data and its split."
         )
     spec = read_json(path).get("data", {}).get("validation")
     if not spec:

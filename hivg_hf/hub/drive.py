@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 from tqdm import tqdm
@@ -17,7 +18,8 @@ from hivg_hf.utils.atomic import write_json
 from hivg_hf.utils.imports import require_package
 
 TIMEOUT = (30, 60)  # seconds to connect, and between bytes
-RETRIES = 3
+RETRIES = 3  # of what began
+FIRST_TIMEOUT = (5, 60)  # a site that cannot be reached is said at once
 # Sizes in the table are rounded: a file outside of half to double of its size is something else, such as a web page.
 SIZE_FACTOR = 2
 # Beside the download a member of it and the converted model lie on the disk for a while.
@@ -39,7 +41,7 @@ def download_official(key: str, name: str) -> Path:
     Raises:
         ImportError: gdown is not installed.
         ValueError: Drive gives no file (a quota, a page that asks a person), or another file than the first time.
-        ConnectionError: the connection broke; the same call resumes.
+        ConnectionError: the site was not reached, or the connection broke; the same call resumes.
         OSError: the disk has no room for it.
     """
     published, path = PUBLISHED_FILES[key], official_cache() / "downloads" / key
@@ -99,6 +101,18 @@ def _fetch(published: PublishedFile, path: Path, name: str) -> None:
     from gdown.exceptions import DownloadError, FileURLRetrievalError
     from requests import RequestException
 
+    def download(timeout: tuple[float, float], retries: int) -> None:
+        gdown.download(
+            id=published.drive_id,
+            output=str(path),
+            quiet=True,
+            resume=True,
+            use_cookies=False,
+            timeout=timeout,
+            retries=retries,
+            progress=show,
+        )
+
     with tqdm(desc=name, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
 
         def show(done: int, total: int | None) -> None:
@@ -106,16 +120,17 @@ def _fetch(published: PublishedFile, path: Path, name: str) -> None:
             bar.update(done - bar.n)
 
         try:
-            gdown.download(
-                id=published.drive_id,
-                output=str(path),
-                quiet=True,
-                resume=True,
-                use_cookies=False,
-                timeout=TIMEOUT,
-                retries=RETRIES,
-                progress=show,
-            )
+            try:
+                download(FIRST_TIMEOUT, retries=0)
+            except (DownloadError, RequestException, KeyError) as error:
+                if reason := _why_not_reached(error):
+                    raise ConnectionError(
+                        f"Google Drive was not reached for {name} ({reason}); connect and run the same again, or "
+                        f"{_by_hand(published, name)}"
+                    ) from None
+                if not RETRIES:
+                    raise
+                download(TIMEOUT, retries=RETRIES - 1)
         except FileURLRetrievalError as error:
             raise ValueError(
                 f"Google Drive does not give out the file of {name} ({_in_a_line(error.__context__ or error)}); "
@@ -126,6 +141,18 @@ def _fetch(published: PublishedFile, path: Path, name: str) -> None:
                 f"The download of {name} from Google Drive broke ({_in_a_line(error)}); run the same again to resume "
                 f"it, or {_by_hand(published, name)}"
             ) from None
+
+
+def _why_not_reached(error: BaseException) -> str:
+    """Which host gave no connection, and why; empty for what happened on one."""
+    from urllib3.exceptions import ConnectTimeoutError, ProxyError  # what requests brings
+
+    cause = error.args[0] if error.args else None
+    reason, request = getattr(cause, "reason", None), getattr(error, "request", None)
+    if not isinstance(reason, ConnectTimeoutError | ProxyError) or request is None:
+        return ""
+    words = str(reason.args[0]).rpartition("): ")[2]  # without the name of a class
+    return f"tried {urlsplit(request.url).hostname}: {_in_a_line(ValueError(words))}"
 
 
 def _by_hand(published: PublishedFile, name: str) -> str:

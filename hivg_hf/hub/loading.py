@@ -103,6 +103,7 @@ def load_with_stages(
     image_size = model_options.pop("image_size", None)
     with damaged_files(base):
         _refuse_subclass(base, folder)
+        _check_processor_is_there(folder)
         model = load_whole(HiVGForVisualGrounding, folder, **model_options)
         if stage_folders:
             model = _fold_in(model, stage_folders)
@@ -123,6 +124,15 @@ def _refuse_subclass(name: str, folder: Path) -> None:
         raise ValueError(
             f"The model {name} was saved by the class {', '.join(map(str, classes))[:100]}, of which hivg_hf would "
             "leave out what it adds: open it with that class's from_pretrained."
+        )
+
+
+def _check_processor_is_there(folder: Path) -> None:
+    """Refuse a folder of a model alone, before transformers looks for its image processor on the Hub."""
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise FileNotFoundError(
+            f"The folder {folder} has a model and no processor (processor_config.json): save that of the model it "
+            f"comes from beside it, as in HiVGProcessor.from_pretrained(ORIGIN).save_pretrained({str(folder)!r})."
         )
 
 

@@ -34,8 +34,11 @@ from hivg_hf.utils.imports import require_package
 
 from .archives import Member, open_archive
 from .drive import check_sha256, download_official, official_cache
+from .loading import download_checked
 
 BEST_CHECKPOINT = "best_checkpoint.pth"
+TOKENIZER = "openai/clip-vit-base-patch16"
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", "config.json")
 ORIGIN_FILE = "official.json"
 
 
@@ -63,7 +66,7 @@ def open_official(name: str, file: Path | None = None) -> Path:
             if file is None and not (official_cache() / "downloads" / key).is_file():
                 require_package("gdown", extra="official")  # now, and not after minutes
             # The processor first: without its tokenizer a gigabyte would be fetched for nothing.
-            tokenizer = None if name == ANNOTATIONS else _tokenizer()
+            tokenizer = None if name == ANNOTATIONS else _tokenizer(name)
             path = file or download_official(key, PREFIX + name)
             origin = {"name": PREFIX + name, "drive_id": PUBLISHED_FILES[key].drive_id}
             origin["sha256"] = check_sha256(key, path)
@@ -78,12 +81,19 @@ def open_official(name: str, file: Path | None = None) -> Path:
     return target
 
 
-def _tokenizer() -> Any:
-    """The tokenizer that all official models share, from the Hub or its cache."""
+def _tokenizer(name: str) -> Any:
+    """The tokenizer that all official models share, from the Hub or its cache; at once, not file by file."""
     from hivg_hf.conversion import official_processor
     from hivg_hf.modeling import HiVGConfig
 
-    return official_processor(HiVGConfig.preset("base-mixup")).tokenizer
+    try:
+        folder = download_checked(TOKENIZER, patterns=TOKENIZER_FILES)
+    except (ConnectionError, ValueError) as error:
+        raise type(error)(
+            f"{error} {PREFIX}{name} needs the tokenizer in it. Without a connection: run hivg get {PREFIX}{name} "
+            f"where there is one, and copy HF_HOME/hivg/official/{name} from there to {official_cache() / name}."
+        ) from None
+    return official_processor(HiVGConfig.preset("base-mixup"), folder).tokenizer
 
 
 def _convert(file: OfficialFile, name: str, folder: Path, tokenizer: Any) -> None:

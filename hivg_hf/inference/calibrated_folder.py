@@ -1,6 +1,7 @@
 """Where a calibrated model may be written, and writing it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,17 +21,16 @@ def check_place(folder: str | Path, out: str | Path | None) -> Path:
         out: a new folder; None changes the model's own.
 
     Raises:
-        ValueError: the model's own folder must stay as it is, or the new one is not empty.
+        ValueError: the model's own folder must stay as it is, or the new one is not empty or lies in the model's.
         FileNotFoundError: there is no config in the folder.
+        OSError: nothing can be written there.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         what = "an adapter" if (folder / "adapter_config.json").is_file() else "no model"
         raise FileNotFoundError(f"{folder} holds {what}, and a calibration is written into a model's config.json.")
     if out is not None:
-        if (Path(out).is_dir() and any(Path(out).iterdir())) or Path(out).is_file():
-            raise ValueError(f"{out} is not an empty folder: choose another one for --out.")
-        return Path(out)
+        return _check_new(Path(out), folder)
     caches = (Path(HF_HUB_CACHE), official_cache())
     if is_tiny(folder):
         reason = "is the checkpoint in the package, which every use of it shares"
@@ -38,9 +38,26 @@ def check_place(folder: str | Path, out: str | Path | None) -> Path:
         reason = "lies in a cache, where the next download undoes the change"
     elif (folder / MANIFEST_FILE).is_file():
         reason = "is part of a training run, which compares its files with their checksums"
+    elif not os.access(folder, os.W_OK):
+        reason = "cannot be written to"
     else:
         return folder
     raise ValueError(f"{folder} {reason}: give --out for a calibrated copy.")
+
+
+def _check_new(out: Path, folder: Path) -> Path:
+    """A place for a copy of a folder, which nothing of either would be lost in."""
+    if out.resolve() == folder.resolve():
+        raise ValueError(f"{out} is the model itself: omit --out to change its config, or choose another folder.")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies inside the model {folder}, of which it would be a copy: choose another --out.")
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise ValueError(f"{out} is not an empty folder: choose another one for --out.")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        why = "cannot be written to" if above.is_dir() else "is a file"
+        raise OSError(f"Cannot make the folder {out}: {above} {why}; choose another --out.")
+    return out
 
 
 def save_calibration(fields: dict[str, float], folder: str | Path, out: str | Path | None = None) -> Path:

@@ -21,12 +21,12 @@ from hivg_hf.metrics import (
     matthews_correlation,
     score_auc,
 )
+from hivg_hf.metrics.score_curves import FEWEST_TO_CALIBRATE
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 
-from .scored_rows import AnsweredRows, ScoredRows, measure_rows
+from .scored_rows import AnsweredRows, ScoredRows, count_targets, measure_rows
 
-FEWEST_ROWS = 50
 # Without rows that name nothing there is nothing to find out about them: a box counts where it is likelier right.
 EVEN_CHANCE = 0.5
 # Weight of the prior scale 0, bias 0, in rows: keeps the fit finite where a threshold would separate all rows.
@@ -40,6 +40,7 @@ class Calibration:
     Args:
         fields: config fields and their new values.
         rows, nothing, right: rows, those of them that name nothing, boxes that are right.
+        given: boxes whose score reaches the threshold.
         base_rate: share of rows that name nothing for which it was fitted; None takes that of the rows.
         figures: `auc`, `calibration_error_before`, `calibration_error`, and at the threshold `precision` (share of
             boxes given that are right), `answered`, with rows of both kinds `n_acc`, `t_acc` and `mcc`, and with rows
@@ -50,6 +51,7 @@ class Calibration:
     rows: int
     nothing: int
     right: int
+    given: int
     base_rate: float | None
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -90,8 +92,8 @@ def calibrate_score(
     """
     if isinstance(dataset, NegativeRows):
         dataset = dataset.table()
-    if len(dataset) < FEWEST_ROWS:
-        raise ValueError(f"Calibration needs at least {FEWEST_ROWS} rows, got {len(dataset)}.")
+    if len(dataset) < FEWEST_TO_CALIBRATE:
+        raise ValueError(f"Calibration needs at least {FEWEST_TO_CALIBRATE} rows, got {len(dataset)}.")
     if precision is not None and not 0 < precision <= 1:
         raise ValueError(f"The precision must be above 0 and at most 1, got {precision}.")
     if base_rate is not None and not 0 <= base_rate < 1:
@@ -103,16 +105,29 @@ def calibrate_score(
         )
     config = model.config
     before = _scale_and_bias(config)
+    _check_targets(count_targets(dataset), config.num_queries > 1, base_rate)  # now, not after minutes of work
     rows, answered = measure_rows(model, processor, dataset, batch_size)
-    if len(rows.values) < FEWEST_ROWS:
-        raise ValueError(
-            f"Calibration needs at least {FEWEST_ROWS} rows that name one thing or nothing, got {len(rows.values)} "
-            f"and {len(dataset) - len(rows.values)} that name several."
-        )
     found = fit_score(rows, config.score, precision, base_rate, before, answered, config.multiple_threshold)
     for name, value in found.fields.items():
         setattr(config, name, value)
     return found
+
+
+def _check_targets(targets: np.ndarray, several: bool, base_rate: float | None) -> None:
+    """Refuse rows that cannot be fitted whatever the model answers; `targets` (N,) counts what each row names."""
+    counted = targets[targets <= 1] if several else targets
+    if len(counted) < FEWEST_TO_CALIBRATE:
+        raise ValueError(
+            f"Calibration needs at least {FEWEST_TO_CALIBRATE} rows that name one thing or nothing, got "
+            f"{len(counted)} and {len(targets) - len(counted)} that name several: add such rows."
+        )
+    if not counted.any():
+        which = f"of these {len(targets)} rows" + (
+            " that do not name several things" if len(counted) < len(targets) else ""
+        )
+        raise ValueError(f"None {which} has a target, so that no box can be right: add rows that name one thing.")
+    if base_rate is not None:
+        base_rate_weights(counted == 0, base_rate)
 
 
 def fit_score(
@@ -165,7 +180,8 @@ def fit_score(
         if (answered.targets > 1).any():
             each = [_sigmoid(scale * values + bias) for values in answered.values]
             fields["multiple_threshold"], figures["exact"] = _choose_further(each, answered, threshold)
-    counts = {"rows": len(scores), "nothing": int(rows.nothing.sum()), "right": int(rows.right.sum())}
+    counts = {"rows": len(scores), "nothing": int(rows.nothing.sum())}
+    counts |= {"right": int(rows.right.sum()), "given": int(given.sum())}
     return Calibration(fields, **counts, base_rate=base_rate, figures=figures)
 
 
@@ -187,9 +203,10 @@ def fit_logistic(
     weights = np.ones(len(right)) if weights is None else np.asarray(weights, dtype=np.float64)
     counted = right[weights > 0]
     if counted.all() or not counted.any():
-        raise ValueError(
-            f"All {len(counted)} boxes are {'right' if counted.all() else 'wrong'}: a score cannot be fitted."
-        )
+        kind, advice = "wrong", "train the model first, or see whether the rows' boxes mean what was said"
+        if counted.all():
+            kind, advice = "right", "add rows that are harder, or that name nothing"
+        raise ValueError(f"All {len(counted)} boxes are {kind}: a score cannot be fitted; {advice}.")
     values = np.asarray(values, dtype=np.float64)
     center, spread = values.mean(), max(values.std(), 1e-12)
     design = np.stack([(values - center) / spread, np.ones_like(values)], axis=1)  # (N, 2)

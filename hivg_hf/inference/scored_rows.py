@@ -123,6 +123,11 @@ def _reaches_a_target(boxes: np.ndarray, targets: list[list[Any]]) -> np.ndarray
     return right
 
 
+def count_targets(dataset: Dataset) -> np.ndarray:
+    """(N,) how many things the expression of each row names."""
+    return np.array([len(row) for row in _targets(dataset)])
+
+
 def _targets(dataset: Dataset) -> list[list[Any]]:
     """Every target box of every row."""
     several = dataset["boxes"][:] if "boxes" in dataset.column_names else [None] * len(dataset)

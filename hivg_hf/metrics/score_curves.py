@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+FEWEST_TO_CALIBRATE = 50  # rows that a score is fitted to
+
 
 def base_rate_weights(no_target: np.ndarray, base_rate: float) -> np.ndarray:
     """A weight for each row with which a share of `base_rate` of all weight falls on rows without a target.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import PartialState
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, write_evaluation
 from hivg_hf.evaluation.model_card import CardFacts, write_card
 from hivg_hf.hub import resolve_model, split_revision
+from hivg_hf.metrics.score_curves import FEWEST_TO_CALIBRATE
 from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.utils.imports import is_package_available
 from hivg_hf.utils.inert import markdown_code
@@ -82,10 +84,30 @@ def describe_outcome(folder: Path, results: Mapping[str, Any]) -> str:
     verdicts = {"after": "kept", "before": "undone"}
     lines += [f"{phase['name']}: {verdicts[phase['kept']]}, {phase['why']}" for phase in phases]
     lines += _kept_rows(phases)
-    lines.append(f'Next: hivg ground PICTURE "AN EXPRESSION" --model {folder} --out boxed.png')
-    if "validation" in results["evaluation"]:
-        lines.append(f"      hivg evaluate --model {folder} --split held-out --out {folder}-held-out")
+    config, run = HiVGConfig.from_pretrained(folder / results["model"]), shlex.quote(str(folder))
+    lines.append(_describe_threshold(config))
+    lines.append(f'Next: hivg ground PICTURE "AN EXPRESSION" --model {run} --out boxed.png')
+    rows = results["evaluation"].get("validation", {}).get("counts", {}).get("rows", 0)
+    if rows:
+        lines.append(f"      hivg evaluate --model {run} --split held-out --out {_beside(folder, 'held-out')}")
+    enough = rows >= FEWEST_TO_CALIBRATE
+    where = "--split held-out" if enough else f"--data ROWS --split SPLIT  # {FEWEST_TO_CALIBRATE} or more"
+    lines.append(f"      hivg calibrate {run} --out {_beside(folder, 'calibrated')} {where}")
     return "\n".join(lines)
+
+
+def _describe_threshold(config: HiVGConfig) -> str:
+    """What the answers say of `found`; a threshold that the start was calibrated to fits other scores."""
+    if config.score_threshold is None:
+        return "score: not calibrated on these rows; answers say no `found` until it is"
+    return (
+        f"score: found from {config.score_threshold:g} on, as the recipe says; not calibrated on these rows, so that "
+        "this may be too high or too low"
+    )
+
+
+def _beside(folder: Path, suffix: str) -> str:
+    return shlex.quote(f"{folder}-{suffix}")
 
 
 def _training_table(recipe: Recipe, phases: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,31 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """A hidden folder beside the target, removed at the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as folder:
+    with (
+        folder_made(target.parent),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as folder,
+    ):
         yield Path(folder)
+
+
+@contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it; what was made and is empty at the end, as where all failed, goes again.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise type(error)(f"Cannot write to {folder} ({error.strerror}): choose another folder.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds something
+            for path in missing:
+                path.rmdir()
 
 
 def flush_folder(folder: Path) -> None:

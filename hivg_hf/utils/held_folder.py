@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .atomic import folder_made
+
 # What `atomic_path`, `atomic_folder` and the trainer call what they have not finished.
 _LEFTOVER = re.compile(r"\..+\.partial")
 
@@ -28,6 +30,12 @@ def folder_lock(folder: Path, doing: str) -> Iterator[Callable[[], None]]:
         RuntimeError: If another process holds it.
         OSError: If it cannot be written.
     """
+    with folder_made(folder), _held(folder, doing) as check:
+        yield check
+
+
+@contextmanager
+def _held(folder: Path, doing: str) -> Iterator[Callable[[], None]]:
     check_writable(folder)
     lock, holder = folder / ".lock", folder / ".lock-holder"  # two files: Windows lets nobody else read the lock
     try:
@@ -67,7 +75,7 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
     except OSError as error:
-        raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another --out folder.") from error
+        raise OSError(f"Cannot write to {folder} ({error.strerror}): choose another folder.") from error
 
 
 def sweep_leftovers(folder: Path) -> None:

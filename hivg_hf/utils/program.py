@@ -6,13 +6,17 @@ from pathlib import Path
 
 
 def is_command() -> bool:
-    """Whether this process is `hivg` or `python -m hivg_hf`, and not a process that it started.
+    """Whether this process is `hivg`, `python -m hivg_hf` or a script that says so, and not one that it started.
+
+    A script says so by `HIVG_COMMAND = True` before it imports the package.
 
     The one flag that lets `import hivg_hf` leave transformers alone: the command registers the model when it runs a
     verb. A worker inherits the arguments but runs no verb, so it counts as any other program.
     """
     if multiprocessing.parent_process() is not None or not sys.argv:
         return False
+    if getattr(sys.modules.get("__main__"), "HIVG_COMMAND", False) is True:
+        return True
     if sys.argv[0] == "-m":  # of python -m, until the module has been found
         return sys.orig_argv[sys.orig_argv.index("-m") + 1] == "hivg_hf" if "-m" in sys.orig_argv else False
     program = Path(sys.argv[0])

@@ -5,12 +5,15 @@ raised as an error, so that what is half written is removed. After that the proc
 neither speeds up nor spoils, unless the exit hangs.
 """
 
+import _thread
 import atexit
+import functools
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -50,10 +53,12 @@ def stops_raised() -> Iterator[None]:
         yield
         return
     _owner, _stop, _since, _phase = os.getpid(), None, float("-inf"), "working"
-    taken = _take_over()
+    taken, hook = _take_over(), sys.unraisablehook
+    sys.unraisablehook = functools.partial(_raise_again, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in taken.items():
             signal.signal(number, handler)
         _since, _phase = time.monotonic(), "after"
@@ -97,6 +102,21 @@ def _hear(number: int, _frame: FrameType | None) -> None:
     if _phase == "working" and not is_same_stop:
         _stop, _since = number, time.monotonic()
         raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _raise_again(hook: Callable[[Any], Any], ignored: Any) -> None:
+    """A stop that came where Python lets no error out, as in `__del__` and in callbacks of imports, comes again."""
+    global _since
+    if _phase != "working" or _stop is None or not issubclass(ignored.exc_type, KeyboardInterrupt):
+        hook(ignored)
+        return
+    _since = float("-inf")
+    _thread.start_new_thread(_signal_soon, (_stop,))  # not threading, whose locks the main thread may hold
+
+
+def _signal_soon(number: int) -> None:
+    time.sleep(0.1)
+    signal.raise_signal(number)
 
 
 def _end_now(number: int) -> NoReturn:

@@ -4,10 +4,12 @@ import csv
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from parity.official_cases import made_case
 from typer.testing import CliRunner, Result
 
@@ -156,3 +158,74 @@ def test_a_second_threshold_is_carried_over_where_no_row_names_several_things(tm
         return (math.log(threshold / (1 - threshold)) - config["score_bias"]) * config["score_temperature"]
 
     assert value(after) == pytest.approx(value(before), abs=1e-4)
+
+
+def test_a_folder_inside_the_model_or_the_model_itself_is_no_place_for_a_copy(official: Path, table: Path) -> None:
+    before = config_of(official)
+    inside = official / "calibrated"
+    for out, message in ((inside, "lies inside the model"), (official / ".", "is the model itself: omit --out")):
+        result = calibrate(official, table, "--out", str(out))
+        assert result.exit_code == 2
+        assert message in result.output
+    assert not inside.exists()
+    assert config_of(official) == before
+
+
+def test_a_threshold_that_no_box_reaches_or_that_rests_on_few_is_said(
+    official: Path, table: Path, tmp_path: Path
+) -> None:
+    lines = table.read_text().splitlines(keepends=True)
+    rows = table.with_name("mostly-wrong.csv")
+    asked = [{"image": str(table.parent / line.split(",")[0]), "text": line.split(",")[1]} for line in lines[1::2]]
+    answers = [*zip(load_pipeline(official)(asked, batch_size=32), lines[1::2], strict=True)]
+    sure = [line for _, line in sorted(answers, key=lambda pair: -pair[0]["score"])]
+    # Of 103 boxes 3 are right, and surer than most others, though not than all.
+    rows.write_text("".join([lines[0], *sure[20:23], *lines[2::2]]))
+    result = calibrate(official, rows, "--out", str(tmp_path / "silent"))
+    assert result.exit_code == 0, result.output
+    assert "which no box of these rows reaches: say with --precision" in result.output
+    assert "Few of these boxes are right (3)" in result.output
+    assert "Few of these boxes reach" not in result.output
+    result = calibrate(official, table, "--out", str(tmp_path / "plain"))
+    assert "Few of these boxes" not in result.output
+
+
+def test_a_model_stored_in_half_precision_is_calibrated_in_float32(
+    official: Path, table: Path, tmp_path: Path
+) -> None:
+    pipe = load_pipeline(official)
+    pipe.model.to(torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "half")
+    result = calibrate(tmp_path / "half", table)
+    assert result.exit_code == 0, result.output
+    assert config_of(tmp_path / "half")["dtype"] == "bfloat16"
+    assert config_of(tmp_path / "half")["score_threshold"] == 0.5
+
+
+def test_files_for_other_runtimes_are_named_where_they_hold_the_old_score(
+    official: Path, table: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(official, tmp_path / "own")
+    (tmp_path / "own" / "onnx").mkdir()
+    result = calibrate(tmp_path / "own", table)
+    assert result.exit_code == 0, result.output
+    assert "hold the old score: hivg export" in result.output
+
+
+def test_the_rows_that_a_run_held_out_are_named_by_the_run(official: Path, table: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(official, run / "merged")
+    (run / "results.json").write_text(json.dumps({"model": "merged"}))
+    spec = {"source": str(table), "split": "val", "holdout": 0.5, "box_format": "xyxy"}
+    (run / "recipe.json").write_text(json.dumps({"data": {"validation": spec}}))
+    words = ["calibrate", str(run), "--split", "held-out", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "100 rows, of which 0 name nothing" in result.output
+    for more, message in (
+        (["--data", str(table)], "--split held-out reads what the run"),
+        (["--split", "val"], "Name the rows with --data, or give the folder of a run as model"),
+    ):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 2
+        assert message in result.output

@@ -219,10 +219,10 @@ def test_one_command_puts_how_a_model_breaks_on_its_card(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--split", "held-out"], "is not the folder of a run: give that folder as --model, or name --data"),
+        (["--split", "held-out"], "is not the folder of a run: give that folder as the model, or name --data"),
         (["--split", "held-out", "--data", "refshapes"], "omit --data and its options"),
         (["--split", "held-out", "--box-format", "xyxy"], "omit --data and its options"),
-        ([], "Name the rows with --data, or give the folder of a run as --model and --split held-out"),
+        ([], "Name the rows with --data, or give the folder of a run as model and --split held-out"),
     ],
 )
 def test_held_out_rows_are_those_of_a_run(words, message, checkpoint, tmp_path):
@@ -239,3 +239,13 @@ def test_pictures_and_box_format_of_a_table_are_options_of_their_own(checkpoint,
     assert result.exit_code == 0, result.output
     options = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["options"]
     assert options == {"images": [str(tmp_path / "photos")], "box_format": "xywh"}
+
+
+def test_what_is_compared_is_looked_for_before_the_work(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    words = ["evaluate", "--model", checkpoint, *DATA, "--no-plots", "--out", tmp_path / "out"]
+    for other, message in ((tmp_path / "empty", "has no model"), (tmp_path / "gone.pth", "Model folder not found")):
+        result = CliRunner().invoke(app, [str(word) for word in [*words, "--compare", other]])
+        assert result.exit_code == 2
+        assert message in result.output
+        assert not (tmp_path / "out").exists()

@@ -46,6 +46,8 @@ def test_rows_with_errors_end_with_status_1_and_mistakes_with_2(
 ) -> None:
     bad = table.with_name("bad.csv")
     bad.write_text(table.read_text(encoding="utf-8") + "none.png,the red star\n", encoding="utf-8")
+    table.with_name("empty.csv").touch()
+    table.with_name("noise.parquet").write_bytes(bytes(range(200)))
     arguments = ["--model", tiny_checkpoint]
     done = CliRunner().invoke(app, ["ground-dataset", str(bad), str(tmp_path / "a"), *arguments])
     assert done.exit_code == 1
@@ -56,10 +58,13 @@ def test_rows_with_errors_end_with_status_1_and_mistakes_with_2(
         ([str(table), str(tmp_path / "b"), "--engine", "spark"], "--engine must be one of local, ray"),
         ([str(table), str(tmp_path / "b"), "--num-gpus", "1"], "are options of --engine ray"),
         ([str(table.with_name("no.csv")), str(tmp_path / "b")], "Input not found"),
+        ([str(table.with_name("empty.csv")), str(tmp_path / "b")], "empty.csv' is empty: give a table with a line of"),
+        ([str(table.with_name("noise.parquet")), str(tmp_path / "b")], "noise.parquet is damaged, or not a Parquet"),
     ]:
         done = CliRunner().invoke(app, ["ground-dataset", *wrong, *arguments])
         assert done.exit_code == 2
         assert message in done.output.replace("\n", " ")
+        assert not (tmp_path / "b").exists()
 
 
 def test_columns_are_named_as_in_every_verb(table: Path, tiny_checkpoint: str, tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_the_verb_makes_a_cache_for_a_model(table, tmp_path, script, processor):
     arguments = [f"{table}:val", "--box-format", "xyxy", "--out", str(out), "--on-error", "skip", "--for", "eval"]
     assert script([*arguments, "--model", str(tmp_path / "model")]) == 0
     assert load_grounding_dataset(out / "cache", "val")[0]["letterboxed"]["settings"]["size"] == 64
+    assert script([*arguments, "--model", "tiny"]) == 0
+    assert script([*arguments, "--model", "models/none/of/them"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -142,11 +144,13 @@ def test_the_verb_makes_a_cache_for_a_model(table, tmp_path, script, processor):
         (["refcoco:val"], "refcoco is read from files: give --root, the folder"),
         (["refcoco:val", "--option", "masks"], "--option takes NAME=VALUE, got 'masks'"),
         (["refshapes:val", "--option", "size=2", "--for", "eval"], "say which with --model"),
+        (["gone.csv:all", "--box-format", "xyxy"], "the table needs the file gone.csv"),
     ],
 )
 def test_the_verb_says_in_a_sentence_what_is_wrong(arguments, message, tmp_path, script, capsys):
-    assert script([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert script([*arguments, "--out", str(tmp_path / "new" / "out")]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_page_shows_leaks_by_content_and_needs_nothing_else(tmp_path, make_image):

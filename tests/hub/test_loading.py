@@ -1,6 +1,7 @@
 """Loading what was pushed: `home` has the package installed, `away` has not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from helpers.hub_client import AUTO_CLASSES, PIPELINE, boxes, push, pushed
 from helpers.hub_state import Hub
 from helpers.interpreter import CodeFailedError, Interpreter
-from hivg_hf.hub import download_checked
+from hivg_hf.hub import download_checked, load_with_stages
 
 pytestmark = pytest.mark.xdist_group("hub")  # one pair of interpreters, on one worker
 
@@ -172,3 +173,11 @@ def test_repository_that_is_not_cached_is_named_offline(monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="alice/none is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"):
         download_checked("alice/none", cache_dir=tmp_path)
+
+
+def test_a_folder_of_a_model_alone_says_that_its_processor_is_missing(tiny_model: Any, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "alone")
+    with pytest.raises(
+        FileNotFoundError, match=r"alone has a model and no processor \(processor_config\.json\): save"
+    ):
+        load_with_stages(str(tmp_path / "alone"))

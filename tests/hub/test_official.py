@@ -268,6 +268,42 @@ def test_a_short_break_is_retried_in_the_same_run(start: Any, drive: Drive, voca
     assert drive.requests[-1].endswith(f"bytes={CHUNK}-")
 
 
+def test_a_site_that_gives_no_connection_is_said_after_the_first_try(
+    start: Any, drive: Drive, drive_and_address: tuple[Drive, str], vocabulary: int
+) -> None:
+    drive.files[MIXUP] = official_file(vocabulary, "mixup")
+    process = start(retries=9)  # which would take minutes
+    process.run(LEAD_TO, drive="http://127.0.0.1:9")
+    done = hivg(process, "get", "official:base-mixup")
+    process.run(LEAD_TO, drive=drive_and_address[1])
+    assert done["status"] == 2
+    said = done["err"].strip().splitlines()[-1]
+    assert said.startswith("hivg: Google Drive was not reached for official:base-mixup (tried 127.0.0.1: ")
+    assert said.endswith(
+        f"Connection refused); connect and run the same again, or open https://drive.google.com/file/d/{MIXUP}/view "
+        "in a browser, download the file, and run: hivg get official:base-mixup --file DOWNLOADED_FILE"
+    )
+    assert not drive.requests
+    assert hivg(process, "get", "official:base-mixup")["status"] == 0
+
+
+def test_a_hub_that_gives_no_connection_is_asked_once_and_another_way_named(start: Any, served: Any) -> None:
+    """transformers asks for each file of a tokenizer, and waits half a minute for each."""
+    process = start()
+    process.run("import huggingface_hub.constants as c\nc.ENDPOINT = 'http://127.0.0.1:9'\nc.HF_HUB_CACHE = 'none'")
+    done = hivg(process, "get", "official:base-mixup")
+    process.run("import huggingface_hub.constants as c\nc.ENDPOINT = site\nc.HF_HUB_CACHE = 'hub'", site=served[1])
+    assert done["status"] == 2
+    said = done["err"].strip().splitlines()
+    assert len(said) == 1  # no line about each try
+    assert "The connection to http://127.0.0.1:9 broke while working on openai/clip-vit-base-patch16" in said[0]
+    assert (
+        "official:base-mixup needs the tokenizer in it. Without a connection: run hivg get official:base-mixup where"
+        in said[0]
+    )
+    assert said[0].endswith("/hivg/official/base-mixup.")
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [

@@ -58,3 +58,28 @@ def test_an_adapter_has_no_config_to_write_into(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(FileNotFoundError, match="holds an adapter, and a calibration is written into"):
         check_place(tmp_path, None)
+
+
+def test_a_copy_does_not_lie_in_what_it_copies(model: Path) -> None:
+    with pytest.raises(ValueError, match="lies inside the model"):
+        check_place(model, model / "deep" / "copy")
+    with pytest.raises(ValueError, match="is the model itself: omit --out"):
+        check_place(model, model / "onnx" / "..")
+    assert check_place(model, model.parent / "model-copy") == model.parent / "model-copy"
+
+
+def test_a_place_that_cannot_be_made_is_named_before_the_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file is a file; choose another --out"):
+        check_place(model, tmp_path / "file" / "copy")
+    monkeypatch.setattr(calibrated_folder.os, "access", lambda *_: False)
+    with pytest.raises(OSError, match="cannot be written to; choose another --out"):
+        check_place(model, tmp_path / "copy")
+    with pytest.raises(ValueError, match="cannot be written to: give --out"):
+        check_place(model, None)
+    monkeypatch.undo()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="link is not an empty folder"):
+        check_place(model, tmp_path / "link")

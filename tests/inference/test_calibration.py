@@ -242,3 +242,19 @@ def test_rows_of_several_targets_choose_that_threshold_alone(several_model: Any,
         ValueError, match="at least 50 rows that name one thing or nothing, got 8 and 48 that name sev"
     ):
         calibrate_score(several_model, tiny_processor, datasets.concatenate_datasets([rows] * 6 + [one]))
+
+
+def test_rows_that_cannot_be_fitted_are_refused_before_the_model_is_asked(
+    tiny_model: Any, several_model: Any, tiny_processor: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hivg_hf.inference.calibration.measure_rows", None)
+    nothing = rows.map(lambda row: {"box": None, "boxes": [], "no_target": True})
+    several = rows.map(lambda row: {"boxes": [row["box"], [0.0, 0.0, 9.0, 9.0]]})
+    with pytest.raises(ValueError, match="None of these 60 rows has a target, so that no box can be right"):
+        calibrate_score(tiny_model, tiny_processor, nothing)
+    with pytest.raises(ValueError, match="none of these 60 without a target"):
+        calibrate_score(tiny_model, tiny_processor, rows, base_rate=0.2)
+    with pytest.raises(ValueError, match="got 0 and 60 that name several: add such rows"):
+        calibrate_score(several_model, tiny_processor, several)
+    with pytest.raises(ValueError, match="None of these 120 rows that do not name several things has a target"):
+        calibrate_score(several_model, tiny_processor, datasets.concatenate_datasets([several, nothing]))

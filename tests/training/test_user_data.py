@@ -224,6 +224,8 @@ def test_from_a_table_to_a_grounded_picture_by_two_commands(photos, bases, base)
     assert f"validation: {100 * figures['acc@0.5']:.1f} % right at IoU 0.5" in done.output
     assert all(f"\n{phase['name']}: " in done.output and phase["why"] in done.output for phase in results["phases"])
     assert f'hivg ground PICTURE "AN EXPRESSION" --model {run} --out boxed.png' in done.output
+    assert "score: not calibrated on these rows; answers say no `found` until it is" in done.output
+    assert f"hivg calibrate {run} --out {run}-calibrated --data ROWS --split SPLIT  # 50 or more" in done.output
     words = ["evaluate", "--model", run, "--split", "held-out", "--no-plots", "--out", photos / "held-out"]
     done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -59,6 +59,21 @@ def test_block_that_writes_nothing_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for parent in (tmp_path / "new" / "deep", tmp_path / "there" / "deep"):
+        with pytest.raises(ValueError, match="no such format"), atomic_path(parent / "a.png"):
+            raise ValueError("no such format")
+        with pytest.raises(ValueError, match="no such format"), atomic_folder(parent / "model"):
+            raise ValueError("no such format")
+    assert names_in(tmp_path) == ["there"]
+    assert names_in(tmp_path / "there") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Cannot write to .*file \(File exists\): choose another folder"):
+        with atomic_path(tmp_path / "file" / "a.png"):
+            pass
+
+
 def test_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="a folder of that name exists"), atomic_path(tmp_path):
         pass

@@ -38,8 +38,20 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Cannot write to .*file/run .*choose another --out folder"):
+    with pytest.raises(OSError, match=r"Cannot write to .*file/run .*choose another folder"):
         check_writable(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_was_held_for_nothing_goes_again(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, kept in ((tmp_path / "new" / "deep", False), (tmp_path / "empty", True)):
+        with pytest.raises(ValueError, match="unreadable"), folder_lock(folder, "writing to"):
+            raise ValueError("unreadable")
+        assert folder.exists() == kept
+    assert not (tmp_path / "new").exists()
+    with folder_lock(tmp_path / "new", "writing to"):
+        (tmp_path / "new" / "results.jsonl").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["results.jsonl"]
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path):

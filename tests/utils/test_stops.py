@@ -37,6 +37,10 @@ STOPPED = {
     "where a library catches it": VERB.format(
         "def say(*_):\n    try:\n        hear()\n    except BaseException:\n        pass\ncli.recipes.say = say"
     ),
+    "where Python ignores errors": VERB.format(
+        "Ignores = type('_', (), {'__del__': hear})\n"
+        "def say(*_):\n    Ignores()\n    time.sleep(50)\ncli.recipes.say = say"
+    ),
     "after the verb": VERB.format("cli.LazyGroup.invoke = lambda *a, run=cli.LazyGroup.invoke: (run(*a), hear())"),
     "where a library has a handler of its own": VERB.format(
         "def say(*_):\n    with stops.handlers_kept():\n        signal.signal(HOW, lambda *_: os._exit(1))\n"
@@ -79,6 +83,24 @@ def ends_of(program):
 def test_a_stop_is_said_once_and_has_its_status(moment, tmp_path):
     (tmp_path / "hivg").write_text(BEGINNING + STOPPED[moment])
     assert ends_of(tmp_path / "hivg") == {how: ("hivg: stopped.\n", status) for how, status in STATUS.items()}
+
+
+AT_AN_IMPORT = """
+import os, signal, sys
+class Sender:
+    def find_spec(self, name, *_):
+        if name == "typer":  # which the parser needs
+            sys.meta_path.remove(self)
+            signal.raise_signal(int(os.environ["HOW"]))
+sys.meta_path.insert(0, Sender())
+"""
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_a_script_that_is_the_command_hears_its_first_imports(script, tmp_path):
+    (tmp_path / f"{script}.py").write_text(AT_AN_IMPORT + (ROOT / "scripts" / f"{script}.py").read_text())
+    expected = {how: ("hivg: stopped.\n", status) for how, status in STATUS.items()}
+    assert ends_of(tmp_path / f"{script}.py") == expected
 
 
 @pytest.mark.parametrize("moment", FINISHED)

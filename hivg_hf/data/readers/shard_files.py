@@ -25,7 +25,7 @@ from hivg_hf.modeling.image_sources_hivg import MAX_BYTES
 from hivg_hf.utils.checked_tar import CheckedTar
 
 from .label_studio import IMAGE_SUFFIXES
-from .tables import header_of, open_records
+from .tables import header_of, open_records, whole_parquet
 
 KINDS = {
     ".parquet": "parquet",
@@ -234,7 +234,7 @@ class ShardFiles:
 
     def _footer(self, file: str) -> tuple[pa.Schema, int]:
         """The columns of a Parquet file, and how many rows it has."""
-        with self._open(file) as opened:
+        with whole_parquet(file), self._open(file) as opened:
             parquet = pq.ParquetFile(opened)
             return parquet.schema_arrow, parquet.metadata.num_rows
 

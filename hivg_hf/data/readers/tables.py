@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -54,12 +55,14 @@ def _open_parquet(path: Path) -> Any:
     """A Parquet file as a table of `datasets`.
 
     Raises:
-        ValueError: a column is of a type that `datasets` does not have.
+        ValueError: it is not a whole Parquet file, or a column is of a type that `datasets` does not have.
     """
     import datasets
     import pyarrow.parquet as pq
 
-    for column in pq.read_schema(path):
+    with whole_parquet(path):
+        schema = pq.read_schema(path)
+    for column in schema:
         try:
             datasets.Features.from_arrow_schema(pa.schema([column]))
         except (ValueError, NotImplementedError):
@@ -68,6 +71,22 @@ def _open_parquet(path: Path) -> Any:
                 "write it as text or as a struct."
             ) from None
     return undecoded(datasets.Dataset.from_parquet(str(path)))
+
+
+@contextmanager
+def whole_parquet(name: str | Path) -> Iterator[None]:
+    """Name the file in what pyarrow says of one that is cut off or of another kind.
+
+    Raises:
+        ValueError: it is so.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+            raise  # the system's or the network's word, not pyarrow's
+        words = str(error).partition(". ")[0].rstrip(".")
+        raise ValueError(f"{name} is damaged, or not a Parquet file ({words}); write or download it again.") from None
 
 
 def stored_splits(source: str, config: str | None = None, revision: str | None = None) -> list[str]:

@@ -5,12 +5,13 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hivg_hf.utils.atomic import atomic_path, check_name
+from hivg_hf.utils.atomic import atomic_path, check_name, folder_made
 
 from ..division import embedded_name
 from ..order import without_image_decoding
@@ -77,9 +78,10 @@ def write_rows(
     path = folder / name.format(split=split)
     if path.exists():
         raise FileExistsError(f"{path} already exists; choose another folder, or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
     rows = without_image_decoding(rows)
-    lost = write(rows, path, Pictures(path if to == "yolo" else folder, copy_images or to == "yolo"), **options)
+    pictures = Pictures(path if to == "yolo" else folder, copy_images or to == "yolo")
+    with folder_made(folder), pictures.kept_with_their_table():
+        lost = write(rows, path, pictures, **options)
     masks = sum(row["mask"] is not None for row in _select(rows, ["mask"]))
     if masks and to not in ("coco", "parquet"):
         lost = [*lost, f"{to} has no masks: those of {masks:,} rows were left out"]
@@ -98,6 +100,19 @@ class Pictures:
         self.folder, self.copy = folder, copy
         self._names: dict[str, str] = {}
         self._taken: set[str] = set()
+        self._put_there: list[Path] = []
+
+    @contextmanager
+    def kept_with_their_table(self) -> Iterator[None]:
+        """Take away what was put there for a table that could not be written."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                for path in self._put_there:
+                    path.unlink(missing_ok=True)
+                (self.folder / "images").rmdir()
+            raise
 
     def name(self, row: Mapping[str, Any]) -> str:
         """The name of a row's picture, relative to the folder, with "/" between folders.
@@ -133,6 +148,7 @@ class Pictures:
         self._taken.add(name.lower())
         target = self.folder / "images" / name
         if not target.exists():
+            self._put_there.append(target)
             with atomic_path(target) as unfinished:
                 unfinished.write_bytes(source)
         return f"images/{name}"

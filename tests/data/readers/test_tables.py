@@ -253,3 +253,10 @@ def test_missing_ids_of_a_parquet_file_stay_apart(tmp_path, make_image):
     datasets.Dataset.from_dict({**rows, "no_target": [nan, nan]}).to_parquet(tmp_path / "rows.parquet")
     loaded = load_grounding_dataset(tmp_path / "rows.parquet", "all", box_format="xyxy")
     assert (loaded["ref_id"][:], loaded["no_target"][:]) == (["0", "1"], [False, False])
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path):
+    for content in (b"", bytes(range(200)), b"PAR1" + bytes(100) + b"PAR1"):
+        (tmp_path / "rows.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"rows\.parquet is damaged, or not a Parquet file \("):
+            load_grounding_dataset(tmp_path / "rows.parquet", "all", box_format="xyxy")

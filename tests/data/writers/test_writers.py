@@ -105,6 +105,23 @@ def test_pictures_are_copied_when_asked(rows, tmp_path):
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"a.png", "image 1.png"}
 
 
+def test_pictures_of_a_table_that_cannot_be_written_are_not_left_behind(rows, tmp_path):
+    broken = rows.to_list()
+    broken[-1] |= {"image": {"path": str(tmp_path / "gone.png"), "bytes": None}, "image_id": "gone"}
+    broken = datasets.Dataset.from_list(broken, features=FEATURES)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        write_rows(broken, tmp_path / "new" / "out", "coco", copy_images=True)
+    assert not (tmp_path / "new").exists()
+    written = write_rows(rows, tmp_path / "out", "coco", "train", copy_images=True)
+    before = sorted(written.path.parent.rglob("*"))
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        write_rows(broken, tmp_path / "out", "coco", "val", copy_images=True)
+    assert sorted(written.path.parent.rglob("*")) == before
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Cannot write to .*file \(File exists\): choose another folder"):
+        write_rows(rows, tmp_path / "file", "coco")
+
+
 def test_the_command_converts_every_split_with_columns_of_other_names(tmp_path, make_image, capsys):
     make_image(tmp_path / "a.png", 64, 48)
     text = "file,caption,text,part,x,y,w,h\na.png,red star,no,train,1,2,30,40\na.png,blue,no,val,1,2,30,40\n"
