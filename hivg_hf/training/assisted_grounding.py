@@ -193,7 +193,7 @@ class AssistedGrounding(nn.Module):
         wanted, owned = (F.pad(patches, (queries + 1, text_mask.shape[1])) for patches in (target, own))
         is_end = torch.arange(wanted.shape[1], device=end.device) == end[:, None]  # (B, K + 1 + P + T)
         layers, named = self.model.grounding_head.fusion.layers, target.any(-1)
-        asked = {
+        asked: dict[str, tuple[nn.Module, list[tuple[Any, ...]]]] = {
             "end_to_target": (layers[0], [(end, wanted, named)]),
             "reg_to_end": (layers[1], [(end * 0 + query, is_end, named) for query in range(queries)]),
             "reg_to_target": (
