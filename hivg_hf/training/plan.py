@@ -197,14 +197,24 @@ def _part(name: str, tuner: str, kind: str) -> str:
 def _count_rows(recipe: Recipe, phase: Phase, cache: RowCache, num_queries: int) -> tuple[int | None, bool]:
     """Training rows of a phase, and whether that is only the published count."""
     spec = phase.data or recipe.data.train
-    if spec["source"] == "refshapes" and "size" in spec:
-        return spec["size"], False
+    if (rendered := _count_rendered(spec)) is not None:
+        return rendered, False
     try:
         return len(cache.training_rows(recipe, phase, num_queries)), False
     except FileNotFoundError:
         source = SOURCES.get(spec["source"])
         totals = PUBLISHED.get(source.published_as, {}).get(spec["split"]) if source else None
         return (totals.expressions if totals else None), True
+
+
+def _count_rendered(spec: Mapping[str, Any]) -> int | None:
+    """Rows of RefShapes and of mixtures of it without rendering one; None where rows must be read to count them."""
+    if spec["source"] == "mixture":
+        counts = [_count_rendered(part) for part in spec.get("parts") or ()]
+        if not counts or None in counts:
+            return None
+        return spec.get("size") or sum(count for count in counts if count is not None)
+    return spec.get("size") if spec["source"] == "refshapes" and not spec.get("foils") else None
 
 
 def _describe_negatives(spec: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from helpers.training import colored_box_rows, tiny_recipe
 from hivg_hf.data.collator import GroundingCollator
 from hivg_hf.training import describe_plan, load_recipe, parse_recipe, plan_training
 from hivg_hf.training.plan import activation_bytes
+from hivg_hf.training.rows import RowCache
 
 RECIPES = Path(__file__).parents[2] / "hivg_hf" / "recipes"
 
@@ -47,6 +48,25 @@ def test_the_plan_says_how_many_rows_ask_for_what_is_not_there(tiny_checkpoint, 
     text = describe_plan(plan_training(parse_recipe(content)))
     rows = next(line for line in text.splitlines() if line.startswith("  rows"))
     assert rows.endswith(" 64" if said is None else f" 64, {said}")
+
+
+@pytest.mark.parametrize(("size", "rows"), [(None, 96), (50, 50)])
+def test_a_mixture_of_rendered_rows_is_counted_without_rendering(monkeypatch, tiny_checkpoint, size, rows):
+    content = tiny_recipe(tiny_checkpoint)
+    part = {"source": "refshapes", "split": "train", "size": 64}
+    content["data"]["train"] = {
+        "source": "mixture",
+        "split": "train",
+        "parts": [part, {**part, "seed": 1, "size": 32}],
+    }
+    if size:
+        content["data"]["train"]["size"] = size
+    recipe = parse_recipe(content)
+    assert len(RowCache().training_rows(recipe, recipe.phases[0])) == rows
+    monkeypatch.setattr(
+        "hivg_hf.training.rows.load_grounding_dataset", lambda *args, **options: pytest.fail("rendered")
+    )
+    assert plan_training(recipe)[0].rows == rows
 
 
 def test_gathered_negatives_count_all_processes(tiny_checkpoint):
