@@ -59,6 +59,22 @@ def test_throughput_on_a_gpu_is_that_of_the_results():
         assert cells == [*rates[0], *rates[1]]
 
 
+def test_what_cleaning_gains_is_what_the_results_say():
+    page = " ".join((ROOT / "docs/data.md").read_text(encoding="utf-8").split())
+    measured = results("clean/2026-11-26-cpu.json")
+    ranking, runs = measured["ranking"], measured["training"]["runs"]
+    low, high = ranking["interval"]
+    assert f"AUROC of {ranking['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f})" in page
+    mean = {
+        arm: 100 * sum(run["acc@0.5"] for run in runs if run["arm"] == arm) / 3 for arm in ("dirty", "cleaned", "true")
+    }
+    assert len(runs) == 9
+    assert "{dirty:.1f} with all rows, {cleaned:.1f} with the cleaned ones and {true:.1f} with".format(**mean) in page
+    difference = measured["training"]["differences"]["cleaned - dirty"]["acc@0.5"]
+    low, high = (100 * end for end in difference["interval"])
+    assert f"cleaned minus dirty is {100 * difference['mean']:+.1f} points ({low:+.1f} to {high:+.1f})" in page
+
+
 def condition_of(shown):
     if match := re.fullmatch(r"(\w[\w ]*), (\d)", shown):
         return f"corruption/{match[1].replace(' ', '_')}/{match[2]}"
