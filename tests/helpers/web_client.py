@@ -63,9 +63,11 @@ class Client:
         return self.send("GET", f"/gradio_api/call/answer/{json.loads(reply.body)['event_id']}")
 
     def answer(self, *values: Any) -> list[Any]:
-        stream = self.ask(*values).body.decode()
-        assert stream.startswith("event: complete"), stream
-        return json.loads(stream.partition("data: ")[2].strip())
+        events = self.ask(*values).body.decode().strip().split("\n\n")
+        # the server says every 15 seconds that it is still there
+        (event,) = (event for event in events if not event.startswith("event: heartbeat"))
+        assert event.startswith("event: complete"), event
+        return json.loads(event.partition("data: ")[2])
 
 
 def free_port() -> int:
