@@ -181,7 +181,12 @@ def check_rows(where: str, spec: Mapping[str, Any]) -> None:
 
         reader = _load_mixture
         known = {*shared, *_keywords(reader, "shared")}
-        for number, part in enumerate(spec.get("parts") or ()):
+        parts = spec.get("parts") or []
+        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+            raise ValueError(
+                f"{where}.parts must be a list of descriptions of rows, each with a `source`. Got {parts!r}."
+            )
+        for number, part in enumerate(parts):
             content = {name: value for name, value in part.items() if name != "weight"}
             inherited = {name: spec[name] for name in ("split", "streaming") if name in spec}
             check_rows(f"{where}.parts[{number}]", {**inherited, **content})

@@ -268,7 +268,7 @@ def test_damaged_pictures_and_odd_words_give_an_answer_or_a_sentence(
             assert message.startswith("⚠ ")
             assert len(message) < 400
         else:
-            assert len(heatmaps) == len(rows) > 0
+            assert len(heatmaps) == len({expression for expression, *_ in rows}) > 0  # one where two lines are alike
             assert np.isfinite(np.array([row[1:] for row in rows], dtype=float)).all()
         counts["sentences" if drawn is None else "answers"] += 1
     assert min(counts.values()) > 20

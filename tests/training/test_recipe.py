@@ -141,6 +141,13 @@ MISSPELT = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("parts", [3.5, [["refshapes"]], [{**ROWS}, 2.0], {"source": "refshapes"}])
+def test_parts_of_a_mixture_that_are_no_descriptions_of_rows_are_refused(parts, tmp_path):
+    content = {"data": {"train": {"source": "mixture", "split": "train", "parts": parts}}}
+    with pytest.raises(ValueError, match=r"parts must be a list of descriptions of rows, each with a `source`\. Got"):
+        parse_recipe(recipe(**content))
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "nearest"), MISSPELT, ids=[f"{key}-{n}" for n, (_, key, _) in enumerate(MISSPELT)]
 )
