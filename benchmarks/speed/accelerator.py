@@ -5,7 +5,6 @@
 On a CPU a small model runs through the same code, in tests. docs/speed.md holds the table of the results.
 """
 
-import datetime
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.utils.atomic import write_json
 
 from .inputs import Batch, random_batch
-from .measure import count_operations
+from .measure import count_operations, utc_now
 
 # Dense bfloat16 peaks in TFLOP/s, from the makers' data sheets; the first name that the device's name contains.
 PEAK_TFLOPS = {
@@ -74,7 +73,7 @@ def measure_accelerator(
     peak = peak_tflops or peak_of(name)
     rows: list[dict[str, Any]] = []
     results = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": utc_now(),
         "device": name,
         "peak_tflops": peak,
         "torch": torch.__version__,

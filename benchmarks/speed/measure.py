@@ -6,6 +6,7 @@ that a slow minute slows all of them, and figures are ratios of medians with boo
 """
 
 import ctypes
+import datetime
 import gc
 import sys
 import time
@@ -22,6 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 # glibc's `mallopt` names; see its manual page. Blocks above the threshold come from the system and go back at once.
 M_MMAP_THRESHOLD = -3
 SMALL_THRESHOLD, LARGEST_THRESHOLD = 1 << 16, 1 << 25
+
+
+def utc_now() -> str:
+    """The moment of a measurement, for results files."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass

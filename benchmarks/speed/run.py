@@ -4,7 +4,6 @@ Results hold `format`, `date`, `machine`, and per group `rounds`, `cases` (opera
 `comparisons`, `differences`, and when it was measured on how busy a machine. `report.py` reads them.
 """
 
-import datetime
 import gc
 import logging
 import os
@@ -30,7 +29,7 @@ from .groups import (
     neighbor_group,
     training_group,
 )
-from .measure import Case, count_operations, ratio_of_medians, time_rounds, working_memory
+from .measure import Case, count_operations, ratio_of_medians, time_rounds, utc_now, working_memory
 from .neighbors import neighbor_cases
 
 logger = logging.getLogger(__name__)
@@ -106,23 +105,19 @@ def run_benchmark(
             f"The results to update were measured on {before['machine']}, this is {machine}: measure all groups anew."
         )
     groups = dict(before["groups"]) if before is not None else {}
-    results: dict[str, Any] = {"format": FORMAT, "date": _now(), "machine": machine, "groups": groups}
+    results: dict[str, Any] = {"format": FORMAT, "date": utc_now(), "machine": machine, "groups": groups}
     for name in names:
         build, slow = GROUPS[name]
         torch.manual_seed(0)
         group = build(compiled)
         measured = measure_group(group, (slow_rounds or rounds) if slow else rounds)
         # the rounds alone keep one processor busy: a load above that is somebody else's
-        groups[name] = {**measured, "date": _now(), "load": round(os.getloadavg()[0], 2)}
+        groups[name] = {**measured, "date": utc_now(), "load": round(os.getloadavg()[0], 2)}
         logger.info("measured %s", group.name)
         keep(results)
         del group
         gc.collect()
     return results
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def measure_group(group: Group, rounds: int) -> dict[str, Any]:

@@ -70,9 +70,9 @@ def named_rows(model: str, data: str | None, split: str, options: dict[str, Any]
     Raises:
         ValueError: neither is said, or both; or the model is not a run that held rows out.
     """
-    from hivg_hf.evaluation.sources import held_out_rows
-
     if split == HELD_OUT:
+        from hivg_hf.evaluation.sources import held_out_rows
+
         if data is not None or options:
             raise ValueError(f"--split {HELD_OUT} reads what the run {model} held out: omit --data and its options.")
         return held_out_rows(model)

@@ -23,7 +23,7 @@ from hivg_hf.modeling.queries_hivg import assign_targets
 from hivg_hf.utils.hooks import named_inputs
 
 from .pretraining import AttributeHeads, with_defaults
-from .pretraining_rows import MIN_COVERED, NO_CLASS, context_patches, patch_targets
+from .pretraining_rows import MIN_COVERED, NO_CLASS, patch_coverage, patch_targets
 
 LOSS_WEIGHTS = {
     "mark_focal": 20.0,
@@ -55,8 +55,8 @@ class AssistedCollator(GroundingCollator):
             classes = [patch_targets(row, self.processor.image_processor)[0] for row in rows]
             batch["patch_classes"] = torch.from_numpy(np.stack(classes))
             if all(row.get("context_boxes") is not None for row in rows):
-                context = [context_patches(row, self.processor.image_processor) for row in rows]
-                batch["context"] = torch.from_numpy(np.stack(context))
+                context = [_context_patches(row, self.processor.image_processor) for row in rows]
+                batch["context"] = torch.stack(context)
         return batch
 
 
@@ -127,15 +127,12 @@ class AssistedGrounding(nn.Module):
         own = _patches_of(own)
 
         vision = self.norm(seen[self.model.clip.vision_model.encoder.layers[-1]][:, 1:])  # (B, P, V)
-        marks = self.mark(vision)[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
-        terms = {"mark_focal": focal_loss(marks, covered), "mark_dice": dice_loss(marks, covered)}
+        terms = _mark_terms("mark", self.mark(vision), covered, there)
         if patch_classes is not None:
             terms["attributes"] = self._attributes_term(vision, patch_classes, index)
         if context is not None:
             context = context.gather(1, index.clamp(min=0)) & there  # (B, P)
-            marks = self.mark_context(vision)[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
-            wanted = context.float()
-            terms |= {"context_focal": focal_loss(marks, wanted), "context_dice": dice_loss(marks, wanted)}
+            terms |= _mark_terms("context", self.mark_context(vision), context.float(), there)
         target = _patches_of(covered)
         terms |= self._guides(seen, target, own, context, batch["attention_mask"])
         fused = seen[self.model.grounding_head.fusion].last_hidden_state  # (B, K + P + 1, H), the end token last
@@ -210,6 +207,18 @@ class AssistedGrounding(nn.Module):
             rows = torch.stack([look[2].sum() for look in looks])  # each row of each query weighs the same
             terms[name] = (torch.stack(found) * rows).sum() / rows.sum().clamp(min=1)
         return terms
+
+
+def _mark_terms(name: str, logits: torch.Tensor, wanted: torch.Tensor, there: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Focal and dice loss of marks `logits` (B, P, 1) on patches; `wanted` (B, P) in 0..1, `there` (B, P) bool."""
+    marks = logits[:, :, 0].masked_fill(~there, PADDING_LOGIT)  # (B, P)
+    return {f"{name}_focal": focal_loss(marks, wanted), f"{name}_dice": dice_loss(marks, wanted)}
+
+
+def _context_patches(row: Mapping[str, Any], image_processor: Any) -> torch.Tensor:
+    """Which patches (N,) show an object of the row's `context_boxes`."""
+    covered = torch.from_numpy(patch_coverage(row["context_boxes"], row, image_processor))  # (C, N)
+    return _patches_of(covered).any(0)
 
 
 def _patches_of(covered: torch.Tensor) -> torch.Tensor:

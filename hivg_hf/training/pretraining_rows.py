@@ -90,20 +90,17 @@ def patch_targets(row: Mapping[str, Any], image_processor: Any) -> tuple[np.ndar
     return classes, offsets, has_object & (owner == 0), has_object & (owner == named)
 
 
-def context_patches(row: Mapping[str, Any], image_processor: Any) -> np.ndarray:
-    """Which patches (N,) show an object of the row's `context_boxes`; what covers little of every patch has one."""
+def patch_coverage(boxes_xyxy: Sequence[Any], row: Mapping[str, Any], image_processor: Any) -> np.ndarray:
+    """Share of each patch of the square that each box (O, 4), in pixels of the row's image, covers (O, N)."""
     grid = image_processor.size["height"] // image_processor.patch_size
-    if not row["context_boxes"]:
-        return np.zeros(grid**2, dtype=bool)
-    covered = _covered(_in_patches(row["context_boxes"], row, image_processor), grid)  # (C, N)
-    return (covered >= covered.max(axis=1, keepdims=True).clip(1e-6, MIN_COVERED)).any(axis=0)
+    return _covered(_in_patches(boxes_xyxy, row, image_processor), grid)
 
 
 def _in_patches(boxes_xyxy: Sequence[Any], row: Mapping[str, Any], image_processor: Any) -> np.ndarray:
     """Boxes (O, 4) in pixels of the row's image -> in patches of the model's square."""
     height, width, top, left = image_processor.geometry(row["height"], row["width"])
     ratio = (width / row["width"], height / row["height"])
-    return (np.array(boxes_xyxy) * (ratio * 2) + (left, top, left, top)) / image_processor.patch_size
+    return (np.array(boxes_xyxy).reshape(-1, 4) * (ratio * 2) + (left, top, left, top)) / image_processor.patch_size
 
 
 def _covered(boxes: np.ndarray, grid: int) -> np.ndarray:
@@ -113,7 +110,7 @@ def _covered(boxes: np.ndarray, grid: int) -> np.ndarray:
         np.clip(np.minimum(edges + 1, boxes[:, hi, None]) - np.maximum(edges, boxes[:, lo, None]), 0, 1)
         for lo, hi in ((0, 2), (1, 3))
     )  # (O, G) each
-    return (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), -1)
+    return (along_y[:, :, None] * along_x[:, None, :]).reshape(len(boxes), grid**2)
 
 
 def _describe(item: Mapping[str, Any]) -> str:
