@@ -88,6 +88,11 @@ class SampleOptions:
                 f"the split {self.split!r} takes no plural_fraction; the splits {', '.join(SPLITS_WITH_PLURALS)} do, "
                 "and 'plural' has nothing else."
             )
+        if self.plural_fraction and self.kinds is not None and PLURAL not in self.kinds:
+            raise ValueError(
+                f"plural_fraction {self.plural_fraction} asks for plurals, kinds {list(self.kinds)} leaves them out: add "
+                f"{PLURAL!r} to kinds, or omit plural_fraction."
+            )
         refuse_other("wordings", self.wordings, WORDINGS)
         if self.wordings != "standard" and self.split == "text":
             raise ValueError("the split 'text' has wordings of its own: leave wordings out.")

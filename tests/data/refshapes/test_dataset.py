@@ -238,6 +238,10 @@ def test_the_shifted_domain_has_outlines_noise_and_colors_of_its_own():
         ({"split": "val", "kinds": ("plural",)}, "the last in the split 'plural' and where plural_fraction asks"),
         ({"split": "testA", "plural_fraction": 0.1}, "'testA' takes no plural_fraction; the splits train, val, text"),
         ({"split": "train", "plural_fraction": 1.5}, "a share between 0 and 1, got 1.5"),
+        (
+            {"split": "train", "plural_fraction": 0.2, "kinds": ("relation", "count")},
+            r"plural_fraction 0.2 asks for plurals, kinds \['relation', 'count'\] leaves them out",
+        ),
         ({"split": "train", "wordings": "wild"}, "wordings must be one of standard, varied, got 'wild'"),
         ({"split": "text", "wordings": "varied"}, "'text' has wordings of its own"),
         ({"split": "train", "expressions_per_scene": 0}, "must be at least 1, got 0"),
