@@ -9,8 +9,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,6 +22,7 @@ from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.stops import STATUS, STOPPED, stop_heard, stops_raised
 from hivg_hf.utils.version import __version__
 
+from ._habits import habits_named
 from ._options import in_shell_words, running
 
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
@@ -105,7 +106,7 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _words_without_options():
+            with habits_named():
                 return super().invoke(ctx)
         except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
             raise
@@ -180,22 +181,6 @@ def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = Fals
         return
     _noted.append(model)
     say(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
-
-
-@contextmanager
-def _words_without_options() -> Iterator[None]:
-    """`--out OUT` where a verb takes OUT as a plain word, and the like: the refusal says so."""
-    try:
-        yield
-    except Exception as error:
-        # NoSuchOption of click, or of the copy that newer versions of typer bring
-        name, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
-        if name and context is not None and type(error).__name__ == "NoSuchOption":
-            wanted = name.lstrip("-").replace("-", "_")
-            if any(one.name == wanted and one.param_type_name == "argument" for one in context.command.params):
-                error.message = f"No option {name}: its value stands alone here, as in the line of usage above."  # type: ignore[attr-defined]
-                error.possibilities = None  # type: ignore[attr-defined]
-        raise
 
 
 def run_verb(verb: str) -> None:
