@@ -85,7 +85,7 @@ def ground_dataset(
     prefix: Annotated[str, typer.Option(help="Put before the added columns' names where IN has them too.")] = "",
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda:0, ..., of the Ray actors too. Default: an accelerator if there is one."),
+        typer.Option(help="cpu, cuda:0, ... (of Ray actors too). Default: an accelerator if there is one."),
     ] = None,
     dtype: Dtype = None,
     backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,

@@ -55,8 +55,8 @@ def load_pipeline(
         FileNotFoundError: the folder is missing, or no model in it.
         ImportError: onnxruntime is asked for and not installed.
         ValueError: the folder holds another kind of model, the repository does not exist, or `dtype`, `backend` or
-            `precision` is unknown or does not go with the others; the device is not here; or weights are missing, of another shape, NaN or
-            infinite.
+            `precision` is unknown or does not go with the others; the device is not here; or weights are missing,
+            of another shape, NaN or infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
     """
     if dtype is not None:
