@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hivg_hf.data.loading import load_grounding_dataset
+from hivg_hf.data.readers.common import need_file
 from hivg_hf.data.rows import BrokenRowsError
 
 HEAD = "image,expression,x1,y1,x2,y2\n"
@@ -290,3 +291,17 @@ def test_a_look_at_the_numbers_reads_decimal_commas(folder):
     path = _csv(folder, "image;expression;x1;y1;x2;y2\n" + rows)
     with pytest.raises(ValueError, match="boxes looked at cannot be xyxy_normalized, and all are possible as"):
         load_grounding_dataset(path, "all", box_format="xyxy_normalized", decimal_comma=True)
+
+
+def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "labels.csv"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look" / ".lock").write_text("")  # as `hivg survey --out look` holds it while it reads
+    with pytest.raises(FileNotFoundError, match=r"; that folder holds labels\.csv, a\.png, b\.png\.$"):
+        need_file(tmp_path / "lables.csv", "the table")
+
+
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the table needs a file, and .* is a folder\.$"):
+        need_file(tmp_path, "the table")
