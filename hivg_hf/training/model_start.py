@@ -24,6 +24,7 @@ from hivg_hf.utils.whole_weights import load_whole
 from .recipe import ModelRecipe, Recipe
 from .recipe_checks import find_model_class
 from .run_folder import PhaseFolder
+from .trainer import forget_thresholds
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -109,8 +110,7 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     fields, kind = {**recipe.config, **changes}, find_model_class(recipe.model_class)
     if recipe.checkpoint:
         model = load_growing(plain_checkpoint(recipe), fields, kind)
-        for name in {"score_threshold", "multiple_threshold"} - set(fields):
-            setattr(model.config, name, None)  # `hivg calibrate` chose it for scores that training changes
+        forget_thresholds(model.config, kept=fields)
         _check_places(model)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)

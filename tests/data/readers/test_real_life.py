@@ -293,7 +293,7 @@ def test_a_look_at_the_numbers_reads_decimal_commas(folder):
         load_grounding_dataset(path, "all", box_format="xyxy_normalized", decimal_comma=True)
 
 
-def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path):
     for name in ("a.png", "b.png", "labels.csv"):
         (tmp_path / name).write_text("x")
     (tmp_path / "look").mkdir()
@@ -302,6 +302,6 @@ def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path: Path)
         need_file(tmp_path / "lables.csv", "the table")
 
 
-def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the table needs a file, and .* is a folder\.$"):
         need_file(tmp_path, "the table")
