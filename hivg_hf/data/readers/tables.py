@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from hivg_hf.utils.safe_pickle import foreign_kind
 from hivg_hf.utils.strict_mapping import parse_json
 
 from ..schema import shown_text
@@ -283,7 +284,7 @@ class CsvRows(Sequence[dict[str, Any]]):
         lines: (N,) the number of each row's first line in the file, from 1.
 
     Raises:
-        ValueError: the header cannot be read, or names a column twice.
+        ValueError: the header cannot be read, or names a column twice; or there are no rows.
     """
 
     def __init__(self, path: str | os.PathLike[str], encoding: str | None = None) -> None:
@@ -305,6 +306,9 @@ class CsvRows(Sequence[dict[str, Any]]):
         if twice:
             raise ValueError(f"{path} has the column {', '.join(map(repr, twice))} twice; rename or remove one.")
         numbered = list(rows)
+        if not numbered:
+            names = f"its first line, {shown_text(', '.join(header))}, is read as the names of columns"
+            raise ValueError(f"{path} has no rows: {names if any(header) else 'it is empty'}.")
         self.lines = [number for number, _ in numbered]
         self._rows = [row for _, row in numbered]
 
@@ -336,10 +340,14 @@ def _marked_encoding(path: Path) -> str | None:
     """`utf-16` or `utf-32` where a file begins with that mark, as spreadsheets save "Unicode text"; None without one.
 
     Raises:
-        ValueError: it is such text and lacks the mark, which would say in which order the bytes are.
+        ValueError: it is such text and lacks the mark, which would say in which order the bytes are; or no text.
     """
+    if (foreign := foreign_kind(path)) not in (None, "empty"):
+        raise ValueError(f"{path} is {foreign}; expected a table as text.")
     with path.open("rb") as file:
         start = file.read(4)
+    if start == b"PK\x03\x04":
+        raise ValueError(f"{path} is an Excel workbook or another archive: save it as CSV UTF-8, or unpack it.")
     if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         return "utf-32"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
