@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
     XetDownloadError,
 )
 from huggingface_hub.utils import parse_ratelimit_headers
@@ -63,6 +64,11 @@ def damaged_files(name: object) -> Iterator[None]:
         raise ValueError(
             f"The model '{name}' cannot be opened, since one of its files is nested too deeply; save or download it "
             "again."
+        ) from error
+    except StrictDataclassError as error:  # wraps the refusal of a field in the name of its check
+        said = " ".join(str(error.__cause__ or error).split()).partition(" Errors: ")[0].rstrip(".")
+        raise ValueError(
+            f"The model '{name}' cannot be opened, since its config.json cannot be used: {said}."
         ) from error
     except Exception as error:
         said = " ".join(str(error).split())
