@@ -77,6 +77,11 @@ def damaged_files(name: object) -> Iterator[None]:
             is_sentence = False
         if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in said):
             raise
+        if "contains custom code which must be executed" in said:
+            raise ValueError(
+                f"The model '{name}' asks for code of its own, and none was run: pass trust_remote_code=True if you "
+                "trust its authors."
+            ) from error
         short = said if len(said) <= _QUOTED else said[:_QUOTED] + " ..."
         raise ValueError(
             f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: {short})"

@@ -49,7 +49,7 @@ def load_after(
     if plain and not continued:
         source = plain[-1].whole_result
         model: Any = load_growing(source, changes or {}, find_model_class(recipe.model.model_class))
-        processor = HiVGProcessor.from_pretrained(source)
+        processor = HiVGProcessor.from_pretrained(source, trust_remote_code=False)
     else:
         model = build_model(recipe.model, **(changes or {}))
         processor = build_processor(recipe.model, model.config)
@@ -212,7 +212,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any], kind: type[HiVGForVisualG
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe))
+        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe), trust_remote_code=False)
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 
