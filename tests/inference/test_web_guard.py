@@ -323,6 +323,7 @@ def test_values_of_a_wrong_type_are_refused_before_gradio_sees_them(
         ("call/load_example", {"data": [None]}, 400, "must be the number of an example, got null."),
         ("call/load_example", {"data": [True]}, 400, "must be the number of an example, got true."),
         ("cancel", {}, 422, "The request lacks a field or has one of a wrong type."),
+        ("cancel", {"event_id": "\ud800"}, 400, "The request lacks a field or has one of a wrong type."),
         ("reset", {"event_id": 7}, 422, "The request lacks a field or has one of a wrong type."),
     ],
 )

@@ -281,6 +281,7 @@ class CsvRows(Sequence[dict[str, Any]]):
         encoding: as Python names it; UTF-8 or a UTF-16 that says so itself by default.
 
     Attributes:
+        column_names: those of the header.
         lines: (N,) the number of each row's first line in the file, from 1.
 
     Raises:
@@ -301,14 +302,16 @@ class CsvRows(Sequence[dict[str, Any]]):
         header = next(rows, (1, ()))[1]
         if isinstance(header, str):
             raise ValueError(f"{path}: its header cannot be read: {header}.")
-        self._header = [name.strip() for name in header]
-        twice = sorted({name for name in self._header if self._header.count(name) > 1})
+        self.column_names = [name.strip() for name in header]
+        twice = sorted({name for name in self.column_names if self.column_names.count(name) > 1})
         if twice:
             raise ValueError(f"{path} has the column {', '.join(map(repr, twice))} twice; rename or remove one.")
         numbered = list(rows)
         if not numbered:
-            names = f"its first line, {shown_text(', '.join(header))}, is read as the names of columns"
-            raise ValueError(f"{path} has no rows: {names if any(header) else 'it is empty'}.")
+            if not any(header):
+                raise ValueError(f"'{path}' is empty: give a table with a line of column names and rows below it.")
+            names = shown_text(", ".join(header))
+            raise ValueError(f"{path} has no rows: its first line, {names}, is read as the names of columns.")
         self.lines = [number for number, _ in numbered]
         self._rows = [row for _, row in numbered]
 
@@ -331,9 +334,9 @@ class CsvRows(Sequence[dict[str, Any]]):
         cells = self._rows[position]
         if isinstance(cells, str):
             raise ValueError(cells)
-        if len(cells) != len(self._header):
-            raise ValueError(f"it has {len(cells)} cells, the header has {len(self._header)}")
-        return dict(zip(self._header, cells, strict=True))
+        if len(cells) != len(self.column_names):
+            raise ValueError(f"it has {len(cells)} cells, the header has {len(self.column_names)}")
+        return dict(zip(self.column_names, cells, strict=True))
 
 
 def _marked_encoding(path: Path) -> str | None:

@@ -311,7 +311,7 @@ def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"my\.csv has no rows: it is empty\.$"),
+        (b"", r"my\.csv' is empty: give a table with a line of column names and rows below it\.$"),
         (b"a.png,red,1,2,3,4\n", r"has no rows: its first line, a\.png, red, 1, 2, 3, 4, is read as the names of col"),
         (gzip.compress(b"image,expression\n"), r"my\.csv is compressed with gzip: unpack it first; expected a table"),
         (b"PK\x03\x04" + bytes(60), r"my\.csv is an Excel workbook or another archive: save it as CSV UTF-8"),
