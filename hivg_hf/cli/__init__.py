@@ -22,7 +22,7 @@ from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.stops import STATUS, STOPPED, stop_heard, stops_raised
 from hivg_hf.utils.version import __version__
 
-from ._habits import habits_named
+from ._habits import habits_named, meant_verb
 from ._options import in_shell_words, running
 
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
@@ -55,6 +55,8 @@ VERBS = {
 # StrictDataclassError wraps the refusal of a config in the name of its check; the sentence is its cause.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, StrictDataclassError)
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
 PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
@@ -82,9 +84,12 @@ class LazyGroup(TyperGroup):
         return TyperCommand(cmd_name, help="A verb of another installed package.") if known else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        verbs = self.list_commands(ctx)
+        if args and args[0] not in verbs and not args[0].startswith("-") and (meant := meant_verb(args[0], verbs)):
+            ctx.fail(f"No such command '{args[0]}': here it is hivg {meant}.")
         verb, command, rest = super().resolve_command(ctx, args)
         self.verb = verb or ""
-        return verb, _load_verb(verb) if verb in self.list_commands(ctx) else command, rest
+        return verb, _load_verb(verb) if verb in verbs else command, rest
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the words; however a library ends what a signal interrupts, the command was stopped."""
@@ -125,6 +130,7 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Visual grounding: an expression and an image in, one box out. HIVG_TRACEBACK=1 shows where an error arose.",
     no_args_is_help=True,
+    context_settings=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -203,6 +209,6 @@ def _load_verb(verb: str) -> Any:
         return function(*args, **options)
 
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name=verb)(run)
+    single.command(name=verb, context_settings=HELP)(run)
     command = typer.main.get_command(single)
     return command

@@ -1,6 +1,8 @@
-"""Options that people type from habit, because a neighbor or another tool has them: the refusal names the one here."""
+"""Options and verbs that people type from habit, because a neighbor or another tool has them: the refusal names the
+one here."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +32,30 @@ _SAME = (
     (("box_format",), "bbox-format"),
     (("seed",), "random-seed"),
 )
+
+# What other tools call our verbs.
+_VERBS = {
+    "ground": "predict infer inference detect run locate image",
+    "train": "fit finetune fine-tune",
+    "evaluate": "eval test val validate benchmark",
+    "get": "download fetch pull",
+    "push": "upload publish",
+    "demo": "serve app web webui ui gradio",
+    "recipes": "list configs",
+    "survey": "inspect check",
+    "label": "annotate autolabel",
+    "--help": "help",
+    "--version": "version",
+}
+
+
+def meant_verb(typed: str, verbs: Sequence[str]) -> str | None:
+    """The verb that a word which is none stands for; None where nothing is like it."""
+    plain = typed.lower().replace("_", "-")
+    if plain in verbs:
+        return plain
+    said = (ours for ours, theirs in _VERBS.items() if plain in theirs.split())
+    return next(said, None) or next(iter(difflib.get_close_matches(plain, verbs, n=1, cutoff=0.75)), None)
 
 
 @contextmanager

@@ -124,6 +124,28 @@ def test_what_other_tools_call_it_is_answered_with_its_name_here(words: str, opt
     assert f": here it is {option}." in " ".join(result.output.replace("\u2502", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *[("eval", "evaluate"), ("predict", "ground"), ("finetune", "train"), ("download", "get"), ("upload", "push")],
+        *[("serve", "demo"), ("help", "--help"), ("version", "--version"), ("Train", "train"), ("grund", "ground")],
+        ("ground_dataset", "ground-dataset"),
+    ],
+)
+def test_what_other_tools_call_a_verb_is_answered_with_its_name_here(typed: str, meant: str) -> None:
+    result = CliRunner().invoke(app, [typed, "a.png"])
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("\u2502", " ").split())
+    assert f"No such command '{typed}': here it is hivg {meant}." in said
+
+
+@pytest.mark.parametrize("words", [["-h"], ["ground", "-h"]])
+def test_the_short_word_for_help_is_known(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
 def test_what_only_a_recipe_sets_is_named_as_its_key() -> None:
     result = CliRunner().invoke(app, ["train", "hivg-tiny-refshapes", "--num-workers", "2"])
     assert result.exit_code == 2

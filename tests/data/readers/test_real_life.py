@@ -300,7 +300,7 @@ def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path):
     (tmp_path / "look").mkdir()
     (tmp_path / "look" / ".lock").write_text("")  # as `hivg survey --out look` holds it while it reads
     with pytest.raises(FileNotFoundError, match=r"; that folder holds labels\.csv, a\.png, b\.png\.$"):
-        need_file(tmp_path / "lables.csv", "the table")
+        need_file(tmp_path / "labels.cvs", "the table")
 
 
 def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path):
