@@ -415,6 +415,8 @@ class HiVGConfig(PreTrainedConfig):
             raise ValueError(f"`fusion_layers` must be at least 1. Got {self.fusion_layers}.")
         if not 0 <= self.fusion_dropout < 1:
             raise ValueError(f"`fusion_dropout` must be in [0, 1). Got {self.fusion_dropout}.")
+        if not (self.bridge_mask_padding or 0 <= self.text_pad_id < text.vocab_size):
+            raise ValueError(f"`text_pad_id` must be a token id, 0 to {text.vocab_size - 1}. Got {self.text_pad_id}.")
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"This model was saved in format {self.format_version}; this version of hivg_hf reads formats up to "

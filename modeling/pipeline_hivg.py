@@ -227,6 +227,8 @@ class VisualGroundingPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> "ResultStream":
         """What the base class calls for lists, datasets and generators of items."""
+        if not hasattr(batch_size, "__index__"):
+            raise TypeError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         # Not `self.preprocess`, with which worker processes would be sent the model, too.

@@ -275,7 +275,16 @@ def make_item(value: Any, text: Any = None) -> dict[str, Any]:
         raise ValueError("There is no expression for an image: pass text=..., or dicts with 'image' and 'text'.")
     if not is_text_list(text) and not isinstance(text, str):
         raise TypeError(f"An expression must be a string or a list of strings, not {type(text).__name__}.")
-    return {"image": value, "text": text if isinstance(text, str) else list(text)}
+    if isinstance(text, str):
+        return {"image": value, "text": text}
+    expressions = list(text)
+    for place, expression in enumerate(expressions):
+        if is_text_list(expression):  # a tokenizer would take it for one expression cut into words, or for several
+            raise TypeError(
+                f"Expression {place} of an image is a {type(expression).__name__}: give one image a flat list of "
+                "strings; a list of lists goes with a list of images."
+            )
+    return {"image": value, "text": expressions}
 
 
 def is_text_list(text: Any) -> bool:

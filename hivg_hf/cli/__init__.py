@@ -9,8 +9,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,6 +22,7 @@ from hivg_hf.utils.plugins import find_plugin, plugin_names
 from hivg_hf.utils.stops import STATUS, STOPPED, stop_heard, stops_raised
 from hivg_hf.utils.version import __version__
 
+from ._habits import habits_named, meant_verb
 from ._options import in_shell_words, running
 
 # verb: (where its function is, one line for `hivg --help`). The lines stand here so that the help imports no torch.
@@ -54,6 +55,8 @@ VERBS = {
 # StrictDataclassError wraps the refusal of a config in the name of its check; the sentence is its cause.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, StrictDataclassError)
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
 PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
@@ -81,9 +84,12 @@ class LazyGroup(TyperGroup):
         return TyperCommand(cmd_name, help="A verb of another installed package.") if known else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        verbs = self.list_commands(ctx)
+        if args and args[0] not in verbs and not args[0].startswith("-") and (meant := meant_verb(args[0], verbs)):
+            ctx.fail(f"No such command '{args[0]}': here it is hivg {meant}.")
         verb, command, rest = super().resolve_command(ctx, args)
         self.verb = verb or ""
-        return verb, _load_verb(verb) if verb in self.list_commands(ctx) else command, rest
+        return verb, _load_verb(verb) if verb in verbs else command, rest
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the words; however a library ends what a signal interrupts, the command was stopped."""
@@ -105,7 +111,7 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _words_without_options():
+            with habits_named():
                 return super().invoke(ctx)
         except BrokenPipeError:  # the reader of a pipe left, as `head` does; click ends the process quietly
             raise
@@ -124,6 +130,7 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Visual grounding: an expression and an image in, one box out. HIVG_TRACEBACK=1 shows where an error arose.",
     no_args_is_help=True,
+    context_settings=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -182,22 +189,6 @@ def note_what_tiny_knows(model: str, option: str = "--model", quiet: bool = Fals
     say(f"hivg: {TINY_KNOWS.format(option=option)}", err=True)
 
 
-@contextmanager
-def _words_without_options() -> Iterator[None]:
-    """`--out OUT` where a verb takes OUT as a plain word, and the like: the refusal says so."""
-    try:
-        yield
-    except Exception as error:
-        # NoSuchOption of click, or of the copy that newer versions of typer bring
-        name, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
-        if name and context is not None and type(error).__name__ == "NoSuchOption":
-            wanted = name.lstrip("-").replace("-", "_")
-            if any(one.name == wanted and one.param_type_name == "argument" for one in context.command.params):
-                error.message = f"No option {name}: its value stands alone here, as in the line of usage above."  # type: ignore[attr-defined]
-                error.possibilities = None  # type: ignore[attr-defined]
-        raise
-
-
 def run_verb(verb: str) -> None:
     """Run one verb with the process's own arguments; `scripts/VERB.py` calls this through `hivg_hf.cli.VERB.main`."""
     main([verb, *sys.argv[1:]])
@@ -218,6 +209,6 @@ def _load_verb(verb: str) -> Any:
         return function(*args, **options)
 
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name=verb)(run)
+    single.command(name=verb, context_settings=HELP)(run)
     command = typer.main.get_command(single)
     return command

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda:0, ... Default: an accelerator if there is one.")]
+
+def _checked_device(name: str | None) -> str | None:
+    if name is None:
+        return None
+    from hivg_hf.utils.devices import find_device  # imports torch
+
+    return find_device(name)
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(callback=_checked_device, help="cpu, cuda:0, ... Default: an accelerator if there is one."),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's.")]
 Backend = Annotated[str, typer.Option(help="torch, or onnx: onnxruntime on the CPU, where it is faster.")]
 Precision = Annotated[

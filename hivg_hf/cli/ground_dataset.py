@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hivg_hf.hub import DEFAULT_MODEL
 
 from . import Model, note_what_tiny_knows, run_verb, say
-from ._options import Column, Device, Dtype, Quiet, ReduceJpeg, TrustRemoteCode, in_shell_words
+from ._options import Column, Dtype, Quiet, ReduceJpeg, TrustRemoteCode, in_shell_words
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
@@ -83,7 +83,10 @@ def ground_dataset(
     ] = False,
     reduce_jpeg: ReduceJpeg = False,
     prefix: Annotated[str, typer.Option(help="Put before the added columns' names where IN has them too.")] = "",
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda:0, ... (of Ray actors too). Default: an accelerator if there is one."),
+    ] = None,
     dtype: Dtype = None,
     backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
@@ -107,8 +110,11 @@ def ground_dataset(
     if engine != "ray" and (address or concurrency > 1 or num_gpus):
         raise ValueError("--address, --concurrency and --num-gpus are options of --engine ray.")
     from hivg_hf.inference import DatasetInput, DatasetRun, GroundBatch
+    from hivg_hf.utils.devices import find_device
     from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 
+    if device is not None and engine != "ray":  # an actor may run on another machine
+        device = find_device(device)
     image_column, text_column = _said_columns(column, image_column, text_column)
     rows = DatasetInput(source, split, config, streaming)
     options = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}

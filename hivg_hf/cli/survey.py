@@ -102,7 +102,8 @@ def _image_processor(model: str) -> Any:
     from hivg_hf.modeling import HiVGProcessor
 
     alone = (Path(model) / "processor_config.json").is_file()  # of a model, or of none yet
-    return HiVGProcessor.from_pretrained(model if alone else download_checked(resolve_model(model))).image_processor
+    folder = model if alone else download_checked(resolve_model(model))
+    return HiVGProcessor.from_pretrained(folder, trust_remote_code=False).image_processor
 
 
 def _make_cache(result: Survey, out: Path, purpose: Any, image_processor: Any, on_error: str) -> Path:

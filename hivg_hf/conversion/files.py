@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hivg_hf.utils.safe_pickle import load_torch_file
+from hivg_hf.utils.safe_pickle import foreign_kind, load_torch_file
 
 WHOLE_MODEL = "a whole model"
 CLIP_WITH_BRIDGES = "CLIP with bridges"
@@ -104,8 +104,10 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None, tuple[str
     if not path.is_file():
         raise FileNotFoundError(f"File not found: {path}.")
     if path.suffix == ".safetensors":
+        if foreign := foreign_kind(path):
+            raise ValueError(f"{path} is {foreign}; expected a safetensors file.")
         try:
-            return load_file(path), None, ()
+            return _named(load_file(path), path), None, ()
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); fetch it again.") from error
     content = load_torch_file(path)
@@ -116,11 +118,29 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], Namespace | None, tuple[str
         if weights is not None:
             unread = tuple(key for key, value in content.items() if key != weights and _is_state_dict(value))
             content = content[weights]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ValueError(
-            f"{path} has no state dict; an official checkpoint has one under {WEIGHT_KEYS[0]!r}, a dict of tensors."
-        )
-    return content, args, unread
+    return _named(content, path), args, unread
+
+
+def _named(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """A state dict, or the sentence that says what stands in its place."""
+    if not isinstance(content, Mapping):
+        found = f"a {type(content).__name__}"
+    elif not content:
+        found = "an empty dict"
+    else:
+        wrong = next((part for part in content.items() if not _is_parameter(*part)), None)
+        if wrong is None:
+            return content
+        name, value = (str(part)[:80] for part in (repr(wrong[0]), type(wrong[1]).__name__))
+        found = f"a dict with {name}: {value}"
+    raise ValueError(
+        f"{path} has no state dict but {found}; an official checkpoint has one under {WEIGHT_KEYS[0]!r}, a dict of "
+        "names to tensors."
+    )
+
+
+def _is_parameter(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
     XetDownloadError,
 )
 from huggingface_hub.utils import parse_ratelimit_headers
@@ -64,6 +65,11 @@ def damaged_files(name: object) -> Iterator[None]:
             f"The model '{name}' cannot be opened, since one of its files is nested too deeply; save or download it "
             "again."
         ) from error
+    except StrictDataclassError as error:  # wraps the refusal of a field in the name of its check
+        said = " ".join(str(error.__cause__ or error).split()).partition(" Errors: ")[0].rstrip(".")
+        raise ValueError(
+            f"The model '{name}' cannot be opened, since its config.json cannot be used: {said}."
+        ) from error
     except Exception as error:
         said = " ".join(str(error).split())
         is_sentence = bool(said) and "\n" not in str(error).strip() and len(said) <= _LONGEST
@@ -71,6 +77,11 @@ def damaged_files(name: object) -> Iterator[None]:
             is_sentence = False
         if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in said):
             raise
+        if "contains custom code which must be executed" in said:
+            raise ValueError(
+                f"The model '{name}' asks for code of its own, and none was run: pass trust_remote_code=True if you "
+                "trust its authors."
+            ) from error
         short = said if len(said) <= _QUOTED else said[:_QUOTED] + " ..."
         raise ValueError(
             f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: {short})"

@@ -110,7 +110,7 @@ def load_with_stages(
         if image_size is not None:  # only now: stages belong to the positions that they were trained with
             model.resize_image(image_size)
         check_tokenizer(folder)
-        processor = HiVGProcessor.from_pretrained(folder)
+        processor = HiVGProcessor.from_pretrained(folder, trust_remote_code=False)
         if image_size is not None or PROCESSOR_FIELDS & model_options.keys():
             processor = HiVGProcessor.for_config(model.config, processor.tokenizer)
         check_belongs(processor, model.config, base)

@@ -7,6 +7,7 @@ FOLDER                         what save_pretrained wrote
 owner/name, owner/name@REV     a repository on the Hub
 """
 
+import difflib
 import json
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def resolve_model(name: str | Path) -> str:
         from .official import open_official  # brings the conversion, which other names do not need
 
         return str(open_official(name.removeprefix(PREFIX)))
+    known = () if "/" in name else difflib.get_close_matches(name.lower(), TINY_NAMES, n=1, cutoff=0.8)
+    if intended := [name.lower()] if name.lower().startswith(PREFIX) else known:
+        raise FileNotFoundError(f"Unknown model '{name}': did you mean '{intended[0]}'?")
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"Model folder not found: '{name}'.")
     return name

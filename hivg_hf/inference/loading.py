@@ -12,6 +12,7 @@ from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
+from hivg_hf.utils.devices import find_device
 from hivg_hf.utils.strict_mapping import refuse_other
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
@@ -27,7 +28,7 @@ _TORCH_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 def load_pipeline(
     model: str | Path,
-    device: str | None = None,
+    device: str | int | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "torch",
@@ -40,7 +41,7 @@ def load_pipeline(
         model: a name that `hivg_hf.hub.resolve_model` knows: `tiny`, `official:base-mixup`, a folder of a training
             run or of `save_pretrained`, or a repository on the Hub, `owner/name` or `owner/name@revision`. Downloads
             are compared with the Hub's checksums, unless the repository's own code is to run.
-        device: `"cpu"`, `"cuda:1"`, ...; by default the first accelerator, or the CPU.
+        device: `"cpu"`, `"cuda:1"`, ..., or the number of an accelerator; by default the first one, or the CPU.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; by default that of the checkpoint.
         trust_remote_code: run the code that a Hub repository brings instead of this package's.
         backend: `"torch"`, or `"onnx"`: onnxruntime on the CPU (`pip install 'hivg_hf[onnx]'`), the same answers in
@@ -54,12 +55,13 @@ def load_pipeline(
         FileNotFoundError: the folder is missing, or no model in it.
         ImportError: onnxruntime is asked for and not installed.
         ValueError: the folder holds another kind of model, the repository does not exist, or `dtype`, `backend` or
-            `precision` is unknown or does not go with the others; or weights are missing, of another shape, NaN or
-            infinite.
+            `precision` is unknown or does not go with the others; the device is not here; or weights are missing,
+            of another shape, NaN or infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
     """
     if dtype is not None:
         refuse_other("dtype", dtype, DTYPES)
+    device = None if device is None else find_device(device)
     check_engine(backend, precision, num_threads, device, dtype, trust_remote_code)
     name = resolve_model(model)
     if backend == "onnx":

@@ -225,7 +225,8 @@ class PageGuard:
             if not is_gone and received <= most_bytes:
                 logger.warning("%s was refused: %s: %s", scope["path"], type(error).__name__, error)
                 full = isinstance(error, OSError)
-                return await _refuse(send, 503 if full else 400, NOT_KEPT if full else NOT_AN_UPLOAD)
+                wrong = NOT_AN_UPLOAD if scope["path"].rstrip("/").endswith("/upload") else NOT_UNDERSTOOD
+                return await _refuse(send, 503 if full else 400, NOT_KEPT if full else wrong)
         if received > most_bytes and not started:
             await _refuse(send, 413, _too_large(most_bytes))
 

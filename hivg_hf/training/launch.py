@@ -27,17 +27,12 @@ def choose_device(device: str) -> None:
     Raises:
         ValueError: If torch has no such device here, or several processes were launched, each with its own.
     """
-    import torch
+    from hivg_hf.utils.devices import find_device
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"--device {device} is for one process; the launcher gives each of several its own: omit it.")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"--device {device}: this installation of torch has no such device; try cpu, cuda or mps."
-        ) from error
-    if torch.device(device).type == "cpu":
+    device = find_device(device)
+    if device.partition(":")[0] == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     else:
         os.environ["ACCELERATE_TORCH_DEVICE"] = device

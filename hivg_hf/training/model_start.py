@@ -24,6 +24,7 @@ from hivg_hf.utils.whole_weights import load_whole
 from .recipe import ModelRecipe, Recipe
 from .recipe_checks import find_model_class
 from .run_folder import PhaseFolder
+from .trainer import forget_thresholds
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -48,7 +49,7 @@ def load_after(
     if plain and not continued:
         source = plain[-1].whole_result
         model: Any = load_growing(source, changes or {}, find_model_class(recipe.model.model_class))
-        processor = HiVGProcessor.from_pretrained(source)
+        processor = HiVGProcessor.from_pretrained(source, trust_remote_code=False)
     else:
         model = build_model(recipe.model, **(changes or {}))
         processor = build_processor(recipe.model, model.config)
@@ -109,8 +110,7 @@ def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     fields, kind = {**recipe.config, **changes}, find_model_class(recipe.model_class)
     if recipe.checkpoint:
         model = load_growing(plain_checkpoint(recipe), fields, kind)
-        for name in {"score_threshold", "multiple_threshold"} - set(fields):
-            setattr(model.config, name, None)  # `hivg calibrate` chose it for scores that training changes
+        forget_thresholds(model.config, kept=fields)
         _check_places(model)
         if adapter := continued_adapter(recipe):
             return add_trained_adapter(model, adapter, PROGRESSIVE_ADAPTER)
@@ -212,7 +212,7 @@ def _around_clip(clip: str, fields: Mapping[str, Any], kind: type[HiVGForVisualG
 def build_processor(recipe: ModelRecipe, config: HiVGConfig) -> HiVGProcessor:
     """The checkpoint's own processor, or one that fits the config with the recipe's (or CLIP's) tokenizer."""
     if recipe.checkpoint and not recipe.tokenizer:
-        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe))
+        return HiVGProcessor.from_pretrained(plain_checkpoint(recipe), trust_remote_code=False)
     return HiVGProcessor.for_config(config, load_tokenizer(recipe))
 
 

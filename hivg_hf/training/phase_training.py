@@ -59,6 +59,7 @@ def make_trainer(
         processing_class=processor,
         callbacks=[ReadableLog(phase.name), *phase.callbacks(model)],
         compute_loss_func=phase.loss_function(),
+        keeps_thresholds=True,  # where the recipe sets them; others went when the model was made
     )
     trainer.remove_callback(PrinterCallback)
     # transformers notes it in the config, which is saved with the weights; HiVG has no cache

@@ -15,12 +15,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hivg_hf.data import EpochSampler, GroundingCollator, UniqueImageSampler
@@ -34,6 +35,8 @@ from .trainer_checkpoints import CheckpointingTrainer
 from .trainer_evaluation import EarlyStop, EvaluatingTrainer, gives_own_order, keyed_rows
 
 logger = logging.getLogger(__name__)
+
+THRESHOLDS = ("score_threshold", "multiple_threshold")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -56,6 +59,8 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         model_init: Makes the model anew for every `train()`, for `hyperparameter_search`.
         initial_accuracy: Accuracy before the first step. A checkpoint only counts as best if it beats this, so that
             training never ends worse than it began.
+        keeps_thresholds: Whether the thresholds of the model's config hold for the scores after training too. By
+            default they are cleared when training begins, with a warning: they were chosen for other scores.
         kwargs: What else `transformers.Trainer` takes: `compute_metrics`, `callbacks`, `optimizers`, ...
 
     Example:
@@ -92,6 +97,7 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         model_init: Callable[..., torch.nn.Module] | None = None,
         *,
         initial_accuracy: float | None = None,
+        keeps_thresholds: bool = False,
         **kwargs: Any,
     ) -> None:
         args = HiVGTrainingArguments("tmp_trainer") if args is None else args
@@ -121,6 +127,8 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
         self._bad_loss: torch.Tensor | None = None
         if args.early_stop is not None:
             self.add_callback(EarlyStop(args.early_stop))
+        if not keeps_thresholds:
+            self.add_callback(ThresholdsForgotten())
 
     # ---- batches ----
 
@@ -372,6 +380,36 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             self._term_sums.clear()
             self._term_steps = 0
         super().log(logs, start_time)
+
+
+class ThresholdsForgotten(TrainerCallback):
+    """Clear the thresholds that the start was calibrated to, and say so."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        forgotten = forget_thresholds(getattr(model, "config", None))
+        if forgotten and state.is_world_process_zero:
+            logger.warning(
+                "score: %s cleared, since training changes the scores that it was chosen for; answers say no `found` "
+                "until `hivg calibrate` has chosen another (keeps_thresholds=True keeps it).",
+                " and ".join(f"{name} {value:g}" for name, value in forgotten.items()),
+            )
+
+
+def forget_thresholds(config: Any, kept: Collection[str] = ()) -> dict[str, float]:
+    """Clear what `hivg calibrate` chose for scores that training changes.
+
+    Args:
+        config: Of a HiVG; another kind stays as it is.
+        kept: Names of thresholds that are to hold afterwards.
+
+    Returns:
+        What was cleared, by name.
+    """
+    names = [name for name in THRESHOLDS if name not in kept and getattr(config, name, None) is not None]
+    forgotten = {name: getattr(config, name) for name in names}
+    for name in names:
+        setattr(config, name, None)
+    return forgotten
 
 
 def _move(scheduler: Any, start: int) -> None:

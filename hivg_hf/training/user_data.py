@@ -147,7 +147,8 @@ def _open_base(base: str) -> tuple[str, Mapping[str, Any]]:
     try:
         config, _ = PretrainedConfig.get_config_dict(locate(base, weights=False))
     except OSError as error:
-        raise ValueError(f"{base} is neither a model folder nor a Hub id that can be reached: {error}") from error
+        said = str(error).partition("\n")[0]  # general advice follows
+        raise ValueError(f"{base} is neither a model folder nor a Hub id that can be reached: {said}") from error
     model_type = config.get("model_type")
     if model_type not in ("hivg", "clip"):
         raise ValueError(f"{base} is a model of type {model_type!r}; training starts from a HiVG or a CLIP model.")

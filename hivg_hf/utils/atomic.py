@@ -172,9 +172,10 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """A hidden folder beside the target, removed at the end."""
+    name = os.fsencode(target.name)[:_NAME_BYTES].decode("utf-8", "ignore")
     with (
         folder_made(target.parent),
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as folder,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.", suffix=".partial") as folder,
     ):
         yield Path(folder)
 

@@ -86,6 +86,9 @@ def test_refusal_of_a_config_is_its_own_sentence(add_verb: Callable[[Callable[..
         (["clean", "a.csv", "--out", "review"], "--out"),
         (["calibrate", "--model", "tiny", "--data", "a.csv"], "--model"),
         (["ground-dataset", "--source", "a.csv", "out"], "--source"),
+        (["ground", "--image", "a.png", "--prompt", "a dog"], "--image"),
+        (["push", "--model", "runs/mine", "me/mine"], "--model"),
+        (["label", "photos", "--output-dir", "labels"], "--output-dir"),
     ],
 )
 def test_an_option_for_what_is_a_plain_word_is_told_so(words: list[str], option: str) -> None:
@@ -93,6 +96,69 @@ def test_an_option_for_what_is_a_plain_word_is_told_so(words: list[str], option:
     assert result.exit_code == 2
     said = " ".join(result.output.replace("\u2502", " ").split())
     assert f"No option {option}: its value stands alone here" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("train --data a.csv --model tiny", "--base"),
+        ("train --data a.csv --checkpoint tiny", "--base"),
+        ("train --data a.csv --learning-rate 1e-4", "--lr"),
+        ("train --data a.csv --images-dir photos", "--images"),
+        ("ground a.png dog --weights tiny", "--model"),
+        ("ground a.png dog --output b.png", "--out"),
+        ("ground a.png dog -o b.png", "--out"),
+        ("ground a.png dog --conf 0.3", "--threshold"),
+        ("ground-dataset a.csv out --image file", "--image-column"),
+        ("ground-dataset a.csv out --prompt caption", "--text-column"),
+        ("evaluate --model tiny --output-dir out", "--out"),
+        ("evaluate --model tiny --query caption", "--column expression=NAME"),
+        ("label photos labels --model tiny", "--teacher"),
+        ("label photos labels --classes dog", "--nouns"),
+        ("survey a.csv --image photos --out look", "--images"),
+    ],
+)
+def test_what_other_tools_call_it_is_answered_with_its_name_here(words: str, option: str) -> None:
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 2
+    assert f": here it is {option}." in " ".join(result.output.replace("\u2502", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *[("eval", "evaluate"), ("predict", "ground"), ("finetune", "train"), ("download", "get"), ("upload", "push")],
+        *[("serve", "demo"), ("help", "--help"), ("version", "--version"), ("Train", "train"), ("grund", "ground")],
+        ("ground_dataset", "ground-dataset"),
+    ],
+)
+def test_what_other_tools_call_a_verb_is_answered_with_its_name_here(typed: str, meant: str) -> None:
+    result = CliRunner().invoke(app, [typed, "a.png"])
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("\u2502", " ").split())
+    assert f"No such command '{typed}': here it is hivg {meant}." in said
+
+
+@pytest.mark.parametrize("words", [["-h"], ["ground", "-h"]])
+def test_the_short_word_for_help_is_known(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
+def test_what_only_a_recipe_sets_is_named_as_its_key() -> None:
+    result = CliRunner().invoke(app, ["train", "hivg-tiny-refshapes", "--num-workers", "2"])
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("\u2502", " ").split())
+    assert "No option --num-workers: what a recipe holds is changed as KEY=VALUE, such as workers=2" in said
+
+
+@pytest.mark.parametrize("words", ["ground a.png dog", "label a out", "video a.mp4 dog", "ground-dataset a.csv out"])
+def test_a_device_is_looked_for_before_anything_is_opened(words: str) -> None:
+    result = CliRunner().invoke(app, [*words.split(), "--device", "gpu"])
+    assert result.exit_code == 2
+    assert result.output.startswith("hivg: The device 'gpu' is not available here; expected cpu")
+    assert result.output.count("\n") == 1
 
 
 def test_other_unknown_options_keep_the_parsers_words() -> None:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
@@ -65,6 +66,32 @@ def test_rows_with_errors_end_with_status_1_and_mistakes_with_2(
         assert done.exit_code == 2
         assert message in done.output.replace("\n", " ")
         assert not (tmp_path / "b").exists()
+
+
+def test_a_table_none_of_whose_rows_can_be_read_is_not_said_to_be_empty(
+    table: Path, tiny_checkpoint: str, tmp_path: Path
+) -> None:
+    odd = table.with_name("commas.csv")
+    odd.write_text("file_name,caption\n0.png,the red, small one\n", encoding="utf-8")
+    done = CliRunner().invoke(app, ["ground-dataset", str(odd), str(tmp_path / "out"), "--model", tiny_checkpoint])
+    assert done.exit_code == 1
+    assert "the first error: The row cannot be read: it has 3 cells, the header has 2." in done.output
+
+
+def test_two_columns_of_one_name_are_refused(table: Path, tiny_checkpoint: str, tmp_path: Path) -> None:
+    columns = [pa.array(["0.png"]), pa.array(["red"]), pa.array(["blue"])]
+    pq.write_table(pa.table(columns, names=["image", "expression", "expression"]), table.with_name("twice.parquet"))
+    words = [
+        "ground-dataset",
+        str(table.with_name("twice.parquet")),
+        str(tmp_path / "out"),
+        "--model",
+        tiny_checkpoint,
+    ]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "twice.parquet' has the column 'expression' twice; rename or remove one." in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_columns_are_named_as_in_every_verb(table: Path, tiny_checkpoint: str, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_device_that_torch_has_not_got_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     result = run(TINY, "--dry-run", "--device", "cuda:99", "--out", tmp_path / "run")
     assert result.exit_code == 2
-    assert "--device cuda:99: this installation of torch has no such device; try cpu, cuda or mps." in result.output
+    assert "hivg: The device 'cuda:99' is not available here; expected cpu" in result.output
 
 
 def test_a_device_for_several_processes_is_refused(tmp_path, monkeypatch):

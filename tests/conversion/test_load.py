@@ -26,7 +26,7 @@ from hivg_hf.conversion import (
     official_processor,
     published_clip_config,
 )
-from hivg_hf.conversion.files import CLIP_ALONE
+from hivg_hf.conversion.files import CLIP_ALONE, read_official_file
 from hivg_hf.modeling.presets_hivg import PUBLISHED_CLIPS
 
 LAYERS = OfficialLayers([0, 3, 7, 11], [1, 4, 8, 12], [6, 12])
@@ -424,3 +424,31 @@ def test_terms_of_the_bridges_go_on_with_the_adapter(case: OfficialCase, tmp_pat
     assert_outputs_match(run_ours(merged.model, case), case.run(mixes_batch=False))
     with pytest.raises(ValueError, match=r"bridge terms of rank 32 and scale 0.25; `bridge_lora` is of rank 32 and"):
         convert_official_checkpoint(path, config_of(case, bridge_lora=True), lora="adapter", lora_alpha=8)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([torch.zeros(1)], "a list"),
+        ([], "a list"),
+        ({}, "an empty dict"),
+        ({"model": {}}, "an empty dict"),
+        (torch.zeros(2), "a Tensor"),
+        (None, "a NoneType"),
+        ({"a": 1.0}, "a dict with 'a': float"),
+        ({1: torch.zeros(1)}, "a dict with 1: Tensor"),
+        ({"model": {("a", "b"): torch.zeros(1)}}, r"a dict with \('a', 'b'\): Tensor"),
+        ({"model": [torch.zeros(1)]}, "a dict with 'model': list"),
+    ],
+)
+def test_what_is_not_a_state_dict_is_named(content: Any, found: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "best.pth")
+    with pytest.raises(ValueError, match=rf"best\.pth has no state dict but {found}; an official checkpoint has one"):
+        read_official_file(tmp_path / "best.pth")
+
+
+@pytest.mark.parametrize(("content", "kind"), [(b"", "empty"), (b"\x89PNG\r\n\x1a\n", "a PNG picture")])
+def test_another_file_under_the_name_of_safetensors_is_named(content: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"best\.safetensors is {kind}; expected a safetensors file"):
+        read_official_file(tmp_path / "best.safetensors")

@@ -52,7 +52,7 @@ def test_a_results_file_that_is_not_a_runs_leads_nowhere(run_folder: Path, conte
         resolve_model(run_folder)
 
 
-@pytest.mark.parametrize("name", ["me/hivg", "me/hivg@v1", "hivg"])
+@pytest.mark.parametrize("name", ["me/hivg", "me/hivg@v1", "hivg", "me/hivg-tiny-refshapes", "hivg-tiny"])
 def test_what_is_no_folder_is_a_repository(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_model(name) == name
@@ -63,6 +63,10 @@ def test_what_is_no_folder_is_a_repository(name: str, tmp_path: Path, monkeypatc
     [
         ("./absent", r"Model folder not found: './absent'\."),
         ("runs/mine/absent", r"Model folder not found: 'runs/mine/absent'\."),
+        ("Tiny", r"Unknown model 'Tiny': did you mean 'tiny'\?$"),
+        ("tinny", r"Unknown model 'tinny': did you mean 'tiny'\?$"),
+        ("HiVG-tiny-refshapes", r"Unknown model 'HiVG-tiny-refshapes': did you mean 'hivg-tiny-refshapes'\?$"),
+        ("Official:base-mixup", r"did you mean 'official:base-mixup'\?$"),
         ("best.pth", r"'best.pth' is a file; .*convert it first: hivg convert best.pth FOLDER"),
         ("empty", r"The folder 'empty' has no model: it has no config.json\."),
     ],

@@ -312,6 +312,10 @@ def test_values_of_a_wrong_type_are_refused_before_gradio_sees_them(
             400,
             "`session_hash` must be a string of at most 64",
         ),
+        ("queue/join", {"fn_index": 1, "session_hash": ""}, 400, "`session_hash` must be a string of at most 64"),
+        ("queue/join", {"fn_index": 1, "session_hash": "\ud800"}, 400, "at most 64 letters, digits, - or _"),
+        ("queue/join", {"fn_index": 1, "session_hash": "../../x"}, 400, "at most 64 letters, digits, - or _"),
+        ("queue/join", {"fn_index": 1, "session_hash": "a\r\nb"}, 400, "at most 64 letters, digits, - or _"),
         ("queue/join", {"fn_index": 1, "session_hash": 7}, 400, "`session_hash` must be a string"),
         ("queue/join", {"fn_index": 1, "trigger_id": [], "session_hash": "a"}, 400, "`trigger_id` must be an integer"),
         ("run/load_example", {"data": [99]}, 400, "must be the number of an example, got 99."),
@@ -319,6 +323,7 @@ def test_values_of_a_wrong_type_are_refused_before_gradio_sees_them(
         ("call/load_example", {"data": [None]}, 400, "must be the number of an example, got null."),
         ("call/load_example", {"data": [True]}, 400, "must be the number of an example, got true."),
         ("cancel", {}, 422, "The request lacks a field or has one of a wrong type."),
+        ("cancel", {"event_id": "\ud800"}, 400, "The request lacks a field or has one of a wrong type."),
         ("reset", {"event_id": 7}, 422, "The request lacks a field or has one of a wrong type."),
     ],
 )
@@ -328,6 +333,15 @@ def test_unknown_functions_and_sessions_are_refused_in_a_sentence(
     reply = client.post(f"/gradio_api/{path}", own_question(client.uploaded(photo)) | more)
     assert reply.status == status
     assert sentence in reply.sentence
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_what_a_script_says_of_its_upload_beside_the_path_is_not_read(
+    client: Client, photo: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = client.uploaded(photo)
+    for more in ({"orig_name": 5}, {"size": "big"}, {"mime_type": []}, {"is_stream": "x"}, {"url": "http://a/"}):
+        assert client.answer({**own, **more})[2]["data"], more
     assert "Traceback" not in "".join(capfd.readouterr())
 
 

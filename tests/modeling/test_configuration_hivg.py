@@ -62,6 +62,11 @@ def test_custom_pipelines_are_written_but_not_shown(tmp_path, tiny_config):
         ({"score_threshold": float("nan")}, "`score_threshold` must be a score, 0 to 1, or None. Got nan"),
         ({"adaptive_weight_init": float("inf")}, "`adaptive_weight_init` must be a finite number. Got inf"),
         ({"score": "similarity", "loss_weights": {"score": 1.0}}, 'which needs `score="head"`'),
+        (
+            {"text_pad_id": 10**9, "bridge_mask_padding": False},
+            "`text_pad_id` must be a token id, 0 to .* Got 1000000000",
+        ),
+        ({"text_pad_id": -5, "bridge_mask_padding": False}, "`text_pad_id` must be a token id, 0 to .* Got -5"),
         ({"format_version": 99}, "saved in format 99.*Install a newer hivg_hf"),
     ],
 )

@@ -553,3 +553,21 @@ def test_an_expression_by_another_name_is_refused_with_the_right_one(pipe: Visua
         pipe(np.zeros((8, 8, 3), dtype=np.uint8), **{name: "the star"})
     with pytest.raises(TypeError, match=r"has no option 'colour'\.$"):
         pipe(np.zeros((8, 8, 3), dtype=np.uint8), "the star", colour=1)
+
+
+@pytest.mark.parametrize("text", [[["the star", "red"], ["a"]], [["a"]], ["a", ("red",)], [np.array(["a", "red"])]])
+def test_lists_in_the_list_of_one_image_are_refused_and_not_answered_for_other_words(
+    text: Any, pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"Expression \d of an image is a \w+: give one image a flat list of strings"):
+        pipe(pictures[0], text)
+    with pytest.raises(TypeError, match="a list of lists goes with a list of images"):
+        pipe({"image": pictures[0], "text": text})
+
+
+@pytest.mark.parametrize("batch_size", ["2", 1.5])
+def test_a_batch_size_that_is_not_a_whole_number_is_named(
+    batch_size: Any, pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number of at least 1, got ('2'|1\.5)"):
+        pipe(pictures[:2], "red", batch_size=batch_size)

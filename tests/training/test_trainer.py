@@ -335,3 +335,32 @@ def test_gathered_negatives_ask_for_equal_shares(tiny_model, tiny_processor, tmp
 def test_a_trainer_without_a_processor_is_refused(tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"needs the model's HiVGProcessor: pass it as processing_class"):
         make_trainer(fresh_model(tiny_model), None, tmp_path)
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_thresholds_of_the_start_are_cleared_aloud(with_adapters, tiny_model, tiny_processor, tmp_path, caplog):
+    model = fresh_model(tiny_model)
+    model.config.score_threshold, model.config.multiple_threshold = 0.625, 0.25
+    trained = start_stage(model, HiLoraConfig.for_model(model.config, stages=1), 1) if with_adapters else model
+    trainer = make_trainer(trained, tiny_processor, tmp_path, max_steps=1)
+    assert model.config.score_threshold == 0.625  # evaluating before training is the calibrated model's
+    trainer.train()
+    assert (model.config.score_threshold, model.config.multiple_threshold) == (None, None)
+    [said] = [record.getMessage() for record in caplog.records if "score:" in record.getMessage()]
+    assert said.startswith("score: score_threshold 0.625 and multiple_threshold 0.25 cleared")
+    assert "`hivg calibrate`" in said
+
+
+def test_thresholds_chosen_for_the_scores_to_come_are_kept(tiny_model, tiny_processor, tmp_path, caplog):
+    model = fresh_model(tiny_model)
+    model.config.score_threshold = 0.5
+    trainer = HiVGTrainer(
+        model,
+        HiVGTrainingArguments(tmp_path, max_steps=1, save_strategy="no", report_to=[], use_cpu=True),
+        train_dataset=ROWS,
+        processing_class=tiny_processor,
+        keeps_thresholds=True,
+    )
+    trainer.train()
+    assert model.config.score_threshold == 0.5
+    assert "score:" not in caplog.text

@@ -186,6 +186,7 @@ def test_a_table_of_its_own_serves_validation(photos, bases):
     [
         ({"box_format": None}, "say what its boxes mean with box_format="),
         ({"base": "no/such/folder"}, "no/such/folder is neither a model folder nor a Hub id"),
+        ({"base": "Tiny"}, r"^Tiny is neither a model folder .*: Unknown model 'Tiny': did you mean 'tiny'\?$"),
         ({"data": "gone.csv"}, r"the table needs the file gone\.csv"),
         ({"images": "gone"}, "Image folder not found: gone"),
     ],

@@ -28,6 +28,13 @@ def test_file_appears_under_its_name_only_when_the_block_ends(tmp_path: Path) ->
     assert names_in(target.parent) == ["figures.json"]
 
 
+@pytest.mark.parametrize("name", ["x" * 250 + ".png", "\u00e9" * 120 + ".json", "\udcff.png"])
+def test_a_name_as_long_as_a_file_system_takes_is_written(name: str, tmp_path: Path) -> None:
+    with atomic_path(tmp_path / name) as temporary:
+        temporary.write_text("{}")
+    assert names_in(tmp_path) == [name]
+
+
 def test_file_survives_a_failure_of_its_successor(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     target.write_text("old")

@@ -106,6 +106,39 @@ def test_a_damaged_file_is_named(tmp_path, content):
         load_torch_file(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "is empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "is a PNG picture"),
+        (b"\xff\xd8\xff\xe0" + bytes(40), "is a JPEG picture"),
+        (b"\n\n<!doctype html><html>Quota exceeded</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n", "is a pointer of Git LFS"),
+        (b"\x1f\x8b\x08" + bytes(40), "is compressed with gzip: unpack it first"),
+        (bytes(257) + b"ustar" + bytes(300), "is a tar archive: unpack it first"),
+        (b"\x93NUMPY\x01\x00", "is a NumPy array"),
+        (b"PK\x05\x06" + bytes(18), r"begins with the bytes b'PK\\x05\\x06"),
+        (b"hello, world", "begins with the bytes b'hello, w'"),
+        (b"\x80\x02a.", r"is not .* \(it is damaged\)"),
+    ],
+)
+def test_another_file_is_named_by_what_it_is(tmp_path, content, kind):
+    file = tmp_path / "best.pth"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"best\.pth {kind}") as error:
+        load_torch_file(file)
+    assert "torch.save" in str(error.value)
+    assert "harm" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_module_saved_whole_is_named_with_what_to_save(tmp_path, is_archive):
+    file = tmp_path / "module.pth"
+    torch.save(torch.nn.Linear(2, 2), file, _use_new_zipfile_serialization=is_archive)
+    with pytest.raises(ValueError, match=r"holds a module, .* torch\.save\(module\.state_dict\(\), FILE\)"):
+        load_torch_file(file)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         load_torch_file(tmp_path / "nowhere.pth")

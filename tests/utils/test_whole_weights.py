@@ -123,6 +123,43 @@ def test_damaged_files_are_named(damage, copied):
             opener(copied)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("num_queries", 10**9, r"num_queries must be between 1 and 1,000, got 1,000,000,000\."),
+        ("num_queries", "6", r"Field 'num_queries' expected int, got str \(value: '6'\)\."),
+        ("score_threshold", "0.5", r"Field 'score_threshold' with value '0\.5' doesn't match any type in .*\)\."),
+        ("score_threshold", float("nan"), r"`score_threshold` must be a score, 0 to 1, or None\. Got nan\."),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_told_in_its_own_words(field, value, said, copied):
+    content = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**content, field: value}))
+    with pytest.raises(ValueError, match=rf"cannot be opened, since its config\.json cannot be used: {said}$"):
+        load_pipeline(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("processor_config.json", ("image_processor", "image_processor_type"), "Evil"),
+        ("config.json", ("model_type",), "hivg2"),
+    ],
+)
+def test_code_that_a_folder_asks_for_is_neither_run_nor_asked_about(file, keys, value, copied, monkeypatch):
+    content = json.loads((copied / file).read_text())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (copied / file).write_text(json.dumps(content))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(ValueError, match="asks for code of its own, and none was run: pass trust_remote_code=True"):
+        load_pipeline(copied)
+    assert asked == []
+
+
 def test_a_growing_model_may_have_new_bridges_but_whole_clip_weights(copied, tiny_config):
     grown = load_growing(copied, {"bridge_layers": [0, 1, 3]})
     assert grown.config.bridge_layers == [0, 1, 3]

@@ -89,6 +89,11 @@ def resolve_columns(header: Sequence[str], renamed: Mapping[str, str], box_forma
     if header and names["box"] not in header and names["boxes"] not in header:
         layouts = BOX_COLUMNS[layout_and_full(box_format)[0]]
         names["box"] = _four_columns(header, layouts)
+        if names["box"] and (other := _four_columns([one for one in header if one not in names["box"]], layouts)):
+            raise ValueError(
+                f"{source}: the columns {', '.join(names['box'])} and {', '.join(other)} may both be its box; rename "
+                "or remove four of them."
+            )
         lost += [] if names["box"] else [f"box (or {', '.join(layouts[0])})"]
         for side in ("width", "height"):
             if names["box"] and names[side] in names["box"]:  # of the box, then, and not of the picture

@@ -4,6 +4,7 @@ A reader is a function `read(split, root=..., ...) -> Annotations`. It does not 
 the split and a function from one record to one draft, so that the same reader serves a dataset in memory and a stream.
 """
 
+import difflib
 import functools
 import os
 import unicodedata
@@ -410,7 +411,27 @@ def need_file(path: Path, source: str) -> Path:
         FileNotFoundError: it is not; the message lists what the folder holds.
     """
     if not path.is_file():
-        beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        held = f"that folder holds {', '.join(beside[:12])}" if beside else f"there is no folder {path.parent}"
+        if path.is_dir():
+            raise FileNotFoundError(f"{source} needs a file, and {path} is a folder.")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{source} needs the file {path}; there is no folder {path.parent}.")
+        beside = _names_like(path)
+        held = f"that folder holds {', '.join(beside[:12])}" if beside else "that folder is empty"
         raise FileNotFoundError(f"{source} needs the file {path}; {held}.")
     return path
+
+
+def _names_like(path: Path) -> list[str]:
+    """What stands in the folder of a file, names like its own first; not the folder that a run is about to fill."""
+    beside = sorted(entry.name for entry in path.parent.iterdir() if not _holds_nothing(entry))
+    alike = difflib.get_close_matches(path.name, beside)
+    return [*alike, *(name for name in beside if name not in alike)]
+
+
+def _holds_nothing(entry: Path) -> bool:
+    if entry.name.startswith("."):
+        return True
+    try:
+        return entry.is_dir() and all(inside.name.startswith(".") for inside in entry.iterdir())
+    except OSError:
+        return False

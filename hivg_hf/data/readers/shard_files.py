@@ -97,6 +97,10 @@ class ShardFiles:
             )
         self.kind = kinds[0]
         self.schema = self._read_schema()
+        if twice := sorted({name for name in self.schema.names if self.schema.names.count(name) > 1}):
+            raise ValueError(
+                f"'{self.source}' has the column {', '.join(map(repr, twice))} twice; rename or remove one."
+            )
 
     @staticmethod
     def names_files(source: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
+from hivg_hf.utils.safe_pickle import foreign_kind
 from hivg_hf.utils.strict_mapping import parse_json
 
 from ..schema import shown_text
@@ -280,10 +281,11 @@ class CsvRows(Sequence[dict[str, Any]]):
         encoding: as Python names it; UTF-8 or a UTF-16 that says so itself by default.
 
     Attributes:
+        column_names: those of the header.
         lines: (N,) the number of each row's first line in the file, from 1.
 
     Raises:
-        ValueError: the header cannot be read, or names a column twice.
+        ValueError: the header cannot be read, or names a column twice; or there are no rows.
     """
 
     def __init__(self, path: str | os.PathLike[str], encoding: str | None = None) -> None:
@@ -300,11 +302,16 @@ class CsvRows(Sequence[dict[str, Any]]):
         header = next(rows, (1, ()))[1]
         if isinstance(header, str):
             raise ValueError(f"{path}: its header cannot be read: {header}.")
-        self._header = [name.strip() for name in header]
-        twice = sorted({name for name in self._header if self._header.count(name) > 1})
+        self.column_names = [name.strip() for name in header]
+        twice = sorted({name for name in self.column_names if self.column_names.count(name) > 1})
         if twice:
             raise ValueError(f"{path} has the column {', '.join(map(repr, twice))} twice; rename or remove one.")
         numbered = list(rows)
+        if not numbered:
+            if not any(header):
+                raise ValueError(f"'{path}' is empty: give a table with a line of column names and rows below it.")
+            names = shown_text(", ".join(header))
+            raise ValueError(f"{path} has no rows: its first line, {names}, is read as the names of columns.")
         self.lines = [number for number, _ in numbered]
         self._rows = [row for _, row in numbered]
 
@@ -327,19 +334,23 @@ class CsvRows(Sequence[dict[str, Any]]):
         cells = self._rows[position]
         if isinstance(cells, str):
             raise ValueError(cells)
-        if len(cells) != len(self._header):
-            raise ValueError(f"it has {len(cells)} cells, the header has {len(self._header)}")
-        return dict(zip(self._header, cells, strict=True))
+        if len(cells) != len(self.column_names):
+            raise ValueError(f"it has {len(cells)} cells, the header has {len(self.column_names)}")
+        return dict(zip(self.column_names, cells, strict=True))
 
 
 def _marked_encoding(path: Path) -> str | None:
     """`utf-16` or `utf-32` where a file begins with that mark, as spreadsheets save "Unicode text"; None without one.
 
     Raises:
-        ValueError: it is such text and lacks the mark, which would say in which order the bytes are.
+        ValueError: it is such text and lacks the mark, which would say in which order the bytes are; or no text.
     """
+    if (foreign := foreign_kind(path)) not in (None, "empty"):
+        raise ValueError(f"{path} is {foreign}; expected a table as text.")
     with path.open("rb") as file:
         start = file.read(4)
+    if start == b"PK\x03\x04":
+        raise ValueError(f"{path} is an Excel workbook or another archive: save it as CSV UTF-8, or unpack it.")
     if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         return "utf-32"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -1,5 +1,6 @@
 """Tables as people really have them: names of columns and files, numbers as text, formats that are not said."""
 
+import gzip
 import json
 import logging
 import unicodedata
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from hivg_hf.data.loading import load_grounding_dataset
+from hivg_hf.data.readers.common import need_file
 from hivg_hf.data.rows import BrokenRowsError
 
 HEAD = "image,expression,x1,y1,x2,y2\n"
@@ -290,3 +292,45 @@ def test_a_look_at_the_numbers_reads_decimal_commas(folder):
     path = _csv(folder, "image;expression;x1;y1;x2;y2\n" + rows)
     with pytest.raises(ValueError, match="boxes looked at cannot be xyxy_normalized, and all are possible as"):
         load_grounding_dataset(path, "all", box_format="xyxy_normalized", decimal_comma=True)
+
+
+def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path):
+    for name in ("a.png", "b.png", "labels.csv"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "look").mkdir()
+    (tmp_path / "look" / ".lock").write_text("")  # as `hivg survey --out look` holds it while it reads
+    with pytest.raises(FileNotFoundError, match=r"; that folder holds labels\.csv, a\.png, b\.png\.$"):
+        need_file(tmp_path / "labels.cvs", "the table")
+
+
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"the table needs a file, and .* is a folder\.$"):
+        need_file(tmp_path, "the table")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"my\.csv' is empty: give a table with a line of column names and rows below it\.$"),
+        (b"a.png,red,1,2,3,4\n", r"has no rows: its first line, a\.png, red, 1, 2, 3, 4, is read as the names of col"),
+        (gzip.compress(b"image,expression\n"), r"my\.csv is compressed with gzip: unpack it first; expected a table"),
+        (b"PK\x03\x04" + bytes(60), r"my\.csv is an Excel workbook or another archive: save it as CSV UTF-8"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(60), r"my\.csv is a PNG picture; expected a table as text"),
+        (b"<!doctype html><p>Sign in</p>", r"my\.csv is a web page; expected a table as text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", r"my\.csv is a pointer of Git LFS"),
+    ],
+)
+def test_what_is_not_a_table_is_named_by_what_it_is(content, message, tmp_path):
+    (tmp_path / "my.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_grounding_dataset(str(tmp_path / "my.csv"), "all", box_format="xyxy")
+
+
+def test_two_boxes_in_one_row_are_refused_since_either_may_be_meant(tmp_path):
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.png")
+    path = tmp_path / "my.csv"
+    path.write_text("image,expression,x1,y1,x2,y2,xmin,ymin,xmax,ymax\na.png,red,1,2,30,40,5,6,50,60\n")
+    with pytest.raises(ValueError, match=r"the columns x1, y1, x2, y2 and xmin, ymin, xmax, ymax may both be its box"):
+        load_grounding_dataset(str(path), "all", box_format="xyxy")
+    path.write_text("image,expression,x,y,w,h,width,height\na.png,red,1,2,30,40,100,80\n")  # of the picture
+    assert load_grounding_dataset(str(path), "all", box_format="xywh")[0]["boxes"] == [[1, 2, 31, 42]]

@@ -186,7 +186,7 @@ def test_a_missing_file_is_named_with_what_is_there(coco):
     root, instances = coco
     _write(root, "refcocog", "google", [], instances)
     with pytest.raises(
-        FileNotFoundError, match=r"refs\(umd\)\.p; that folder holds instances\.json, refs\(google\)\.p"
+        FileNotFoundError, match=r"refs\(umd\)\.p; that folder holds refs\(google\)\.p, instances\.json"
     ):
         load_grounding_dataset("refcocog-umd", "val", root=root)
     with pytest.raises(ValueError, match="refcoco is read from files: give root="):

@@ -1,0 +1,40 @@
+"""The device that a name means, or one sentence with those that are here."""
+
+import re
+from typing import Any
+
+import torch
+
+
+def find_device(name: Any) -> str:
+    """A device as torch writes it, checked by making a tensor there.
+
+    Args:
+        name: A name in any case, such as `"cuda:1"`; or, as in a transformers pipeline, the number of an accelerator,
+            of which -1 is the CPU.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    device = str(name).strip().lower()
+    here = available_devices()
+    if re.fullmatch(r"-?\d+", device):
+        kind = here[1].partition(":")[0] if len(here) > 1 else "accelerator"
+        device = "cpu" if int(device) == -1 else f"{kind}:{int(device)}"
+    try:
+        if torch.device(device).type != "meta":  # it has shapes and no numbers
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):  # each kind of device has its own
+        pass
+    only = " only: this installation of torch sees no accelerator" if len(here) == 1 else ""
+    raise ValueError(f"The device {str(name)!r} is not available here; expected {' or '.join(here)}{only}.")
+
+
+def available_devices() -> list[str]:
+    """The CPU, then the accelerators that torch can use."""
+    if not torch.accelerator.is_available():
+        return ["cpu"]
+    kind = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count()
+    return ["cpu", *(f"{kind.type}:{index}" for index in range(count))] if kind else ["cpu"]

@@ -1,0 +1,33 @@
+"""A device's name: any case, a pipeline's number, and a sentence where it is not here."""
+
+import pytest
+import torch
+
+from hivg_hf.utils.devices import find_device
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", " Cpu\n", "cpu:0", -1, "-1", torch.device("cpu")])
+def test_names_of_the_processor(name: object) -> None:
+    assert torch.device(find_device(name)).type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:99", 99, "-2", "cuda:", "cuda:x", "banana", "", "meta", "opengl", "xla"]
+)
+def test_what_is_not_here_is_named_with_what_is(name: object) -> None:
+    with pytest.raises(ValueError, match=r"is not available here; expected cpu") as error:
+        find_device(name)
+    assert repr(str(name)) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_accelerators_are_listed_and_numbers_mean_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    made = []
+    monkeypatch.setattr(torch, "empty", lambda *size, device: made.append(device))
+    assert find_device(1) == find_device("1") == "cuda:1"
+    assert made == ["cuda:1", "cuda:1"]
+    with pytest.raises(ValueError, match=r"expected cpu or cuda:0 or cuda:1\.$"):
+        find_device("gpu")
