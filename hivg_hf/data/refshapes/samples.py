@@ -90,8 +90,8 @@ class SampleOptions:
             )
         if self.plural_fraction and self.kinds is not None and PLURAL not in self.kinds:
             raise ValueError(
-                f"plural_fraction {self.plural_fraction} asks for plurals, kinds {list(self.kinds)} leaves them out: add "
-                f"{PLURAL!r} to kinds, or omit plural_fraction."
+                f"plural_fraction {self.plural_fraction} asks for plurals, kinds {list(self.kinds)} leaves them out: "
+                f"add {PLURAL!r} to kinds, or omit plural_fraction."
             )
         refuse_other("wordings", self.wordings, WORDINGS)
         if self.wordings != "standard" and self.split == "text":
