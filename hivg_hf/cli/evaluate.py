@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say, terminal
-from ._options import Backend, Column, named_rows, reader_options
+from ._options import Backend, BoxFormat, Column, Images, Quiet, ReaderOption, Seed, Size, named_rows, reader_options
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,11 @@ def evaluate(
             "out for validation (then omit --data)."
         ),
     ] = "val",
-    images: Annotated[
-        list[Path] | None, typer.Option(help="Folder of the pictures that --data names; repeatable.")
-    ] = None,
-    box_format: Annotated[
-        str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh or cxcywh.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
-    size: Annotated[int | None, typer.Option(help="Rows of generated data per split.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
-    ] = None,
+    images: Images = None,
+    box_format: BoxFormat = None,
+    seed: Seed = None,
+    size: Size = None,
+    option: ReaderOption = None,
     column: Column = None,
     protocol: Annotated[str, typer.Option(help="pixel, official, mdetr or ref-l4: what counts as right.")] = "pixel",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
@@ -120,7 +114,7 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Omit the note on what the model tiny knows.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model

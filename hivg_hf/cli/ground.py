@@ -19,10 +19,9 @@ import typer
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
-from . import EXIT_STATUS_ON_ERROR, Model, note_what_tiny_knows, run_verb
+from . import EXIT_STATUS_ON_ERROR, EXIT_STATUS_SOME_FAILED, Model, note_what_tiny_knows, run_verb
 from ._options import Backend, Device, Dtype, Precision, Quiet, ReduceJpeg, TrustRemoteCode
 
-EXIT_STATUS_SOME_FAILED = 1
 RESULTS_NAME = "results.jsonl"
 
 
@@ -97,7 +96,7 @@ def ground(
     from hivg_hf.inference.pictures import Asker, PictureWriter
     from hivg_hf.inference.results_file import ResultsFile
 
-    from ._ground_report import Report, show_cut_expressions_as_lines
+    from ._ground_report import Report, print_warnings_as_lines
 
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
@@ -132,7 +131,7 @@ def ground(
         questions: Any = report.usable(read_questions(sys.stdin, asked.expressions))
     else:
         questions = report.not_done(asked.questions)
-    show_cut_expressions_as_lines()
+    print_warnings_as_lines()
     options: dict[str, Any] = {"mask": mask, "heatmap": heatmap, "threshold": threshold, "batch_size": batch_size}
     # a plain CLIP knows neither
     options |= {

@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
 
-from . import Model, note_what_tiny_knows, run_verb, say
+from . import EXIT_STATUS_SOME_FAILED, Model, note_what_tiny_knows, run_verb, say
 from ._options import Column, Dtype, Quiet, ReduceJpeg, TrustRemoteCode, in_shell_words
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
     from hivg_hf.inference.dataset_run import DatasetRun, Progress
 
-EXIT_STATUS_SOME_FAILED = 1
 ENGINES = ("local", "ray")
 # Names that tables commonly give to the two columns, tried in order where none is named.
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "path", "jpg", "png", "jpeg", "webp")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb
-from ._options import Column, reader_options
+from ._options import BoxFormat, Column, Quiet, ReaderOption, reader_options
 
 
 def train(
@@ -34,13 +34,8 @@ def train(
     val: Annotated[
         Path | None, typer.Option(help="Validation file; by default a part of --data is split off.")
     ] = None,
-    box_format: Annotated[
-        str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh or cxcywh.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="How --data is read, KEY=VALUE, such as multi_target=union; repeatable."),
-    ] = None,
+    box_format: BoxFormat = None,
+    option: ReaderOption = None,
     column: Column = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.", min=0)] = None,
     lr: Annotated[
@@ -58,7 +53,7 @@ def train(
         bool,
         typer.Option("--allow-code", help="Let the recipe name code, package.module:function, and run it."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Omit the note on what the default base knows.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it resumes.
 
