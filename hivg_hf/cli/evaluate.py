@@ -117,13 +117,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
+    from hivg_hf.data import load_grounding_dataset
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.model_card import add_robustness
     from hivg_hf.evaluation.predict import process_state
     from hivg_hf.evaluation.published import compare_published as beside_published
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
-    from hivg_hf.evaluation.sources import open_data, open_foils, open_model
+    from hivg_hf.evaluation.sources import open_foils, open_model
     from hivg_hf.utils.held_folder import folder_lock
     from hivg_hf.utils.imports import is_package_available, require_package
     from hivg_hf.utils.plugins import allowing_code
@@ -181,7 +182,7 @@ def evaluate(
         **engine,
     )
     with allowing_code(allow_code):
-        dataset = open_data(data, split, data_options)
+        dataset = load_grounding_dataset(data, split, **data_options)
         foils = open_foils(data, split, data_options) if controls else None
     with folder_lock(out, "writing to") if state.is_main_process else nullcontext():
         evaluation = evaluate_model(opened, processor, dataset, settings, foils)

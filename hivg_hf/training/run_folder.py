@@ -142,15 +142,6 @@ def phase_folders(recipe: Recipe, folder: Path) -> list[PhaseFolder]:
     ]
 
 
-def check_disk(folder: Path, model: nn.Module) -> None:
-    """Refuse to start a phase whose checkpoints would not fit.
-
-    Raises:
-        OSError: If the disk holds less.
-    """
-    check_room(folder, disk_needed(model))
-
-
 def disk_needed(model: nn.Module) -> int:
     """Bytes for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and three
     copies of the model (result, base, merged)."""
