@@ -113,7 +113,7 @@ class VisualGroundingPipeline(Pipeline):
             timeout: seconds to wait for an image at a URL.
             long_text: `"warn"` or `"error"`, for an expression the model cannot read to its end.
             on_error: `"raise"`, or `"return"`: an image or expression that cannot be used gives `{"error": sentence}`
-                in its place, and the rest goes on.
+                in its place, and the rest continue.
             map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
                 at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
             multiple: give every box that reaches the threshold (the model's own, or 0.5, unless it is given), the

@@ -70,7 +70,7 @@ class ShardStream(GroundingStream):
         self.is_shuffled, self.lanes, self.buffer = shuffle, lanes if shuffle else 1, buffer
         shares = {str(number): float(share) for number, share in enumerate(weights or counts)}
         if min(shares.values()) <= 0:
-            raise ValueError(f"weights must be positive, got {list(shares.values())}; leave a part out instead.")
+            raise ValueError(f"weights must be positive, got {list(shares.values())}; omit the part instead.")
         self.block_rows = max(1, buffer // self.lanes)
         self.lane_ends = np.cumsum([self._lane_rows(lane) for lane in range(self.lanes)]).tolist()
         self._counts_of_lanes = self._divide_lanes(divide(len(self), shares))
@@ -122,7 +122,7 @@ class ShardStream(GroundingStream):
             if state_dict.get(name) != value:
                 raise ValueError(
                     f"the state was taken with {name}={state_dict.get(name)}, this stream has {name}={value}; with "
-                    "another order the rows that followed cannot be told."
+                    "another order the rows that followed cannot be known."
                 )
         super().load_state_dict(state_dict)
 

@@ -1,4 +1,4 @@
-"""The answers of `hivg ground` on disk: JSON Lines that let a stopped run go on."""
+"""The answers of `hivg ground` on disk: JSON Lines from which a stopped run resumes."""
 
 import json
 import os
