@@ -14,8 +14,8 @@ Paper: "HiVG: Hierarchical Multimodal Fine-grained Modulation for Visual Groundi
 What differs from the official code by default, each with a config field that restores it: text padding is masked in
 the bridge, each text state is normalized before they are mixed, a sample never sees its neighbors' words, and
 patches wholly in the letterbox padding are not computed. Identities that give the same numbers for less work: the
-mask head is folded (see `MaskHead`), the last fusion layer is run for the tokens that are read, and nothing is
-computed that was not asked for.
+mask head is folded (see `HiVGGroundingHead.mask_similarity`), the last fusion layer is run for the tokens that are
+read, and nothing is computed that was not asked for.
 
 Shapes in comments: B samples, U expressions (U = B unless `text_index` is given), I images (I = B unless
 `image_index` is given), T text tokens, S pixels along one side, G patches along one side, N = G * G patches, P patches
@@ -1177,7 +1177,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             size: side in pixels, a multiple of the patch size.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a multiple.
         """
         if size < self.config.patch_size or size % self.config.patch_size:
             raise ValueError(
