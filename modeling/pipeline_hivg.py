@@ -182,9 +182,9 @@ class VisualGroundingPipeline(Pipeline):
         text = list(text) if isinstance(text, Iterator) and is_text_list(text) else text
         is_sequence = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
         if is_one_image(inputs) or isinstance(inputs, Mapping) or not (is_sequence or isinstance(inputs, Iterable)):
-            asked = inputs.get("text") if isinstance(inputs, Mapping) and text is None else text
-            if isinstance(asked, (list, tuple)) and self._batch_size is None:
-                kwargs.setdefault("batch_size", max(1, min(len(asked), EXPRESSIONS_PER_PASS)))
+            expressions = inputs.get("text") if isinstance(inputs, Mapping) and text is None else text
+            if isinstance(expressions, (list, tuple)) and self._batch_size is None:
+                kwargs.setdefault("batch_size", max(1, min(len(expressions), EXPRESSIONS_PER_PASS)))
             return super().__call__([Entry(inputs, text)], **kwargs)[0]
         if isinstance(inputs, (list, tuple)) or (hasattr(inputs, "ndim") and hasattr(inputs, "shape")):
             entries = pair_up(list(inputs), text)
@@ -331,10 +331,10 @@ class VisualGroundingPipeline(Pipeline):
             threshold = DEFAULT_THRESHOLD
         sizes = outputs["target_sizes"]
         map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
-        asked = {}
+        options = {}
         if multiple:
-            asked = {"threshold": threshold, "multiple": True, "multiple_threshold": multiple_threshold}
-        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes, **asked)
+            options = {"threshold": threshold, "multiple": True, "multiple_threshold": multiple_threshold}
+        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes, **options)
         heatmaps = None
         if "token_logits" in outputs:
             heatmaps = self.processor.post_process_heatmaps(outputs, sizes, map_sizes)

@@ -133,12 +133,12 @@ class ShardStream(GroundingStream):
         return {"rows": len(self), "batch_size": self.batch_size, "lanes": self.lanes, "buffer": self.buffer}
 
     def _refuse(self, problem: RowProblem, source: int) -> None:
-        said = f"{self.builders[source].annotations.source}: {problem}"
+        sentence = f"{self.builders[source].annotations.source}: {problem}"
         if self.on_error == "raise":
-            raise ValueError(f'{said}. Fix it, or omit such rows with on_error="skip".')
+            raise ValueError(f'{sentence}. Fix it, or omit such rows with on_error="skip".')
         self._warnings += 1
         if self._warnings <= MOST_WARNINGS:
-            logger.warning("%s. Another row comes in its place.", said)
+            logger.warning("%s. Another row comes in its place.", sentence)
 
     def _lane_rows(self, lane: int) -> int:
         """Rows of an epoch that a lane gives: those of every L-th run, of which the very last may be short."""

@@ -95,8 +95,8 @@ class ResultsFile:
                 whole += len(line)
                 row = json.loads(line)
                 if "results" in row:
-                    asked = _once(result["expression"] for result in row["results"])
-                    self._done[(row["image"], asked)] = row
+                    expressions = _once(result["expression"] for result in row["results"])
+                    self._done[(row["image"], expressions)] = row
         if whole < self.path.stat().st_size:
             with self.path.open("rb+") as file:
                 file.truncate(whole)

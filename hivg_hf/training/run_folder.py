@@ -157,8 +157,8 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         OSError: If the disk holds less.
     """
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    free = shutil.disk_usage(there).free
+    place = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
             f"The disk of {folder} has {free / 2**30:.2f} GiB free, but this phase may need {needed / 2**30:.2f} GiB "
