@@ -45,12 +45,14 @@ def channels_last(array: np.ndarray, input_data_format: Any = None) -> np.ndarra
         return array
     first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
     if input_data_format is not None:
-        said = str(getattr(input_data_format, "value", input_data_format))
-        if said not in ("channels_first", "channels_last"):
-            raise ValueError(f"input_data_format must be 'channels_first' or 'channels_last', got {said!r}.")
-        if not (first if said == "channels_first" else last):
-            raise ValueError(f"An image array of shape {array.shape} does not have 1, 3 or 4 channels as {said} says.")
-        first, last = said == "channels_first", said == "channels_last"
+        layout = str(getattr(input_data_format, "value", input_data_format))
+        if layout not in ("channels_first", "channels_last"):
+            raise ValueError(f"input_data_format must be 'channels_first' or 'channels_last', got {layout!r}.")
+        if not (first if layout == "channels_first" else last):
+            raise ValueError(
+                f"An image array of shape {array.shape} does not have 1, 3 or 4 channels as {layout} says."
+            )
+        first, last = layout == "channels_first", layout == "channels_last"
     if first and last:
         raise ValueError(
             f"In an image array of shape {array.shape} the channels may be the first or the last axis: "

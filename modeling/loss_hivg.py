@@ -51,8 +51,8 @@ def terms_of_targets(num_queries: int) -> tuple[str, ...]:
 
 def count_targets(labels: torch.Tensor, num_queries: int) -> torch.Tensor:
     """() how many targets are learned from labels (B, 4) or (B, M, 4): of one row at most one for each query."""
-    there = has_target(labels)
-    return there.sum() if labels.ndim == 2 else there.sum(-1).clamp(max=num_queries).sum()
+    is_target = has_target(labels)
+    return is_target.sum() if labels.ndim == 2 else is_target.sum(-1).clamp(max=num_queries).sum()
 
 
 def register_loss(name: str, function: Callable[..., torch.Tensor] | LossTerm, needs: tuple[str, ...] = ()) -> None:
@@ -279,14 +279,14 @@ def pad_targets(rows: list[torch.Tensor]) -> torch.Tensor:
 
 def _only_target(labels: torch.Tensor) -> torch.Tensor:
     """(B, M, 4) with at most one box a row -> (B, 4)."""
-    there = has_target(labels)  # (B, M)
-    if not (labels.is_meta or torch.compiler.is_compiling()) and (there.sum(1) > 1).any():
-        number = int((there.sum(1) > 1).nonzero()[0, 0])
+    is_target = has_target(labels)  # (B, M)
+    if not (labels.is_meta or torch.compiler.is_compiling()) and (is_target.sum(1) > 1).any():
+        number = int((is_target.sum(1) > 1).nonzero()[0, 0])
         raise ValueError(
-            f"Row {number} of `labels` has {int(there[number].sum())} boxes, and an expression has one target "
+            f"Row {number} of `labels` has {int(is_target[number].sum())} boxes, and an expression has one target "
             "here (`num_queries=1`): give one box a row, or none, or open the model with `num_queries=4`, for example."
         )
-    return labels.gather(1, there.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
+    return labels.gather(1, is_target.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
 
 
 def has_target(target_cxcywh: torch.Tensor) -> torch.Tensor:

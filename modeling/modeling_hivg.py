@@ -14,8 +14,8 @@ Paper: "HiVG: Hierarchical Multimodal Fine-grained Modulation for Visual Groundi
 What differs from the official code by default, each with a config field that restores it: text padding is masked in
 the bridge, each text state is normalized before they are mixed, a sample never sees its neighbors' words, and
 patches wholly in the letterbox padding are not computed. Identities that give the same numbers for less work: the
-mask head is folded (see `MaskHead`), the last fusion layer is run for the tokens that are read, and nothing is
-computed that was not asked for.
+mask head is folded (see `HiVGGroundingHead.mask_similarity`), the last fusion layer is run for the tokens that are
+read, and nothing is computed that was not asked for.
 
 Shapes in comments: B samples, U expressions (U = B unless `text_index` is given), I images (I = B unless
 `image_index` is given), T text tokens, S pixels along one side, G patches along one side, N = G * G patches, P patches
@@ -613,9 +613,9 @@ class HiVGVisionModel(CLIPVisionModel):
                 F.pad(patch_mask, (1, 0), value=1),  # CLS is always there
             )
         for i, layer in enumerate(self.encoder.layers):
-            asked = {"image_index": image_index} if i == self.last_shared_layer and image_index is not None else {}
-            hidden_states = layer(hidden_states, attention_mask, text_bias, *text_states, **asked, **kwargs)
-            if asked and attention_mask is not None:
+            options = {"image_index": image_index} if i == self.last_shared_layer and image_index is not None else {}
+            hidden_states = layer(hidden_states, attention_mask, text_bias, *text_states, **options, **kwargs)
+            if options and attention_mask is not None:
                 attention_mask = attention_mask[image_index]
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states, pooler_output=self.post_layernorm(hidden_states[:, 0])
@@ -1101,8 +1101,8 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         `resize_image` and `add_queries`."""
         given = {"image_size": image_size, "num_queries": num_queries}
         wanted = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
-        asked = any(value is not None for value in wanted.values())
-        trained = cls._trained_shape(pretrained_model_name_or_path, kwargs) if asked else None
+        may_differ = any(value is not None for value in wanted.values())
+        trained = cls._trained_shape(pretrained_model_name_or_path, kwargs) if may_differ else None
         if trained is None:  # a plain CLIP, which has no positions and queries of ours
             kwargs.update({name: value for name, value in given.items() if value is not None})
         elif isinstance(config, HiVGConfig):
@@ -1177,7 +1177,7 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             size: side in pixels, a multiple of the patch size.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a multiple.
         """
         if size < self.config.patch_size or size % self.config.patch_size:
             raise ValueError(
@@ -1531,10 +1531,10 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             seen = outputs["query_boxes"], patches, end, similarity, cosine, layout.patch_index, layout.patch_mask
             outputs["score_logits"] = head.score_head(reg, *seen)[:, :, 0]  # (B, K)
         if wanted.masks:
-            asked = end[:, None]  # (B, 1, H)
+            directions = end[:, None]  # (B, 1, H)
             if self.config.num_queries > 1:
-                asked = asked + head.query_mask_proj(reg)  # (B, K, H)
-            cells = head.mask_similarity(patches, F.normalize(asked, dim=-1))  # (B, P, K, 8, 8)
+                directions = directions + head.query_mask_proj(reg)  # (B, K, H)
+            cells = head.mask_similarity(patches, F.normalize(directions, dim=-1))  # (B, P, K, 8, 8)
             cells = self._on_grid(cells.flatten(2), layout)  # (B, N, K * 64)
             cells = cells.unflatten(2, (-1, 8, 8)).unflatten(1, (grid, grid))  # (B, G, G, K, 8, 8)
             cells = cells.permute(0, 3, 1, 4, 2, 5)  # (B, K, G, 8, G, 8)
@@ -1581,13 +1581,13 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         grid, patch_index = self.config.grid_size, layout.patch_index
         similarity = outputs["token_logits"]  # (B, N)
         inside = box_coverage(outputs["pred_boxes"], grid, grid).flatten(1)  # (B, N)
-        there = torch.ones_like(inside)
+        is_image = torch.ones_like(inside)
         if layout.patch_mask is not None and patch_index is None:
-            there = layout.patch_mask.to(inside.dtype)
+            is_image = layout.patch_mask.to(inside.dtype)
         elif patch_index is not None:
             computed = torch.ones_like(patch_index, dtype=inside.dtype)[:, :, None]  # (B, P, 1)
-            there = (scatter_patches(computed, patch_index, grid**2)[:, :, 0] > 0).to(inside.dtype)
-        inside, outside = inside * there, (1 - inside) * there
+            is_image = (scatter_patches(computed, patch_index, grid**2)[:, :, 0] > 0).to(inside.dtype)
+        inside, outside = inside * is_image, (1 - inside) * is_image
         difference = _weighted_mean(similarity, inside) - _weighted_mean(similarity, outside)
         return (self.config.score_similarity_scale * difference + self.config.score_similarity_bias).sigmoid()[:, None]
 

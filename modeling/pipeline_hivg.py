@@ -113,7 +113,7 @@ class VisualGroundingPipeline(Pipeline):
             timeout: seconds to wait for an image at a URL.
             long_text: `"warn"` or `"error"`, for an expression the model cannot read to its end.
             on_error: `"raise"`, or `"return"`: an image or expression that cannot be used gives `{"error": sentence}`
-                in its place, and the rest goes on.
+                in its place, and the rest continue.
             map_side: longest side of masks and heat maps, which are then smaller than a larger image (of its shape):
                 at full size, those of 16 expressions in 40 megapixels take gigabytes. Boxes do not change.
             multiple: give every box that reaches the threshold (the model's own, or 0.5, unless it is given), the
@@ -182,9 +182,9 @@ class VisualGroundingPipeline(Pipeline):
         text = list(text) if isinstance(text, Iterator) and is_text_list(text) else text
         is_sequence = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
         if is_one_image(inputs) or isinstance(inputs, Mapping) or not (is_sequence or isinstance(inputs, Iterable)):
-            asked = inputs.get("text") if isinstance(inputs, Mapping) and text is None else text
-            if isinstance(asked, (list, tuple)) and self._batch_size is None:
-                kwargs.setdefault("batch_size", max(1, min(len(asked), EXPRESSIONS_PER_PASS)))
+            expressions = inputs.get("text") if isinstance(inputs, Mapping) and text is None else text
+            if isinstance(expressions, (list, tuple)) and self._batch_size is None:
+                kwargs.setdefault("batch_size", max(1, min(len(expressions), EXPRESSIONS_PER_PASS)))
             return super().__call__([Entry(inputs, text)], **kwargs)[0]
         if isinstance(inputs, (list, tuple)) or (hasattr(inputs, "ndim") and hasattr(inputs, "shape")):
             entries = pair_up(list(inputs), text)
@@ -331,10 +331,10 @@ class VisualGroundingPipeline(Pipeline):
             threshold = DEFAULT_THRESHOLD
         sizes = outputs["target_sizes"]
         map_sizes = sizes if map_side is None else [_within(size, map_side) for size in sizes]
-        asked = {}
+        options = {}
         if multiple:
-            asked = {"threshold": threshold, "multiple": True, "multiple_threshold": multiple_threshold}
-        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes, **asked)
+            options = {"threshold": threshold, "multiple": True, "multiple_threshold": multiple_threshold}
+        found = self.processor.post_process_grounding(outputs, sizes, map_sizes=map_sizes, **options)
         heatmaps = None
         if "token_logits" in outputs:
             heatmaps = self.processor.post_process_heatmaps(outputs, sizes, map_sizes)

@@ -145,7 +145,7 @@ OFFICIAL_LOSS_WEIGHTS = {  # utils/loss_utils.py:188-235
 LOSS_NAMES = (*OFFICIAL_LOSS_WEIGHTS, "score")
 
 # What the official code computes where a new model does better; the reasons stand at the fields of HiVGConfig.
-OFFICIAL_BEHAVIOUR = {
+OFFICIAL_BEHAVIOR = {
     "bridge_mask_padding": False,  # no text mask reaches the bridge, HiVG.py:430-456
     "bridge_text_norm": False,  # hidden states are concatenated as they are, HiVG.py:437-443
     "bridge_mixes_batch": False,  # the official code mixes (HiVG.py:444 with :162), predictions should not
@@ -279,7 +279,7 @@ def official_fields(
         "fusion_ffn_dim": values.get("vl_dim_feedforward", 2048),
         "fusion_dropout": values.get("vl_dropout", 0.1),
         "fusion_pre_norm": bool(values.get("normalize_before", False)),
-        **_copy(OFFICIAL_BEHAVIOUR),
+        **_copy(OFFICIAL_BEHAVIOR),
         **overrides,
     }
 

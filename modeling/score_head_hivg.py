@@ -96,14 +96,14 @@ class ScoreEvidence(nn.Module):
             read["contrastive"] = cosine.detach()[:, None, None].expand(*reg.shape[:2], 1)
         if not set(self.inputs) & {"box_patches", *OF_SIMILARITY}:
             return read
-        inside, there = self._coverage(boxes, patches, patch_index, patch_mask)  # (B, K, P), (B, 1, P)
+        inside, is_image = self._coverage(boxes, patches, patch_index, patch_mask)  # (B, K, P), (B, 1, P)
         if "box_patches" in self.inputs:
             mean = _mean(patches[:, None], inside[..., None], dim=2)  # (B, K, H)
             read["box_patches"] = torch.cat([mean, mean * F.normalize(end, dim=-1)[:, None]], dim=-1)
         if set(self.inputs) & set(OF_SIMILARITY):
-            logits = similarity.detach()[:, None].masked_fill(there == 0, torch.finfo(similarity.dtype).min)
-            read["box_similarity"] = torch.stack(self._box_similarity(logits.sigmoid(), inside, there), dim=-1)
-            read["sharpness"] = torch.stack(self._sharpness(logits, inside, there), dim=-1)
+            logits = similarity.detach()[:, None].masked_fill(is_image == 0, torch.finfo(similarity.dtype).min)
+            read["box_similarity"] = torch.stack(self._box_similarity(logits.sigmoid(), inside, is_image), dim=-1)
+            read["sharpness"] = torch.stack(self._sharpness(logits, inside, is_image), dim=-1)
         return read
 
     def _coverage(
@@ -113,26 +113,28 @@ class ScoreEvidence(nn.Module):
         patch_index: torch.Tensor | None,
         patch_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The share of each patch that each box covers (B, K, P), 0 in the padding, and which are there (B, 1, P)."""
+        """The share of each patch that each box covers (B, K, P), 0 in the padding, and which are image (B, 1, P)."""
         covered = box_coverage(boxes.flatten(0, 1), self.grid, self.grid)  # (B * K, G, G)
         covered = covered.flatten(1).unflatten(0, boxes.shape[:2])  # (B, K, N)
         if patch_index is not None:
             places = patch_index.clamp(min=0)[:, None].expand(-1, boxes.shape[1], -1)
             covered = covered.gather(2, places)  # (B, K, P)
-        there = torch.ones_like(patches[..., 0]) if patch_mask is None else patch_mask.to(patches.dtype)  # (B, P)
-        return covered * there[:, None], there[:, None]
+        is_image = torch.ones_like(patches[..., 0]) if patch_mask is None else patch_mask.to(patches.dtype)  # (B, P)
+        return covered * is_image[:, None], is_image[:, None]
 
-    def _box_similarity(self, similar: torch.Tensor, inside: torch.Tensor, there: torch.Tensor) -> list[torch.Tensor]:
+    def _box_similarity(
+        self, similar: torch.Tensor, inside: torch.Tensor, is_image: torch.Tensor
+    ) -> list[torch.Tensor]:
         """Four numbers (B, K): `similar` (B, 1, P) is in 0..1, and 0 in the padding."""
         shared, both = (similar * inside).sum(-1), similar.sum(-1) + inside.sum(-1)
-        of_box, of_rest = _mean(similar, inside, dim=-1), _mean(similar, there - inside, dim=-1)
+        of_box, of_rest = _mean(similar, inside, dim=-1), _mean(similar, is_image - inside, dim=-1)
         return [of_box, of_rest, _mean(inside, similar, dim=-1), 2 * shared / both.clamp(min=1e-3)]
 
-    def _sharpness(self, logits: torch.Tensor, inside: torch.Tensor, there: torch.Tensor) -> list[torch.Tensor]:
+    def _sharpness(self, logits: torch.Tensor, inside: torch.Tensor, is_image: torch.Tensor) -> list[torch.Tensor]:
         """Three numbers (B, K) of logits (B, 1, P)."""
         similar, share = logits.sigmoid(), logits.softmax(-1)
-        entropy = torch.special.entr(share).sum(-1) / there.sum(-1).clamp(min=2).log()  # (B, 1), in 0..1
-        outside = (similar * (there - inside)).amax(-1)  # (B, K)
+        entropy = torch.special.entr(share).sum(-1) / is_image.sum(-1).clamp(min=2).log()  # (B, 1), in 0..1
+        outside = (similar * (is_image - inside)).amax(-1)  # (B, K)
         return [similar.amax(-1).expand_as(outside), outside, entropy.expand_as(outside)]
 
 

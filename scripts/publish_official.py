@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.conversion.published import ANNOTATIONS, CLIP, FINE_TUNED_ON, OFFICIAL_NAMES, PREFIX
+from hivg_hf.data import load_grounding_dataset
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model
 from hivg_hf.evaluation.card_tables import markdown_table
 from hivg_hf.evaluation.model_card import CardFacts, load_results, write_card
 from hivg_hf.evaluation.published import published_figures
-from hivg_hf.evaluation.sources import open_data, open_model
+from hivg_hf.evaluation.sources import open_model
 from hivg_hf.hub import open_official, push_folder
 from hivg_hf.inference import write_current_onnx
 from hivg_hf.utils.atomic import atomic_folder, write_json
@@ -135,7 +136,7 @@ def _measure(name: str, folder: Path, repo_id: str, images: list[str], out: Path
         if target.is_file():
             continue
         model = model or open_model(str(folder))
-        rows = open_data(source, split, {"root": str(open_official(ANNOTATIONS)), "images": images})
+        rows = load_grounding_dataset(source, split, root=str(open_official(ANNOTATIONS)), images=images)
         evaluation = evaluate_model(model.model, model.processor, rows, EvaluationSettings(protocol="official"))
         evaluation.describe(model.model, repo_id, source, split, {"root": PREFIX + ANNOTATIONS, "images": "PICTURES"})
         write_json(target, evaluation.results)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import hivg_hf
 from helpers.pages import DOCS, FILE, NOT_RUN, Block, blocks
-from hivg_hf.cli import app
+from hivg_hf.cli import VERBS, _load_verb, app
 
 ADDED = re.compile(r"test adds(?: to (?P<verb>[\w-]+))?: (?P<options>.+)")
 # tests/zero_shot/test_pages.py runs two of them with models of its own; two describe what takes hours.
@@ -118,6 +118,14 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
     assert [target for target in targets if target and not (DOCS / target).exists()] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_a_verb_is_on_a_page(verb: str) -> None:
+    pages = [path.read_text(encoding="utf-8") for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]]
+    named = set(re.findall(r"--[a-z][a-z0-9-]*", "\n".join(pages)))
+    options = [option for option in _load_verb(verb).params if option.param_type_name == "option"]
+    assert [option.name for option in options if not named & {*option.opts, *option.secondary_opts}] == []
 
 
 @pytest.mark.parametrize("name", ["tour.ipynb", "colab.ipynb"])

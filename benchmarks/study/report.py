@@ -132,7 +132,7 @@ def comparison_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test:
 
 
 def sweep_table(study: Study, results: Path) -> str:
-    """Per method: Acc@0.5 on the validation rows after its short runs, and the rate that it goes on with."""
+    """Per method: Acc@0.5 on the validation rows after its short runs, and the rate that it continues with."""
     lines = []
     for method in dict.fromkeys(method for method, _ in study.pairs()):
         sweeps = study.sweeps(method)

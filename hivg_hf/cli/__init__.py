@@ -60,6 +60,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 PLUGINS = "hivg_hf.verbs"  # the entry points by which other packages add verbs
 
 EXIT_STATUS_ON_ERROR = 2
+EXIT_STATUS_SOME_FAILED = 1  # of several inputs; the others were answered
 RESUMING = ("train", "ground", "ground-dataset", "label", "get", "push")  # verbs that keep what is done
 
 MODEL_NAMES = "tiny, official:base-mixup, a model or run folder, or a Hub id."

@@ -128,8 +128,8 @@ def _as_text(
     return "\n".join([*lines, *(f"  wrote {path}" for path in drawn)])
 
 
-def show_cut_expressions_as_lines() -> None:
-    """The sentence is for the reader of the terminal, to whom the place in our code that gave it says nothing."""
+def print_warnings_as_lines() -> None:
+    """Print warnings about expressions as plain lines: where in our code they arose says nothing to a user."""
     show_others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -43,7 +43,9 @@ ReaderOption = Annotated[
     typer.Option(help="Option of the data's reader, KEY=VALUE, such as root=/data or several=apart; repeatable."),
 ]
 Images = Annotated[list[Path] | None, typer.Option(help="Folder of the pictures; repeatable.")]
-BoxFormat = Annotated[str | None, typer.Option(help="What the boxes of a table mean, such as xyxy.")]
+BoxFormat = Annotated[str | None, typer.Option(help="What the boxes of a table mean: xyxy, xywh or cxcywh.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")]
+Size = Annotated[int | None, typer.Option(help="Rows of generated data per split.")]
 
 
 def reader_options(

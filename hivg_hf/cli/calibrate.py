@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, run_verb, say
-from ._options import BoxFormat, Column, Images, ReaderOption, named_rows, reader_options
+from ._options import BoxFormat, Column, Images, ReaderOption, Seed, Size, named_rows, reader_options
 
 FEW = 10  # boxes that say little about a share
 
@@ -40,8 +40,8 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for a calibrated copy; needed for tiny and for models in a cache.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
-    size: Annotated[int | None, typer.Option(help="Rows of generated data per split.")] = None,
+    seed: Seed = None,
+    size: Size = None,
     images: Images = None,
     box_format: BoxFormat = None,
     column: Column = None,

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say, terminal
-from ._options import Backend, Column, named_rows, reader_options
+from ._options import Backend, BoxFormat, Column, Images, Quiet, ReaderOption, Seed, Size, named_rows, reader_options
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,11 @@ def evaluate(
             "out for validation (then omit --data)."
         ),
     ] = "val",
-    images: Annotated[
-        list[Path] | None, typer.Option(help="Folder of the pictures that --data names; repeatable.")
-    ] = None,
-    box_format: Annotated[
-        str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh or cxcywh.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of generated data (RefShapes).")] = None,
-    size: Annotated[int | None, typer.Option(help="Rows of generated data per split.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE for load_grounding_dataset, such as root=/data; repeatable.")
-    ] = None,
+    images: Images = None,
+    box_format: BoxFormat = None,
+    seed: Seed = None,
+    size: Size = None,
+    option: ReaderOption = None,
     column: Column = None,
     protocol: Annotated[str, typer.Option(help="pixel, official, mdetr or ref-l4: what counts as right.")] = "pixel",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
@@ -120,16 +114,17 @@ def evaluate(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let --data name code, package.module:function, and run it.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Omit the note on what the model tiny knows.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a checkpoint on a dataset and write a results file."""
+    from hivg_hf.data import load_grounding_dataset
     from hivg_hf.evaluation import CONTROLS, EvaluationSettings, evaluate_model
     from hivg_hf.evaluation.model_card import add_robustness
     from hivg_hf.evaluation.predict import process_state
     from hivg_hf.evaluation.published import compare_published as beside_published
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
-    from hivg_hf.evaluation.sources import open_data, open_foils, open_model
+    from hivg_hf.evaluation.sources import open_foils, open_model
     from hivg_hf.utils.held_folder import folder_lock
     from hivg_hf.utils.imports import is_package_available, require_package
     from hivg_hf.utils.plugins import allowing_code
@@ -187,7 +182,7 @@ def evaluate(
         **engine,
     )
     with allowing_code(allow_code):
-        dataset = open_data(data, split, data_options)
+        dataset = load_grounding_dataset(data, split, **data_options)
         foils = open_foils(data, split, data_options) if controls else None
     with folder_lock(out, "writing to") if state.is_main_process else nullcontext():
         evaluation = evaluate_model(opened, processor, dataset, settings, foils)

@@ -19,10 +19,9 @@ import typer
 from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.imports import require_package
 
-from . import EXIT_STATUS_ON_ERROR, Model, note_what_tiny_knows, run_verb
+from . import EXIT_STATUS_ON_ERROR, EXIT_STATUS_SOME_FAILED, Model, note_what_tiny_knows, run_verb
 from ._options import Backend, Device, Dtype, Precision, Quiet, ReduceJpeg, TrustRemoteCode
 
-EXIT_STATUS_SOME_FAILED = 1
 RESULTS_NAME = "results.jsonl"
 
 
@@ -97,17 +96,17 @@ def ground(
     from hivg_hf.inference.pictures import Asker, PictureWriter
     from hivg_hf.inference.results_file import ResultsFile
 
-    from ._ground_report import Report, show_cut_expressions_as_lines
+    from ._ground_report import Report, print_warnings_as_lines
 
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
     if layers and backend != "torch":
         raise ValueError("--layers draws what the torch backend records: omit it, or omit --backend onnx.")
-    asked = read_assignment(arguments, out, recursive)
+    assignment = read_assignment(arguments, out, recursive)
     name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or DEFAULT_MODEL
-    keep_results = not asked.single and (out is not None or not no_pictures)
+    keep_results = not assignment.single and (out is not None or not no_pictures)
     weights = None if zero_shot or not keep_results else weights_fingerprint(name)
-    results = ResultsFile.hold(asked.target / RESULTS_NAME, name, weights, multiple) if keep_results else None
+    results = ResultsFile.hold(assignment.target / RESULTS_NAME, name, weights, multiple) if keep_results else None
     if mask and (as_json or keep_results):
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     if zero_shot or proposals:
@@ -126,13 +125,13 @@ def ground(
     else:
         note_what_tiny_knows(name, quiet=quiet)
         pipe = load_pipeline(name, device, dtype, trust_remote_code, backend, precision)
-    writer = None if no_pictures else PictureWriter(pipe, asked.target, asked.single, heatmap, layers)
-    report = Report(results, writer, as_json, asked.single, threshold_in_use(pipe, threshold, multiple))
-    if asked.questions is None:
-        questions: Any = report.usable(read_questions(sys.stdin, asked.expressions))
+    writer = None if no_pictures else PictureWriter(pipe, assignment.target, assignment.single, heatmap, layers)
+    report = Report(results, writer, as_json, assignment.single, threshold_in_use(pipe, threshold, multiple))
+    if assignment.questions is None:
+        questions: Any = report.usable(read_questions(sys.stdin, assignment.expressions))
     else:
-        questions = report.not_done(asked.questions)
-    show_cut_expressions_as_lines()
+        questions = report.not_done(assignment.questions)
+    print_warnings_as_lines()
     options: dict[str, Any] = {"mask": mask, "heatmap": heatmap, "threshold": threshold, "batch_size": batch_size}
     # a plain CLIP knows neither
     options |= {

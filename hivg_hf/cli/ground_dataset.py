@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 from hivg_hf.hub import DEFAULT_MODEL
 
-from . import Model, note_what_tiny_knows, run_verb, say
+from . import EXIT_STATUS_SOME_FAILED, Model, note_what_tiny_knows, run_verb, say
 from ._options import Column, Dtype, Quiet, ReduceJpeg, TrustRemoteCode, in_shell_words
 
 if TYPE_CHECKING:
     from hivg_hf.inference.dataset_input import DatasetInput
     from hivg_hf.inference.dataset_run import DatasetRun, Progress
 
-EXIT_STATUS_SOME_FAILED = 1
 ENGINES = ("local", "ray")
 # Names that tables commonly give to the two columns, tried in order where none is named.
 IMAGE_COLUMNS = ("image", "file_name", "image_path", "path", "jpg", "png", "jpeg", "webp")
@@ -201,12 +200,14 @@ def _said_columns(column: list[str] | None, image: str, text: str) -> tuple[str,
     """
     from hivg_hf.utils.strict_mapping import read_options
 
-    said = read_options(column or [], "--column", as_text=True)
-    if others := [name for name in said if name not in ("image", "expression")]:
+    columns = read_options(column or [], "--column", as_text=True)
+    if others := [name for name in columns if name not in ("image", "expression")]:
         raise ValueError(f"--column {others[0]}: of a table without boxes, only image and expression are read.")
-    if twice := [name for name, own in (("image", image), ("expression", text)) if own and name in said]:
-        raise ValueError(f"--column {twice[0]}={said[twice[0]]} and another option name one column; omit one of them.")
-    return said.get("image", image), said.get("expression", text)
+    if twice := [name for name, own in (("image", image), ("expression", text)) if own and name in columns]:
+        raise ValueError(
+            f"--column {twice[0]}={columns[twice[0]]} and another option name one column; omit one of them."
+        )
+    return columns.get("image", image), columns.get("expression", text)
 
 
 def _first_of(names: tuple[str, ...], rows: "DatasetInput", option: str) -> str:

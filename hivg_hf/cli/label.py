@@ -16,10 +16,8 @@ from tqdm import tqdm
 
 from hivg_hf.inference.files import find_images, is_url
 
-from . import EXIT_STATUS_ON_ERROR, run_verb, say
+from . import EXIT_STATUS_ON_ERROR, EXIT_STATUS_SOME_FAILED, run_verb, say
 from ._options import Device
-
-EXIT_STATUS_SOME_FAILED = 1
 
 
 def label(

@@ -1,12 +1,12 @@
 """`hivg train`: run a recipe. The same command again resumes the run."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb
-from ._options import Column, reader_options
+from ._options import BoxFormat, Column, Quiet, ReaderOption, reader_options
 
 
 def train(
@@ -34,13 +34,8 @@ def train(
     val: Annotated[
         Path | None, typer.Option(help="Validation file; by default a part of --data is split off.")
     ] = None,
-    box_format: Annotated[
-        str | None, typer.Option(help="What the boxes of --data mean: xyxy, xywh or cxcywh.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="How --data is read, KEY=VALUE, such as multi_target=union; repeatable."),
-    ] = None,
+    box_format: BoxFormat = None,
+    option: ReaderOption = None,
     column: Column = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over --data in each phase.", min=0)] = None,
     lr: Annotated[
@@ -58,7 +53,7 @@ def train(
         bool,
         typer.Option("--allow-code", help="Let the recipe name code, package.module:function, and run it."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Omit the note on what the default base knows.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train by a recipe, or on your own data, phase after phase; started again, it resumes.
 
@@ -68,7 +63,7 @@ def train(
 
     from hivg_hf.hub import DEFAULT_MODEL
     from hivg_hf.recipes import override
-    from hivg_hf.training import load_recipe, parse_recipe
+    from hivg_hf.training import load_recipe, parse_recipe, plan_user_training
     from hivg_hf.training.launch import (
         announcer,
         check_launch,
@@ -92,8 +87,7 @@ def train(
         raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
-        "--column": column,
-        "--epochs": epochs, "--seed": seed, "--lr": lr, "--batch-size": batch_size,
+        "--column": column, "--epochs": epochs, "--seed": seed, "--lr": lr, "--batch-size": batch_size,
     }  # fmt: skip
     given = [name for name, value in own_data.items() if value not in (None, [])]
     if recipe is not None and given:
@@ -108,19 +102,19 @@ def train(
     if recipe is not None:
         plan = load_recipe(recipe, changes, allow_code)
     else:
-        own = _plan_own_data(
-            data,
-            images,
-            base or DEFAULT_MODEL,
-            val,
-            out,
-            box_format,
-            option,
-            column,
-            epochs,
-            13 if seed is None else seed,
-            lr,
-            batch_size,
+        reading = reader_options(option, column, None if images is None else [images], box_format)
+        folders = reading.pop("images", None)
+        own = plan_user_training(
+            data=str(data),
+            images=folders if images is None else str(images),
+            base=base or DEFAULT_MODEL,
+            out=None if out is None else str(out),
+            val=None if val is None else str(val),
+            epochs=epochs,
+            seed=13 if seed is None else seed,
+            learning_rate=lr,
+            batch_size=batch_size,
+            **reading,
         )
         plan = parse_recipe(override(own, changes), allow_code)
     folder = out or Path("runs") / plan.name
@@ -143,38 +137,6 @@ def train(
         say(f"Curves: {(folder / 'training-curves.png').resolve()}")
     say(f"Results: {(folder / 'results.json').resolve()}")
     say(describe_outcome(folder, results))
-
-
-def _plan_own_data(
-    data: Path | None,
-    images: Path | None,
-    base: str,
-    val: Path | None,
-    out: Path | None,
-    box_format: str | None,
-    option: list[str] | None,
-    column: list[str] | None,
-    epochs: float | None,
-    seed: int,
-    learning_rate: float | None,
-    batch_size: int | None,
-) -> dict[str, Any]:
-    """A recipe for somebody's own file, with defaults by its size."""
-    from hivg_hf.training import plan_user_training
-
-    return plan_user_training(
-        data=str(data),
-        images=None if images is None else str(images),
-        base=base,
-        out=None if out is None else str(out),
-        box_format=box_format,
-        val=None if val is None else str(val),
-        epochs=epochs,
-        seed=seed,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        **reader_options(option, column),
-    )
 
 
 def main() -> None:

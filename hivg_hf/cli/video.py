@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
@@ -17,7 +17,7 @@ from hivg_hf.hub import DEFAULT_MODEL
 from hivg_hf.utils.inert import printable
 
 from . import Model, note_what_tiny_knows, run_verb, say
-from ._options import Device, Dtype, Quiet, TrustRemoteCode
+from ._options import Backend, Device, Dtype, Precision, Quiet, TrustRemoteCode
 
 
 def video(
@@ -39,8 +39,8 @@ def video(
     batch_size: Annotated[int, typer.Option(help="Pairs of frame and expression per pass.", min=1)] = 8,
     device: Device = None,
     dtype: Dtype = None,
-    backend: Annotated[str | None, typer.Option(help="torch or onnx. Default: torch.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8. Default: fp32.")] = None,
+    backend: Backend = "torch",
+    precision: Precision = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
@@ -54,9 +54,7 @@ def video(
         raise ValueError(f"Writing would overwrite the video '{source}' itself: choose another --out.")
     rate = frame_rate(source)
     note_what_tiny_knows(model or DEFAULT_MODEL, quiet=quiet)
-    engine: dict[str, Any] = {"backend": backend, "precision": precision}
-    engine = {name: value for name, value in engine.items() if value is not None}
-    pipe = load_pipeline(model or DEFAULT_MODEL, device, dtype, trust_remote_code, **engine)
+    pipe = load_pipeline(model or DEFAULT_MODEL, device, dtype, trust_remote_code, backend, precision)
     writer = None if out is None else VideoWriter(out, rate)
     start, frames = time.monotonic(), 0
     options = {"smooth": False, "multiple": True} if multiple else {"smooth": smooth}

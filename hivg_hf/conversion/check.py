@@ -1,6 +1,6 @@
 """Does a configuration fit an official file? What the file's shapes and its own arguments say, against the config.
 
-The official code loads with `strict=False`, so that a wrong variant goes on with random weights. Here every
+The official code loads with `strict=False`, so that a wrong variant runs on random weights. Here every
 disagreement is found before anything is loaded, and named.
 """
 
@@ -108,8 +108,8 @@ def check_fit(file: OfficialFile, config: "HiVGConfig", has_heads: bool, with_ar
     ]
     if differences:
         raise ValueError(
-            f"The configuration does not fit {file.path}: {'; '.join(dict.fromkeys(differences))}. Leave the config "
-            "out to load what the file describes itself, or choose the preset of its dataset and model."
+            f"The configuration does not fit {file.path}: {'; '.join(dict.fromkeys(differences))}. Omit the config "
+            "to load what the file describes itself, or choose the preset of its dataset and model."
         )
 
 

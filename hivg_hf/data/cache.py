@@ -27,6 +27,7 @@ from hivg_hf.utils.atomic import atomic_folder, check_name, write_json
 from .augmentation import resize_mask
 from .collator import letterbox_settings, open_row_image, scale_box
 from .order import column_values, without_image_decoding
+from .reading import chunks
 from .schema import FEATURES, decode_mask, encode_mask
 from .splits import resolve_split
 
@@ -156,7 +157,7 @@ def _write_split(rows: datasets.Dataset, folder: Path, image_processor: Any) -> 
             first_rows.append(position)
         of_row.append(numbers[key])
     with pa.OSFile(str(folder / "images.arrow"), "wb") as sink, pa.ipc.new_file(sink, IMAGE_COLUMNS) as writer:
-        for batch in _batches(_pictures(rows.select(first_rows), image_processor)):
+        for batch in chunks(_pictures(rows.select(first_rows), image_processor), IMAGES_PER_BATCH):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=IMAGE_COLUMNS))
     # A plain struct, not Image(): save_to_disk would read every picture again and store it with every row.
     picture = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
@@ -217,14 +218,3 @@ def _shrink_row(row: dict[str, Any]) -> dict[str, Any]:
     if row["mask"] is not None:
         changed["mask"] = encode_mask(resize_mask(decode_mask(row["mask"]), width, height))
     return changed
-
-
-def _batches(pictures: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == IMAGES_PER_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -105,8 +105,7 @@ class GroundingCollator:
         self.several_targets = several_targets
         if reduce_jpeg and (self.rounds_as_official or not processor.image_processor.skip_padded_patches):
             raise ValueError(
-                "reduce_jpeg changes pixels a little, and this model or its targets follow the official code: leave "
-                "it out."
+                "reduce_jpeg changes pixels a little, and this model or its targets follow the official code: omit it."
             )
         # As many pixels as a crop of the augmentation still fills the square with.
         self.reduce_to = (2 if augmentation is None else 4) * processor.image_processor.side if reduce_jpeg else None

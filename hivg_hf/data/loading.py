@@ -80,8 +80,8 @@ def load_grounding_dataset(
         chosen = None
     if chosen is not None and streaming:
         raise ValueError(
-            "negatives are made from the expressions of all rows, which a stream does not hold: leave "
-            "streaming or negatives out."
+            "negatives are made from the expressions of all rows, which a stream does not hold: omit "
+            "streaming or negatives."
         )
     with allowing_code(allow_code):
         if "+" in split:
@@ -107,8 +107,8 @@ def _with_negatives(
     plain = Negatives(negatives.share, negatives.kinds, seed=negatives.seed)
     if "+" in split or options.get("foils") or negatives != plain:
         raise ValueError(
-            "negatives of refshapes are proved by its scenes: read one split, and leave foils, negatives.groups and "
-            "negatives.words out."
+            "negatives of refshapes are proved by its scenes: read one split, and omit foils, negatives.groups and "
+            "negatives.words."
         )
     drawn = {name: options[name] for name in options if name in SampleOptions.__dataclass_fields__}
     if drawn.get("kinds") is not None:
@@ -193,7 +193,7 @@ def _load_mixture(
     order = {"shuffle": shuffle, "batch_size": batch_size, "lanes": lanes, "buffer": buffer}
     order = {name: value for name, value in order.items() if value is not None}
     if order and not shared["streaming"]:
-        raise ValueError(f"{' and '.join(order)} is of streams: omit it, or add streaming=True.")
+        raise ValueError(f"{' and '.join(order)} only applies to streams: omit it, or add streaming=True.")
     loaded: dict[str, Any] = {}
     weights: dict[str, float] = {}
     for number, part in enumerate(parts):

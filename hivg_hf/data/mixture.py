@@ -15,8 +15,8 @@ class GroundingMixture:
     """Rows of several datasets in fixed shares.
 
     A part is used up before any of its rows comes again: over the epochs it is walked through pass by pass, each pass
-    in another order. Which row an index means is a function of (seed, epoch, index), so that a resumed run goes on
-    with the same rows.
+    in another order. Which row an index means is a function of (seed, epoch, index), so that a resumed run
+    continues with the same rows.
 
     Args:
         parts: datasets of the schema, by name.
@@ -39,7 +39,7 @@ class GroundingMixture:
             raise ValueError(f"weights name {', '.join(sorted(unknown))}; the parts are {', '.join(parts)}.")
         shares = {name: float((weights or {}).get(name, len(part))) for name, part in parts.items()}
         if min(shares.values()) <= 0:
-            raise ValueError(f"weights must be positive, got {shares}; leave a part out instead.")
+            raise ValueError(f"weights must be positive, got {shares}; omit the part instead.")
         self.parts = {name: without_image_decoding(part) for name, part in parts.items()}
         self.counts = divide(size or sum(map(len, parts.values())), shares)
         self.seed = seed

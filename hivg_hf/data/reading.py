@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -97,7 +97,7 @@ def read_rows(builder: RowBuilder, source: str) -> tuple[datasets.Dataset, ReadR
         The usable rows, and the report that says what was not usable.
     """
     count = _Counter(builder, source)
-    tables = [_table(rows) for rows in _chunks(count.usable(), ROWS_PER_TABLE)]
+    tables = [_table(rows) for rows in chunks(count.usable(), ROWS_PER_TABLE)]
     dataset = datasets.concatenate_datasets(tables) if tables else _table([])
     return dataset, count.report()
 
@@ -111,7 +111,7 @@ def usable_positions(builder: RowBuilder, source: str) -> tuple[np.ndarray, Read
 
 
 def settle(report: ReadReport, on_error: str, total: int) -> None:
-    """Log what was read, and stop or go on where rows cannot be used.
+    """Log what was read, and stop or continue where rows cannot be used.
 
     Raises:
         BrokenRowsError: `on_error="raise"` and there are such rows.
@@ -225,7 +225,8 @@ def _check_options(reader: Callable[..., Annotations], source: str, options: Map
         raise ValueError(f"{source} has no option {', '.join(unknown)}; it takes {', '.join(known)}.")
 
 
-def _chunks(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def chunks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of `size` rows, the last one shorter."""
     chunk: list[dict[str, Any]] = []
     for row in rows:
         chunk.append(row)

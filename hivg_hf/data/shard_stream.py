@@ -70,7 +70,7 @@ class ShardStream(GroundingStream):
         self.is_shuffled, self.lanes, self.buffer = shuffle, lanes if shuffle else 1, buffer
         shares = {str(number): float(share) for number, share in enumerate(weights or counts)}
         if min(shares.values()) <= 0:
-            raise ValueError(f"weights must be positive, got {list(shares.values())}; leave a part out instead.")
+            raise ValueError(f"weights must be positive, got {list(shares.values())}; omit the part instead.")
         self.block_rows = max(1, buffer // self.lanes)
         self.lane_ends = np.cumsum([self._lane_rows(lane) for lane in range(self.lanes)]).tolist()
         self._counts_of_lanes = self._divide_lanes(divide(len(self), shares))
@@ -122,7 +122,7 @@ class ShardStream(GroundingStream):
             if state_dict.get(name) != value:
                 raise ValueError(
                     f"the state was taken with {name}={state_dict.get(name)}, this stream has {name}={value}; with "
-                    "another order the rows that followed cannot be told."
+                    "another order the rows that followed cannot be known."
                 )
         super().load_state_dict(state_dict)
 
@@ -133,12 +133,12 @@ class ShardStream(GroundingStream):
         return {"rows": len(self), "batch_size": self.batch_size, "lanes": self.lanes, "buffer": self.buffer}
 
     def _refuse(self, problem: RowProblem, source: int) -> None:
-        said = f"{self.builders[source].annotations.source}: {problem}"
+        sentence = f"{self.builders[source].annotations.source}: {problem}"
         if self.on_error == "raise":
-            raise ValueError(f'{said}. Fix it, or omit such rows with on_error="skip".')
+            raise ValueError(f'{sentence}. Fix it, or omit such rows with on_error="skip".')
         self._warnings += 1
         if self._warnings <= MOST_WARNINGS:
-            logger.warning("%s. Another row comes in its place.", said)
+            logger.warning("%s. Another row comes in its place.", sentence)
 
     def _lane_rows(self, lane: int) -> int:
         """Rows of an epoch that a lane gives: those of every L-th run, of which the very last may be short."""

@@ -78,7 +78,7 @@ class GroundingStream(datasets.IterableDataset):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where a state was taken: the next iteration yields the rows that followed.
+        """Resume where a state was taken: the next iteration yields the rows that followed.
 
         Raises:
             ValueError: the state was taken with another seed, so that the orders differ.
@@ -86,7 +86,7 @@ class GroundingStream(datasets.IterableDataset):
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 f"the state was taken with seed {state_dict['seed']}, this stream has seed {self.seed}; "
-                "with another order the rows that followed cannot be told."
+                "with another order the rows that followed cannot be known."
             )
         position = state_dict["position"]
         self._place[:] = torch.tensor([state_dict["epoch"], position, position, 1])

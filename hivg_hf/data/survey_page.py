@@ -44,10 +44,11 @@ _HEAD = ("split", "rows", "images", "no target", "several targets", "with mask",
 def _line(split: Any) -> list[Any]:
     if not len(split.rows):
         return [split.name, 0, 0, 0, 0, 0, 0, len(split.report.problems)]
-    boxes, words = column_values(split.rows, "boxes"), column_values(split.rows, "expression")
+    boxes, expressions = column_values(split.rows, "boxes"), column_values(split.rows, "expression")
     images = column_values(split.rows, "image_id")
     keys = [
-        (image, said.lower(), tuple(map(tuple, some))) for image, said, some in zip(images, words, boxes, strict=True)
+        (image, expression.lower(), tuple(map(tuple, some)))
+        for image, expression, some in zip(images, expressions, boxes, strict=True)
     ]
     none = sum(not some for some in boxes)
     return [
@@ -100,7 +101,7 @@ def _section(split: Any, seed: int) -> Iterator[str]:
             if isinstance(value, Mapping) and "median" in value
         ],
     )
-    words = [word for said in column_values(split.rows, "expression") for word in said.lower().split()]
+    words = [word for expression in column_values(split.rows, "expression") for word in expression.lower().split()]
     names, counts = np.unique(np.array(words, dtype=object), return_counts=True)
     order = np.argsort(-counts)[:30]
     yield f"<p>{len(names):,} different words: "

@@ -10,7 +10,7 @@ import numpy as np
 from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.imports import require_package
 
-_BLUE, _GREY, _RED, _GREEN = "#4575b4", "#9a9a9a", "#d73027", "#1a9850"
+_BLUE, _GRAY, _RED, _GREEN = "#4575b4", "#9a9a9a", "#d73027", "#1a9850"
 
 
 def plot_accuracy_by_length(path: str | Path, result: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def plot_iou_histogram(path: str | Path, ious: np.ndarray, threshold: float = 0.
     figure, axes = new_figure()
     right = edges[:-1] >= threshold - 1e-9
     shares = 100 * counts / max(len(measured), 1)
-    axes.bar(edges[:-1], shares, width=0.05, align="edge", color=np.where(right, _BLUE, _GREY), edgecolor="white")
+    axes.bar(edges[:-1], shares, width=0.05, align="edge", color=np.where(right, _BLUE, _GRAY), edgecolor="white")
     mean = float(measured.mean()) if len(measured) else 0.0
     axes.axvline(mean, color=_RED, linestyle="--", linewidth=1.5, label=f"mean IoU {mean:.3f}")
     axes.set_xlim(0, 1)
@@ -69,7 +69,7 @@ def plot_scores(path: str | Path, score: dict[str, Any]) -> None:
         score: what `describe_scores` returned.
     """
     figure, (left, right) = new_figure(width=9.6, height=4.6, columns=2)
-    left.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
+    left.plot([0, 1], [0, 1], color=_GRAY, linewidth=1)
     for color, report in zip((_BLUE, _RED, _GREEN), score["reports"], strict=False):
         label = f"{report['rate']:.0%} name nothing"
         bins, curve = report["bins"], report["curve"]

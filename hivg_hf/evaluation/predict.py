@@ -148,7 +148,7 @@ def _read_outputs(
     canvas_boxes = outputs.pred_boxes.float().cpu().tolist()
     sets: list[dict[str, Any]] = [{} for _ in results]
     if getattr(outputs, "query_scores", None) is not None:
-        sets = [_every_box(outputs, processor, row, size, several[row]) for row, size in enumerate(sizes)]
+        sets = _every_box(outputs, processor, sizes, several)
     predictions = []
     for index, size, result, canvas_box, every in zip(indices, sizes, results, canvas_boxes, sets, strict=True):
         letterbox = processor.image_processor.geometry(*size)
@@ -167,13 +167,22 @@ def _read_outputs(
     return predictions
 
 
-def _every_box(outputs: Any, processor: Any, row: int, size: tuple[int, int], masks: bool) -> dict[str, Any]:
-    """All boxes of a row that stand for objects of their own, and their masks where the row is one that needs them."""
-    names = ["pred_boxes", "scores", "query_boxes", "query_scores"]
-    names += ["mask_logits", "query_mask_logits"] if masks else []
-    own = {name: getattr(outputs, name)[[row]] for name in names if getattr(outputs, name, None) is not None}
-    found = processor.post_process_grounding(own, [size], threshold=0.0, multiple=True)[0]
-    every = {"boxes_xyxy": found["boxes"].tolist(), "scores": found["scores"].tolist()}
-    if "masks" in found:
-        every["masks"] = [encode_mask(mask.numpy()) for mask in found["masks"]]
+def _every_box(
+    outputs: Any, processor: Any, sizes: Sequence[tuple[int, int]], several: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """Per row all boxes that stand for objects of their own, and in rows of several targets the mask of each."""
+
+    def answers(rows: Sequence[int], *more: str) -> list[dict[str, Any]]:
+        names = ("pred_boxes", "scores", "query_boxes", "query_scores", *more)
+        own = {name: getattr(outputs, name)[rows] for name in names}
+        return processor.post_process_grounding(own, [sizes[row] for row in rows], threshold=0.0, multiple=True)
+
+    every: list[dict[str, Any]] = [
+        {"boxes_xyxy": found["boxes"].tolist(), "scores": found["scores"].tolist()}
+        for found in answers(list(range(len(sizes))))
+    ]
+    rows = [row for row, has_several in enumerate(several) if has_several]
+    if rows and outputs.mask_logits is not None:  # masks of every query are many: of other rows nobody reads them
+        for row, found in zip(rows, answers(rows, "mask_logits", "query_mask_logits"), strict=True):
+            every[row]["masks"] = [encode_mask(mask.numpy()) for mask in found["masks"]]
     return every

@@ -17,7 +17,7 @@ import torch
 from hivg_hf.inference import OnnxModel
 from hivg_hf.metrics import MetricProtocol, RowScores
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
-from hivg_hf.utils.atomic import atomic_path, write_json
+from hivg_hf.utils.atomic import atomic_path
 from hivg_hf.utils.whole_weights import tensors_hash
 
 RESULTS_NAME = "results.json"
@@ -95,11 +95,6 @@ def describe_versions() -> dict[str, str]:
 
     found = {"hivg_hf": __version__, "python": platform.python_version()}
     return {**found, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write a results file; NaN is refused, since it is not JSON and no figure."""
-    write_json(path, results)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hivg_hf.metrics import RowScores
+from hivg_hf.utils.atomic import write_json
 
 from .compare import compare_rows, disagreements
 from .gallery import disagreement_pictures, worst_failures, write_gallery
@@ -15,7 +16,6 @@ from .records import (
     RESULTS_FORMAT,
     RESULTS_NAME,
     write_predictions,
-    write_results,
 )
 from .run import Evaluation, EvaluationSettings
 
@@ -62,7 +62,7 @@ def write_evaluation(
             legend={"target": "target", "first": "predicted"},
         )
     files.append(out / RESULTS_NAME)
-    write_results(files[-1], results)
+    write_json(files[-1], results)
     return files
 
 
@@ -101,7 +101,7 @@ def write_comparison(
         **compared,
     }
     files = [out / COMPARISON_NAME]
-    write_results(files[0], comparison)
+    write_json(files[0], comparison)
     if gallery:
         files.append(out / DISAGREEMENTS_NAME)
         first, second = comparison["first"]["id"], comparison["second"]["id"]

@@ -264,18 +264,18 @@ class _Measurer:
     ) -> dict[str, Any]:
         """The control beside the model as it is, on the same rows: `first` is the model, `second` the control."""
         settings = self.settings
-        asked: Any = dataset
+        control_rows: Any = dataset
         kept = list(range(len(dataset)))
         if control == "other-expression":
             if foils is None:
-                asked = other_expressions(dataset)
-                kept = asked.kept
+                control_rows = other_expressions(dataset)
+                kept = control_rows.kept
             else:
-                asked, kept = foils, paired_by_sentence(dataset, foils)
+                control_rows, kept = foils, paired_by_sentence(dataset, foils)
             if not kept:
                 return {"n": 0, "reason": "no image of this data has expressions for two different objects"}
         with apply_control(control, self.model, self.processor, settings.constant_expression):
-            answers = self.predict(asked, f"control {control}")
+            answers = self.predict(control_rows, f"control {control}")
         # Rows of a control are numbered by its own dataset; they stand for rows of the original.
         answers = [{**answer, "id": kept[answer["id"]]} for answer in answers]
         originals = [references[index] for index in kept]

@@ -85,11 +85,6 @@ def open_model(
     return OpenedModel(model.eval(), processor, commit)
 
 
-def open_data(source: str, split: str, options: Mapping[str, Any]) -> Any:
-    """Rows of one split, or of several joined by "+" ("val+none")."""
-    return load_grounding_dataset(source, split, **options)
-
-
 def held_out_rows(run: str) -> tuple[str, str, dict[str, Any]]:
     """Source, split and reader options of the rows that a run of `hivg train` held out for validation.
 

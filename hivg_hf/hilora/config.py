@@ -107,7 +107,7 @@ class HiLoraConfig:
             fc1, fc2; and of the bridges in the adapted layers, whose own weights train as well, as bridge.q_proj and
             so on. ``"attention"``, ``"mlp"`` and ``"all-linear"`` stand for those of a tower's layer. The authors'
             terms inside the bridges, trained in every stage, are ``HiVGConfig.bridge_lora``.
-        lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``; see `hilora_options`.
+        lora_options: Further ``peft.LoraConfig`` fields, such as ``{"use_rslora": True}``; `options.py` says which.
         order: ``"shallow_to_deep"`` as in the paper; ``"deep_to_shallow"`` begins at the towers' last layers, and its
             last stage reaches all of them.
 

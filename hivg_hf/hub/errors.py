@@ -66,23 +66,23 @@ def damaged_files(name: object) -> Iterator[None]:
             "again."
         ) from error
     except StrictDataclassError as error:  # wraps the refusal of a field in the name of its check
-        said = " ".join(str(error.__cause__ or error).split()).partition(" Errors: ")[0].rstrip(".")
+        message = " ".join(str(error.__cause__ or error).split()).partition(" Errors: ")[0].rstrip(".")
         raise ValueError(
-            f"The model '{name}' cannot be opened, since its config.json cannot be used: {said}."
+            f"The model '{name}' cannot be opened, since its config.json cannot be used: {message}."
         ) from error
     except Exception as error:
-        said = " ".join(str(error).split())
-        is_sentence = bool(said) and "\n" not in str(error).strip() and len(said) <= _LONGEST
+        message = " ".join(str(error).split())
+        is_sentence = bool(message) and "\n" not in str(error).strip() and len(message) <= _LONGEST
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):  # names no file
             is_sentence = False
-        if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in said):
+        if is_sentence and (isinstance(error, (ValueError, RuntimeError)) or "unexpected keyword" in message):
             raise
-        if "contains custom code which must be executed" in said:
+        if "contains custom code which must be executed" in message:
             raise ValueError(
                 f"The model '{name}' asks for code of its own, and none was run: pass trust_remote_code=True if you "
                 "trust its authors."
             ) from error
-        short = said if len(said) <= _QUOTED else said[:_QUOTED] + " ..."
+        short = message if len(message) <= _QUOTED else message[:_QUOTED] + " ..."
         raise ValueError(
             f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: {short})"
             "; save or download it again."
@@ -107,11 +107,11 @@ def hub_errors(repo_id: str, uploading: bool) -> Iterator[None]:
         with _patience(PATIENCE_WITH_UPLOADS if uploading else PATIENCE):
             yield
     except Exception as error:
-        said = _sentence(repo_id, uploading, _behind(error))
-        if said is None:
+        refusal = _sentence(repo_id, uploading, _behind(error))
+        if refusal is None:
             raise
         # A cause that holds a secret would show it in a traceback.
-        raise said from (None if _SECRETS.search(str(error)) else error)
+        raise refusal from (None if _SECRETS.search(str(error)) else error)
 
 
 @contextmanager
@@ -182,8 +182,8 @@ def _is_of_a_file(error: BaseException) -> bool:
 
 def _words(error: BaseException) -> str:
     """The first sentence of what an error says, without secrets and addresses' signatures."""
-    said = error.server_message if isinstance(error, HfHubHTTPError) and error.server_message else str(error)
-    lines = said.strip().splitlines() or [type(error).__name__]
+    message = error.server_message if isinstance(error, HfHubHTTPError) and error.server_message else str(error)
+    lines = message.strip().splitlines() or [type(error).__name__]
     first = _SECRETS.sub("***", lines[0].partition(". ")[0].rstrip("."))
     return first if len(first) <= _QUOTED else first[:_QUOTED] + " ..."
 

@@ -81,7 +81,7 @@ def push_folder(
         ValueError: the folder cannot be read, its model is not whole, the token is missing or refused, or the name is
             taken.
         PermissionError: the token may not write there.
-        ConnectionError: the connection broke, or what was downloaded is damaged; the same call goes on from there.
+        ConnectionError: the connection broke, or what was downloaded is damaged; the same call resumes.
     """
     folder = Path(folder)
     contents = {path.as_posix(): located(folder, path) for path in files_to_push(folder, onnx)}

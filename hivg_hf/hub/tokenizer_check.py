@@ -100,17 +100,17 @@ def _check_growth(path: Path, steps: list[dict[str, Any]]) -> None:
         raise ValueError(f"The normalizer in {path} has {what}; save the tokenizer that the model was trained with.")
     texts, by_pattern = [], 0
     for step in steps:
-        said = str(step.get("content", step.get("prepend", "")))
+        replacement = str(step.get("content", step.get("prepend", "")))
         plain = step.get("pattern", {}).get("String") if isinstance(step.get("pattern"), dict) else None
         if isinstance(plain, str) and plain:
-            texts.append((plain, said))
+            texts.append((plain, replacement))
         elif step.get("type") in ("Replace", "Prepend"):
-            by_pattern += len(said)
+            by_pattern += len(replacement)
     grown = 1
     for start, (first, _) in enumerate(texts):
         text = first
-        for plain, said in texts[start:]:
-            text = text.replace(plain, said)
+        for plain, replacement in texts[start:]:
+            text = text.replace(plain, replacement)
             grown = max(grown, len(text) // len(first))
             if grown > MOST_GROWTH:
                 break

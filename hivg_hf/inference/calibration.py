@@ -69,8 +69,8 @@ def calibrate_score(
     Use rows that no training saw, and save the model afterwards. The threshold is the lowest one with the precision
     that is asked for; else that at which the smaller of N-acc and T-acc is largest; else, where every row has a
     target, 0.5. Of a model with several queries, rows of several targets choose the threshold of further boxes
-    (`multiple_threshold`: most rows exact) and nothing else; without such rows an older one goes on
-    to let the same boxes through.
+    (`multiple_threshold`: most rows exact) and nothing else; without such rows an older one is moved so that it lets
+    the same boxes through.
 
     Args:
         model: with a trained head or a similarity score.
@@ -147,8 +147,8 @@ def fit_score(
         precision, base_rate: as in `calibrate_score`.
         before: scale and bias until now.
         answered: with all their boxes, rows of a model with several queries.
-        multiple_threshold: that of the scores until now; without rows of several targets it goes on to stand for the
-            same boxes.
+        multiple_threshold: that of the scores until now; without rows of several targets it is moved to stand
+            for the same boxes.
     """
     weights = np.ones(len(rows.values)) if base_rate is None else base_rate_weights(rows.nothing, base_rate)
     scale, bias = fit_logistic(rows.values, rows.right, weights=weights)

@@ -192,9 +192,9 @@ def read_questions(lines: Iterable[str], expressions: Sequence[str]) -> Iterator
             continue
         try:
             row = parse_json(line)
-            asked = next((row[key] for key in ("expressions", "expression", "text") if key in row), list(expressions))
-            asked = [asked] if isinstance(asked, str) else asked
-            if not isinstance(row["image"], str) or not asked or not all(isinstance(text, str) for text in asked):
+            texts = next((row[key] for key in ("expressions", "expression", "text") if key in row), list(expressions))
+            texts = [texts] if isinstance(texts, str) else texts
+            if not isinstance(row["image"], str) or not texts or not all(isinstance(text, str) for text in texts):
                 raise TypeError
         except (ValueError, TypeError, KeyError, AttributeError):
             yield ValueError(
@@ -202,7 +202,7 @@ def read_questions(lines: Iterable[str], expressions: Sequence[str]) -> Iterator
                 '{"image": "street.jpg", "expressions": ["the man in blue"]}, got: ' + line.strip()[:80]
             )
             continue
-        yield Question(row["image"], tuple(asked), _picture_name(row["image"]))
+        yield Question(row["image"], tuple(texts), _picture_name(row["image"]))
 
 
 def picture_path(folder: Path, name: str, ending: str = "") -> Path:

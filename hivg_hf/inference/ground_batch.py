@@ -306,9 +306,8 @@ def _expressions(text: Any, several: bool, column: str) -> list[str]:
         expressions = [str(one) if isinstance(one, np.str_) else one for one in text]
     else:
         expressions = [text]
-    wrong = next((one for one in expressions if not isinstance(one, str)), None)
-    if any(not isinstance(one, str) for one in expressions):
-        raise ValueError(f"{column} holds {wrong!r:.80}, expected an expression (a string).")
+    if wrong := [one for one in expressions if not isinstance(one, str)]:
+        raise ValueError(f"{column} holds {wrong[0]!r:.80}, expected an expression (a string).")
     return expressions
 
 

@@ -319,7 +319,7 @@ def _text_lengths(model: HiVGForVisualGrounding) -> tuple[int, int]:
 
 
 def _random_inputs(graph: GroundingGraph, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Expressions of several lengths about letterboxed noise; half of the images lie, half stand, one has two."""
+    """Expressions of several lengths about letterboxed noise: half landscape, half portrait, one with two of them."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     config, size = graph.model.config, graph.model.config.image_size
     lengths = torch.randint(3, length + 1, (batch,), generator=generator)

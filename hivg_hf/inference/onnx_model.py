@@ -65,10 +65,10 @@ class GraphIdentity:
     @classmethod
     def of_file(cls, file: Any) -> "GraphIdentity | None":
         """What a loaded ONNX file says of itself; None where it says nothing."""
-        said = {entry.key: entry.value for entry in file.metadata_props}
+        metadata = {entry.key: entry.value for entry in file.metadata_props}
         return (
-            cls(**{key: said[key] for key in cls.__annotations__})
-            if cls.__annotations__.keys() <= said.keys()
+            cls(**{key: metadata[key] for key in cls.__annotations__})
+            if cls.__annotations__.keys() <= metadata.keys()
             else None
         )
 
@@ -141,11 +141,11 @@ class OnnxModel(nn.Module):
             "image_index": torch.arange(len(words["input_ids"])) if image_index is None else image_index,
             **self._padding(pixel_values, pixel_mask, patch_index),
         }
-        asked = {"mask_logits": output_masks, "token_logits": output_token_logits}
+        requested = {"mask_logits": output_masks, "token_logits": output_token_logits}
         if self.config.num_queries > 1:
-            asked["query_mask_logits"] = output_masks
-        names = tuple(name for name in self.outputs if asked.get(name, True))
-        if missing := [name for name, wanted in asked.items() if wanted and name not in names]:
+            requested["query_mask_logits"] = output_masks
+        names = tuple(name for name in self.outputs if requested.get(name, True))
+        if missing := [name for name, wanted in requested.items() if wanted and name not in names]:
             raise ValueError(f"{self.path} does not give {', '.join(missing)}: export it with --masks --tokens.")
         session = self._session(names)
         found = session.run(list(names), {value.name: given[value.name].numpy() for value in session.get_inputs()})
@@ -157,12 +157,12 @@ class OnnxModel(nn.Module):
         """Ids and mask (U, T) of the words to those of each sample (B, T), and, in parts, what the text part gives."""
         own = dict(zip(TEXT_INPUTS, (input_ids, attention_mask), strict=True))
         key = b"".join(repr(tuple(value.shape)).encode() + value.numpy().tobytes() for value in own.values())
-        said, encoded = self._said
+        last_key, encoded = self._said
         repeated = text_index is not None and 2 * len(input_ids) <= len(text_index)
-        if not self._in_parts and (repeated or key == said) and not self.config.bridge_mixes_batch:
+        if not self._in_parts and (repeated or key == last_key) and not self.config.bridge_mixes_batch:
             self._in_parts, self._sessions = True, {}
             self._text_session = open_session(self.path, None, self.num_threads, TEXT)
-        if self._in_parts and (key != said or not encoded):
+        if self._in_parts and (key != last_key or not encoded):
             values = self._text_session.run(None, {name: value.numpy() for name, value in own.items()})
             names = [value.name for value in self._text_session.get_outputs()]
             encoded = {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
@@ -291,12 +291,12 @@ def check_onnx_paths(file: Any, path: Path) -> None:
 def _answers_for(path: Path, folder: Path, config: HiVGConfig) -> bool:
     """Whether a file in a model folder was made from what lies beside it, by this version; says what differs."""
     file = read_graph(path)
-    said = GraphIdentity.of_file(file)
+    identity = GraphIdentity.of_file(file)
     if any(folder.glob("*.safetensors")):
         expected = GraphIdentity.of_folder(folder)
     else:  # a folder that `hivg export` wrote: nothing beside the file could contradict its weights
-        expected = GraphIdentity(said.hivg_weights_sha256 if said else "", _config_hash(config))
-    differs = [key for key, value in asdict(expected).items() if said is None or getattr(said, key) != value]
+        expected = GraphIdentity(identity.hivg_weights_sha256 if identity else "", _config_hash(config))
+    differs = [key for key, value in asdict(expected).items() if identity is None or getattr(identity, key) != value]
     if not differs:
         return True
     what = ", ".join(key.removeprefix("hivg_").removesuffix("_sha256") for key in differs)

@@ -50,11 +50,11 @@ class Asker:
             stream = self.pipe(_Items(questions, self), num_workers=self.num_workers, **self.options)
             yield from zip(questions, map(_as_answer, stream), strict=True)
             return
-        asked: deque[Question] = deque()
+        pending: deque[Question] = deque()
 
         def items() -> Iterator[dict[str, Any]]:
             for question in questions:
-                asked.append(question)
+                pending.append(question)
                 try:
                     item = self.item(question)
                 except (OSError, ValueError):  # the pipeline will meet the same error, and report it
@@ -62,7 +62,7 @@ class Asker:
                 yield item
 
         for answer in self.pipe(items(), num_workers=0, **self.options):
-            yield asked.popleft(), _as_answer(answer)
+            yield pending.popleft(), _as_answer(answer)
 
     def item(self, question: Question) -> dict[str, Any]:
         return {"image": self.local_image(question), "text": question.expressions}

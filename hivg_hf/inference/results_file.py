@@ -1,4 +1,4 @@
-"""The answers of `hivg ground` on disk: JSON Lines that let a stopped run go on."""
+"""The answers of `hivg ground` on disk: JSON Lines from which a stopped run resumes."""
 
 import json
 import os
@@ -95,8 +95,8 @@ class ResultsFile:
                 whole += len(line)
                 row = json.loads(line)
                 if "results" in row:
-                    asked = _once(result["expression"] for result in row["results"])
-                    self._done[(row["image"], asked)] = row
+                    expressions = _once(result["expression"] for result in row["results"])
+                    self._done[(row["image"], expressions)] = row
         if whole < self.path.stat().st_size:
             with self.path.open("rb+") as file:
                 file.truncate(whole)

@@ -97,9 +97,9 @@ def _ask(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Per row the values (P,) and boxes (P, 4) of its answers, the best first."""
     pipe = VisualGroundingPipeline(model, processor=processor)
-    asked = dataset.select_columns(["image", "expression"]).cast_column("image", Image(decode=False))
+    questions = dataset.select_columns(["image", "expression"]).cast_column("image", Image(decode=False))
     values, boxes = [], []
-    for results in pipe(asked, batch_size=batch_size, **({"multiple": True, "threshold": 0.0} if several else {})):
+    for results in pipe(questions, batch_size=batch_size, **({"multiple": True, "threshold": 0.0} if several else {})):
         answers = list(results) if several else [results]
         values.append(np.array([_logit(answer["score"]) / PROBE_SCALE for answer in answers]))
         boxes.append(np.array([list(answer["box"].values()) for answer in answers]))

@@ -58,14 +58,14 @@ def check_template(template: str) -> str:
             near = difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"; did you mean {{{near[0]}}}?" if near else "."
             raise ValueError(f"The template {template!r} has the field {{{name}}}, expected {', '.join(FIELDS)}{hint}")
-    said = set(fields)
-    if "category" not in said or len(fields) != len(said):
+    names = set(fields)
+    if "category" not in names or len(fields) != len(names):
         raise ValueError(f"The template {template!r} needs the field {{category}}, and every field at most once.")
-    if ("relation" in said) != ("anchor" in said):
+    if ("relation" in names) != ("anchor" in names):
         raise ValueError(f"The template {template!r} has one of {{relation}} and {{anchor}}; they go together.")
-    if "ordinal" in said and "side" not in said:
+    if "ordinal" in names and "side" not in names:
         raise ValueError(f"The template {template!r} counts by {{ordinal}} without saying from which {{side}}.")
-    if len(said & {"extreme", "side", "relation"}) > 1:
+    if len(names & {"extreme", "side", "relation"}) > 1:
         raise ValueError(f"The template {template!r} has more than one of {{extreme}}, {{side}} and {{relation}}.")
     return template
 

@@ -83,9 +83,9 @@ def iou_figures(ious: np.ndarray, thresholds: Sequence[float] = (0.5, 0.7, 0.9))
 
 def _single_targets(labels: torch.Tensor) -> torch.Tensor:
     """(B, M, 4) -> (B, 4), NaN where a row has no target or several."""
-    there = labels[..., 2] > 0  # (B, M): neither NaN nor what transformers' evaluation fills short batches with
-    first = labels.gather(1, there.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
-    return torch.where((there.sum(1) == 1)[:, None], first, torch.nan)
+    is_target = labels[..., 2] > 0  # (B, M): neither NaN nor what transformers' evaluation fills short batches with
+    first = labels.gather(1, is_target.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
+    return torch.where((is_target.sum(1) == 1)[:, None], first, torch.nan)
 
 
 def _corners(boxes_cxcywh: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Overlaps of paired boxes and masks, as numpy arrays. No protocol, no names: see metrics.py for those."""
+"""Overlaps of paired boxes and masks, as numpy arrays. What counts as right is in `protocols`."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _check_continued(recipe: Recipe, model: PeftModel) -> None:
     hilora, adapter = recipe.hilora_config(), model.peft_config[PROGRESSIVE_ADAPTER]
     where = f"The model {recipe.model.checkpoint} comes with the adapter {PROGRESSIVE_ADAPTER!r}"
     if hilora is not None and hilora.mode != "progressive":
-        raise ValueError(f"{where}, which stages go on training with hilora.mode: progressive. Got {hilora.mode}.")
+        raise ValueError(f"{where}, which stages train further with hilora.mode: progressive only. Got {hilora.mode}.")
     for phase in recipe.phases:
         if phase.trains_clip or phase.config:
             raise ValueError(
@@ -101,7 +101,7 @@ def _check_continued(recipe: Recipe, model: PeftModel) -> None:
 def build_model(recipe: ModelRecipe, **changes: Any) -> Any:
     """The model that the first phase starts from, in float32; new weights come from torch's random state.
 
-    Where its folder holds an adapter to go on with, a `PeftModel` around it.
+    Where its folder holds an adapter to train further, a `PeftModel` around it.
 
     Args:
         recipe: Where it comes from.
@@ -143,7 +143,7 @@ def _check_places(model: HiVGForVisualGrounding) -> None:
 
 
 def continued_adapter(recipe: ModelRecipe) -> Path | None:
-    """The adapter that a run goes on training: that of `hivg convert --lora adapter`, or of progressive HiLoRA."""
+    """The adapter that a run trains further: that of `hivg convert --lora adapter`, or of progressive HiLoRA."""
     folder = Path(recipe.checkpoint or "") / "adapters" / PROGRESSIVE_ADAPTER
     return folder if recipe.checkpoint and folder.is_dir() else None
 

@@ -52,7 +52,7 @@ class Phase(ABC):
         log_every: Optimizer steps between log entries.
         keep: `best` by validation accuracy (never worse than the phase began), `last`, or `best_but_last_heads`: CLIP,
             its adapters and bridges of the best evaluation (or of the beginning), `grounding_head` of the last epoch.
-            Official: mixed base stages go on from these two files, hivg_eval.py:193, hivg_train.py:236-246.
+            Official: mixed base stages continue from these two files, hivg_eval.py:193, hivg_train.py:236-246.
         data: Training rows of this phase, in place of `data.train`.
         config: `HiVGConfig` fields that change as this phase begins; modules that they add start new, modules that
             they drop are lost. Official: ViT-L warms up without bridges, HiVG.py:665.

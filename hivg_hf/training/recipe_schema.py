@@ -67,12 +67,12 @@ def _any_kind(by_kind: dict[str, dict[str, Any]], shared: dict[str, Any]) -> dic
 
 def _described(kind: type) -> dict[str, Any]:
     """Schema of a dataclass, nested ones in it; what its docstrings say of a key is the key's description."""
-    hints, said = get_type_hints(kind), _said_of(kind)
+    hints, descriptions = get_type_hints(kind), _said_of(kind)
     properties = {}
     for option in fields(kind):
         schema = _of_type(hints[option.name], _names_within(option.name))
-        if option.name in said:
-            schema["description"] = said[option.name]
+        if option.name in descriptions:
+            schema["description"] = descriptions[option.name]
         if option.default not in (MISSING, None):
             schema["default"] = option.default
         properties[option.name] = schema
@@ -116,11 +116,11 @@ def _closed(properties: dict[str, Any], description: str = "") -> dict[str, Any]
 
 def _said_of(kind: type) -> dict[str, str]:
     """Key to what the `Args:` of the class and of its bases say of it."""
-    said: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         section = re.search(
             r"^Args:\n(.*?)(?:\n\S|\Z)", inspect.cleandoc(base.__doc__ or ""), re.DOTALL | re.MULTILINE
         )
         entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
-        said |= {name: " ".join(text.split()) for name, text in entries}
-    return said
+        descriptions |= {name: " ".join(text.split()) for name, text in entries}
+    return descriptions

@@ -83,16 +83,16 @@ class Reliability:
         from hivg_hf.evaluation.suspects import label_agreement, wrong_probability
 
         model, processor = opened
-        said = predict(model, processor, rows, batch_size=batch_size, progress=False)
+        predictions = predict(model, processor, rows, batch_size=batch_size, progress=False)
         if self.threshold is None and trusted is None:
-            return wrong_probability(rows, said) < DOUBTFUL, None
+            return wrong_probability(rows, predictions) < DOUBTFUL, None
         threshold = self.threshold
         if trusted is not None:
             known = predict(model, processor, trusted, batch_size=batch_size, progress=False)
             agreed = np.sort(label_agreement(trusted, known))
             threshold = float(agreed[-math.ceil(round(self.recall * len(agreed), 6))])
         assert threshold is not None
-        return label_agreement(rows, said) >= threshold, threshold
+        return label_agreement(rows, predictions) >= threshold, threshold
 
 
 def kept_rows(

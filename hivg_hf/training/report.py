@@ -1,4 +1,4 @@
-"""What a run leaves to be read: results.json and a picture of its curves."""
+"""What a run says while it trains, one line per log entry, and the picture of its curves."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_curves(path: Path, phases: list[dict[str, Any]]) -> Path | None:
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         for start, phase in zip(starts, phases):
-            axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
+            axes.axvline(start, color="gray", linewidth=0.8, linestyle=":")
             if axes is losses:
                 label = phase["name"] + (" (rejected)" if phase["kept"] == "before" else "")
                 axes.text(start, 1.02, f" {label}", transform=axes.get_xaxis_transform(), fontsize=8)

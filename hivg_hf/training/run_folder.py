@@ -142,15 +142,6 @@ def phase_folders(recipe: Recipe, folder: Path) -> list[PhaseFolder]:
     ]
 
 
-def check_disk(folder: Path, model: nn.Module) -> None:
-    """Refuse to start a phase whose checkpoints would not fit.
-
-    Raises:
-        OSError: If the disk holds less.
-    """
-    check_room(folder, disk_needed(model))
-
-
 def disk_needed(model: nn.Module) -> int:
     """Bytes for three checkpoints (newest, best, the one being written: weights and AdamW's two moments) and three
     copies of the model (result, base, merged)."""
@@ -166,8 +157,8 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         OSError: If the disk holds less.
     """
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    free = shutil.disk_usage(there).free
+    place = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
             f"The disk of {folder} has {free / 2**30:.2f} GiB free, but this phase may need {needed / 2**30:.2f} GiB "

@@ -52,8 +52,9 @@ from .run_folder import (
     OUTCOME_FILE,
     FolderWatch,
     PhaseFolder,
-    check_disk,
+    check_room,
     claim_folder,
+    disk_needed,
     phase_folders,
 )
 from .sharding import restore_shapes
@@ -132,7 +133,7 @@ class StagedTraining:
             # a HiLoRA stage has to gain to be kept; other phases only must not lose (both may begin at zero)
             trainer.initial_accuracy = before if phase.has_adapters else float(np.nextafter(before, -1))
         if self.state.is_main_process:
-            check_disk(self.folder, model)
+            check_room(self.folder, disk_needed(model))
         if phase.merges and trainer.is_fsdp_enabled:
             raise ValueError(f"{phase} trains {phase.train}, which needs whole weights: train without FSDP.")
         if phase.keep == "best_but_last_heads" and trainer.is_fsdp_enabled:

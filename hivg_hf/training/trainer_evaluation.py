@@ -116,7 +116,7 @@ class EarlyStop(TrainerCallback):
         self.patience = patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # a run killed just after it had stopped must not go on to another evaluation
+        # a run killed just after it had stopped must not continue to another evaluation
         stale = _evaluations_since_best(state, state.log_history, _metric_name(args))
         control.should_training_stop |= stale >= self.patience
 

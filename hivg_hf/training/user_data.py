@@ -94,18 +94,18 @@ def plan_user_training(
     reading = {"source": data, "images": images, "box_format": box_format, **options}
     reading = {key: value for key, value in reading.items() if value is not None}
     specs = _divide(reading, val)
-    said = _read(specs["train"])
-    defaults = _defaults(len(said))
+    training_rows = _read(specs["train"])
+    defaults = _defaults(len(training_rows))
     for spec in specs.values():
         if spec.get("holdout") == HOLDOUT_BY_SIZE:
             spec["holdout"] = defaults["holdout"]
     if specs["train"].get("holdout"):
-        said = _read(specs["train"])
-    rows, held_out = len(said), len(_read(specs["validation"]))
+        training_rows = _read(specs["train"])
+    rows, held_out = len(training_rows), len(_read(specs["validation"]))
     logger.info("%s: %s rows to train on, %s held out for validation.", data, f"{rows:,}", f"{held_out:,}")
     if share := specs["validation"].get("holdout"):
         logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
-    specs["train"].update(_default_negatives(said, config) if chosen is None else chosen)
+    specs["train"].update(_default_negatives(training_rows, config) if chosen is None else chosen)
     tests = {"test": specs.pop("test")} if "test" in specs else {}
     batch_size = min(batch_size or defaults["batch_size"], rows)
     epochs = epochs or _epochs(rows, batch_size)
@@ -117,7 +117,7 @@ def plan_user_training(
             **specs,
             "tests": tests,
             "augmentation": {"scale_count": 3, "whole_image_words": list(PLACE_WORDS)},
-            "unique_images": len({row.image_id for row in said}) >= 2 * batch_size,
+            "unique_images": len({row.image_id for row in training_rows}) >= 2 * batch_size,
         },
         "defaults": {
             "batch_size": batch_size,

@@ -216,9 +216,9 @@ class ZeroShotGrounder:
         directions = encoder.directions(expressions)  # (E, P)
         squares = encoder.squares([picture])
         grids = (directions @ encoder.patches(squares)[0].T).unflatten(-1, (encoder.grid, encoder.grid))  # (E, G, G)
-        there = squares.patch_mask[0].view(encoder.grid, encoder.grid)
+        is_image = squares.patch_mask[0].view(encoder.grid, encoder.grid)
         # A padded patch would bleed into the picture's edge when the map is enlarged.
-        grids = grids.masked_fill(~there, 0.0) + (~there) * grids[:, there].mean(-1)[:, None, None]
+        grids = grids.masked_fill(~is_image, 0.0) + (~is_image) * grids[:, is_image].mean(-1)[:, None, None]
         size = (picture.height, picture.width)
         return [encoder.image_processor.map_to_image(grid, size).numpy() for grid in grids]
 

@@ -1,4 +1,4 @@
-"""A study: what it runs, how it goes on after a stop, and a document made from its results alone."""
+"""A study: what it runs, how it resumes after a stop, and a document made from its results alone."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""`hivg ground`: what it prints, what it writes, how it goes on after bad images and after being stopped."""
+"""`hivg ground`: what it prints, what it writes, how it continues after bad images and after being stopped."""
 
 import base64
 import io

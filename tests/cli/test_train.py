@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hivg_hf.cli import app
+from hivg_hf.training import user_data
 
 REPOSITORY = Path(__file__).parent.parent.parent
 TINY = REPOSITORY / "hivg_hf" / "recipes" / "hivg-tiny-refshapes.yaml"
@@ -63,6 +64,22 @@ def test_options_of_own_data_are_refused_beside_a_recipe(words, named, dry, tmp_
     assert result.exit_code == 2
     assert f"hivg: {named} with --data; a recipe says all of this itself" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_folder_and_box_format_of_own_data_may_be_given_as_options_of_the_reader(monkeypatch):
+    planned = []
+
+    def plan(**options):
+        planned.append(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(user_data, "plan_user_training", plan)
+    run("--data", "my.csv", "--images", "photos", "--box-format", "xyxy")
+    run("--data", "my.csv", "--option", "images=photos", "--option", "box_format=xyxy")
+    assert planned[0] == planned[1]
+    assert (planned[0]["images"], planned[0]["box_format"]) == ("photos", "xyxy")
+    result = run("--data", "my.csv", "--images", "photos", "--option", "images=photos")
+    assert "--option gives images, which another argument gives too; give one of them." in result.output
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])

@@ -256,5 +256,5 @@ def test_negatives_of_refshapes_name_no_object_of_the_scene(kind):
 
 @pytest.mark.parametrize("options", [{"foils": True}, {"negatives": {"groups": ["size"]}}])
 def test_what_refshapes_cannot_do_with_negatives_is_refused(options):
-    with pytest.raises(ValueError, match="read one split, and leave foils, negatives"):
+    with pytest.raises(ValueError, match="read one split, and omit foils, negatives"):
         load_grounding_dataset("refshapes", "val", size=4, **{"negatives": {}, **options})

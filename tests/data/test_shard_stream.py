@@ -177,7 +177,7 @@ def test_parts_that_are_read_by_number_are_refused(tmp_path):
         load_grounding_dataset("mixture", "all", streaming=True, parts=parts)
     parts[0]["format"] = "shards"
     assert len(load_grounding_dataset("mixture", "all", streaming=True, parts=parts)) == 1
-    with pytest.raises(ValueError, match="lanes is of streams: omit it, or add streaming=True"):
+    with pytest.raises(ValueError, match="lanes only applies to streams: omit it, or add streaming=True"):
         load_grounding_dataset("mixture", "all", parts=parts, lanes=2)
 
 

@@ -10,9 +10,10 @@ from parity.official_cases import made_case
 from PIL import Image
 
 from benchmarks.speed.official_reference import OfficialLayers
+from hivg_hf.data import load_grounding_dataset
 from hivg_hf.data.splits import split_names
 from hivg_hf.evaluation import sources
-from hivg_hf.evaluation.sources import open_data, open_foils, open_model
+from hivg_hf.evaluation.sources import open_foils, open_model
 from hivg_hf.utils.strict_mapping import read_options
 
 
@@ -75,7 +76,7 @@ def test_an_official_file_has_no_revision(tmp_path):
 
 
 def test_splits_joined_by_plus_are_read_one_after_the_other():
-    rows = open_data("refshapes", "val+none", {"seed": 1, "size": 2, "masks": False})
+    rows = load_grounding_dataset("refshapes", "val+none", seed=1, size=2, masks=False)
     assert rows["split"] == ["val", "val", "none", "none"]
     with pytest.raises(ValueError, match=r"A split has no name in 'val\+'"):
         split_names("val+")
@@ -83,7 +84,7 @@ def test_splits_joined_by_plus_are_read_one_after_the_other():
 
 def test_foils_are_the_same_rows_with_other_expressions():
     options = {"seed": 1, "size": 3, "masks": False}
-    rows, foils = open_data("refshapes", "val", options), open_foils("refshapes", "val+none", options)
+    rows, foils = load_grounding_dataset("refshapes", "val", **options), open_foils("refshapes", "val+none", options)
     by_sentence = {row["sent_id"]: row for row in rows}
     assert len(foils) > 0
     for foil in foils:

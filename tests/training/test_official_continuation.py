@@ -67,7 +67,10 @@ def test_every_phase_goes_on_with_the_adapter(adapted, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hilora": {"mode": "additive"}}, "which stages go on training with hilora.mode: progressive. Got additive"),
+        (
+            {"hilora": {"mode": "additive"}},
+            "train further with hilora.mode: progressive only. Got additive",
+        ),
         ({"rank": 4}, r"of rank, alpha and dropout \(2, 4.0, 0.0\), and stage 'stage_1' asks for \(4, 4.0, 0.0\)"),
         ({"train": "all"}, "phase 'stage_0' must train heads or lora, without `config`"),
     ],

@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from hivg_hf.training import parse_recipe
-from hivg_hf.training.run_folder import FolderWatch, check_disk, claim_folder
+from hivg_hf.training.run_folder import FolderWatch, check_room, claim_folder, disk_needed
 from hivg_hf.utils.held_folder import folder_lock
 
 RECIPE = {
@@ -25,10 +25,10 @@ def test_a_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     # 3 checkpoints of weights and two moments, 3 copies of the weights: 12 x 4 MB
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(0, 0, 48_048_000))
-    check_disk(tmp_path, model)
+    check_room(tmp_path, disk_needed(model))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(0, 0, 48_047_999))
     with pytest.raises(OSError, match=r"has 0.04 GiB free, but this phase may need 0.04 GiB"):
-        check_disk(tmp_path, model)
+        check_room(tmp_path, disk_needed(model))
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):

@@ -278,7 +278,7 @@ def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_
 
 
 def test_a_tuner_of_peft_is_a_phase_between_others(tiny_checkpoint, tmp_path):
-    """Its result is a plain model, from which a stage goes on, and its export gives that model on the first base."""
+    """Its result is a plain model, from which a stage continues, and its export gives that model on the first base."""
     recipe = tiny_recipe(tiny_checkpoint)
     tuner = {"peft_type": "OFT", "r": 0, "oft_block_size": 8}
     phase = {"name": "oft", "train": "peft", "tuner": tuner, "targets": "all-linear", "steps": 2, "keep": "last"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from hivg_hf.utils.atomic import DiskFullError, atomic_folder, atomic_path, check_name
+from hivg_hf.utils.atomic import DiskFullError, atomic_folder, atomic_path, check_name, write_json
 
 
 def names_in(folder: Path) -> list[str]:
@@ -84,6 +84,12 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
 def test_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="a folder of that name exists"), atomic_path(tmp_path):
         pass
+
+
+def test_json_refuses_what_it_has_no_words_for_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_json(tmp_path / "results.json", {"figures": {"acc@0.5": float("nan")}})
+    assert not list(tmp_path.iterdir())
 
 
 def test_folder_replaces_the_whole_of_its_predecessor(tmp_path: Path) -> None:

@@ -98,17 +98,17 @@ def _phrases(record: Mapping[str, Any], question: re.Pattern[str] | None) -> lis
     if isinstance(record.get("objects"), Mapping):
         return _swift_objects(record["objects"], shared)
     phrases: list[Phrase] = []
-    asked = ""
+    question_text = ""
     for turn in turns:
         role, text = str(turn.get("role", turn.get("from"))), _text(turn.get("content", turn.get("value")))
         if role in QUESTIONS:
-            asked = text.replace("<image>", " ").strip()
+            question_text = text.replace("<image>", " ").strip()
         elif role in ANSWERS:
-            phrases += _answer(text, _expression(asked, question), shared)
+            phrases += _answer(text, _expression(question_text, question), shared)
     return phrases
 
 
-def _expression(asked: str, question: re.Pattern[str] | None) -> str | None:
+def _expression(question_text: str, question: re.Pattern[str] | None) -> str | None:
     """What a question asks for, None without a pattern.
 
     Raises:
@@ -116,9 +116,9 @@ def _expression(asked: str, question: re.Pattern[str] | None) -> str | None:
     """
     if question is None:
         return None
-    match = question.fullmatch(asked)
+    match = question.fullmatch(question_text)
     if match is None:
-        raise ValueError(f"its question {shown(asked)} is not of the form that prompt= says")
+        raise ValueError(f"its question {shown(question_text)} is not of the form that prompt= says")
     return match.group(1)
 
 

@@ -112,8 +112,8 @@ def _phrases(regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], da
     for number, region in enumerate(regions):
         value, region_id = region.get("value") or {}, region.get("id", number)
         if "text" in value and region.get("type") == "textarea":
-            said = value["text"]
-            texts.setdefault(region_id, []).extend(said if isinstance(said, list) else [said])
+            content = value["text"]
+            texts.setdefault(region_id, []).extend(content if isinstance(content, list) else [content])
         elif {"x", "y", "width", "height"} <= set(value) and region.get("type", "").startswith("rectangle"):
             rectangles[region_id] = region
         labels.setdefault(region_id, []).extend(value.get("rectanglelabels") or value.get("labels") or [])
@@ -130,14 +130,14 @@ def _phrases(regions: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], da
             raise ValueError("a box of it has neither a text nor a label")
         return [
             Phrase(
-                expression=said,
+                expression=word,
                 boxes=[[value[key] for key in ("x", "y", "width", "height")]],
                 width=region.get("original_width"),
                 height=region.get("original_height"),
                 category=str(named[0]) if len(named) == 1 and texts.get(region_id) else None,
                 **shared,
             )
-            for said in words
+            for word in words
         ]
 
     return each(rectangles, phrases)

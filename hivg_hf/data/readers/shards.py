@@ -99,9 +99,11 @@ class _Reader:
 
     def __call__(self, position: int) -> Draft:
         record = self.table.records[position]
-        said = cell_text(record.get(self.table.names["split"]))
-        if self.split is not None and said != self.split:
-            raise ValueError(f"it belongs to the split {said!r}, not {self.split!r}; shards hold rows of one split")
+        own_split = cell_text(record.get(self.table.names["split"]))
+        if self.split is not None and own_split != self.split:
+            raise ValueError(
+                f"it belongs to the split {own_split!r}, not {self.split!r}; shards hold rows of one split"
+            )
         draft = self.table.draft(position)
         return own_fields(draft, record) if self.table.is_own_schema else draft
 

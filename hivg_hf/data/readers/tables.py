@@ -295,10 +295,10 @@ class CsvRows(Sequence[dict[str, Any]]):
         text = _decode(path, encoding or "utf-8", "strict" if encoding else "surrogateescape")
         # Spreadsheets put a byte-order mark before the first column's name.
         lines = io.StringIO(text.removeprefix("\ufeff"), newline="").readlines()
-        said = _SAID_DELIMITER.fullmatch(lines[0].strip("\r\n")) if lines else None
-        if said:  # Excel's own way to say what divides cells; the line stays, blank, so that lines keep their numbers
+        named = _SAID_DELIMITER.fullmatch(lines[0].strip("\r\n")) if lines else None
+        if named:  # Excel's own way to say what divides cells; the line stays, blank, so that lines keep their numbers
             lines[0] = "\n"
-        rows = _csv_rows(lines, said[1] if said else _delimiter_of(lines[0] if lines else "", path))
+        rows = _csv_rows(lines, named[1] if named else _delimiter_of(lines[0] if lines else "", path))
         header = next(rows, (1, ()))[1]
         if isinstance(header, str):
             raise ValueError(f"{path}: its header cannot be read: {header}.")
