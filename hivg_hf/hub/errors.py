@@ -68,7 +68,7 @@ def damaged_files(name: object) -> Iterator[None]:
     except StrictDataclassError as error:  # wraps the refusal of a field in the name of its check
         message = " ".join(str(error.__cause__ or error).split()).partition(" Errors: ")[0].rstrip(".")
         raise ValueError(
-            f"The model '{name}' cannot be opened, since its config.json cannot be used: {message}."
+            f"The model '{name}' cannot be opened, since its config.json cannot be used: {_cut(message)}."
         ) from error
     except Exception as error:
         message = " ".join(str(error).split())
@@ -82,10 +82,9 @@ def damaged_files(name: object) -> Iterator[None]:
                 f"The model '{name}' asks for code of its own, and none was run: pass trust_remote_code=True if you "
                 "trust its authors."
             ) from error
-        short = message if len(message) <= _QUOTED else message[:_QUOTED] + " ..."
         raise ValueError(
-            f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: {short})"
-            "; save or download it again."
+            f"The model '{name}' cannot be opened, since one of its files is damaged ({type(error).__name__}: "
+            f"{_cut(message)}); save or download it again."
         ) from error
 
 
@@ -185,7 +184,7 @@ def _words(error: BaseException) -> str:
     message = error.server_message if isinstance(error, HfHubHTTPError) and error.server_message else str(error)
     lines = message.strip().splitlines() or [type(error).__name__]
     first = _SECRETS.sub("***", lines[0].partition(". ")[0].rstrip("."))
-    return first if len(first) <= _QUOTED else first[:_QUOTED] + " ..."
+    return _cut(first)
 
 
 def _refusal(repo_id: str, uploading: bool, error: HfHubHTTPError, words: str) -> Exception:
@@ -229,3 +228,7 @@ def _when(error: HfHubHTTPError) -> str:
     limit = parse_ratelimit_headers(headers)
     seconds = headers.get("retry-after", "") if limit is None else str(limit.reset_in_seconds)
     return f"in {seconds} seconds" if seconds.isdecimal() and len(seconds) <= 6 else "later"
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _QUOTED else message[:_QUOTED] + " ..."

@@ -61,8 +61,8 @@ def load_pipeline(
     """
     if dtype is not None:
         refuse_other("dtype", dtype, DTYPES)
-    device = None if device is None else find_device(device)
     check_engine(backend, precision, num_threads, device, dtype, trust_remote_code)
+    device = None if device is None else find_device(device)
     name = resolve_model(model)
     if backend == "onnx":
         opened, processor = open_onnx(name, precision or "fp32", num_threads)
@@ -96,7 +96,7 @@ def check_engine(
     backend: str,
     precision: str | None,
     num_threads: int | None = None,
-    device: str | None = None,
+    device: str | int | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
@@ -115,7 +115,7 @@ def check_engine(
         raise ValueError(f"precision {precision!r} and dtype {dtype!r} contradict each other: give one of them.")
     if backend == "onnx" and dtype not in (None, "float32"):
         raise ValueError(f"The onnx backend takes no dtype {dtype!r}: give precision, fp32 or int8.")
-    if backend == "onnx" and device not in (None, "cpu"):
+    if backend == "onnx" and device is not None and str(device).strip().lower() not in ("cpu", "-1"):
         raise ValueError(f"The onnx backend computes on the CPU, not on {device!r}: use the torch backend there.")
     if backend == "onnx" and trust_remote_code:
         raise ValueError("The onnx backend runs no code of a repository: omit trust_remote_code.")

@@ -128,6 +128,7 @@ def test_damaged_files_are_named(damage, copied):
     [
         ("num_queries", 10**9, r"num_queries must be between 1 and 1,000, got 1,000,000,000\."),
         ("num_queries", "6", r"Field 'num_queries' expected int, got str \(value: '6'\)\."),
+        ("num_queries", [1] * 2000, r"Field 'num_queries' expected int, got list .{500,600} \.\.\.\."),
         ("score_threshold", "0.5", r"Field 'score_threshold' with value '0\.5' doesn't match any type in .*\)\."),
         ("score_threshold", float("nan"), r"`score_threshold` must be a score, 0 to 1, or None\. Got nan\."),
     ],
