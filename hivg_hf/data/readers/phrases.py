@@ -13,6 +13,7 @@ import numpy as np
 from hivg_hf.utils.strict_mapping import refuse_other
 
 from ..division import choose_rows, embedded_name
+from ..schema import shown
 from .boxes import BOX_FORMATS, MOST_BOXES, Look, numbers_of, refuse_contradicted, to_pixels
 from .common import (
     ROW_ERRORS,
@@ -55,7 +56,13 @@ Parse = Callable[[Any, int], Sequence[Entry]]
 
 
 def each(items: Iterable[Any], make: Callable[[Any], list[Phrase]]) -> list[Entry]:
-    """The phrases of every item of a unit, and for an item that cannot be read, its error."""
+    """The phrases of every item of a unit, and for an item that cannot be read, its error.
+
+    Raises:
+        ValueError: there is text in the place of the list, whose characters are no items.
+    """
+    if isinstance(items, str):
+        raise ValueError(f"it has {shown(items, 40)} where a list of boxes is expected")
     entries: list[Entry] = []
     for item in items:
         try:

@@ -122,6 +122,17 @@ def _two_boxes(folder, name):
     return options
 
 
+def test_text_in_place_of_a_list_of_boxes_is_one_problem_and_not_one_for_each_letter(scenes, tmp_path):
+    options = WRITERS["tao"](tmp_path, _link(scenes, tmp_path))
+    path = tmp_path / "annotations.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), "detection": {"instances": "none" * 9}}), *others]))
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*: 1 of [^\n]*\n[^\n]*'nonenone[^\n]*where a list of boxes is expected"
+    ):
+        load_grounding_dataset(**options, split="all")
+
+
 def test_conversations_say_what_their_numbers_mean(scenes, tmp_path):
     rows = _link(scenes, tmp_path)
     options = WRITERS["chat-messages"](tmp_path, rows)
