@@ -12,7 +12,7 @@ from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
-from hivg_hf.utils.devices import find_device
+from hivg_hf.utils.devices import device_name, find_device
 from hivg_hf.utils.strict_mapping import refuse_other
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
@@ -55,7 +55,7 @@ def load_pipeline(
         FileNotFoundError: the folder is missing, or no model in it.
         ImportError: onnxruntime is asked for and not installed.
         ValueError: the folder holds another kind of model, the repository does not exist, or `dtype`, `backend` or
-            `precision` is unknown or does not go with the others; the device is not here; or weights are missing,
+            `precision` is unknown or does not go with the others; the device is not available; or weights are missing,
             of another shape, NaN or infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
     """
@@ -115,7 +115,7 @@ def check_engine(
         raise ValueError(f"precision {precision!r} and dtype {dtype!r} contradict each other: give one of them.")
     if backend == "onnx" and dtype not in (None, "float32"):
         raise ValueError(f"The onnx backend takes no dtype {dtype!r}: give precision, fp32 or int8.")
-    if backend == "onnx" and device is not None and str(device).strip().lower() not in ("cpu", "-1"):
+    if backend == "onnx" and device is not None and device_name(device) != "cpu":
         raise ValueError(f"The onnx backend computes on the CPU, not on {device!r}: use the torch backend there.")
     if backend == "onnx" and trust_remote_code:
         raise ValueError("The onnx backend runs no code of a repository: omit trust_remote_code.")

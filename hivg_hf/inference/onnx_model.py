@@ -229,10 +229,8 @@ def open_onnx(name: str, precision: str = "fp32", num_threads: int | None = None
     if (folder / "adapter_config.json").is_file():
         model, processor = load_with_stages(name)
         return OnnxModel(_cached_file(model, processor, precision), model.config, num_threads), processor
-    config, processor = (
-        HiVGConfig.from_pretrained(folder),
-        HiVGProcessor.from_pretrained(folder, trust_remote_code=False),
-    )
+    config = HiVGConfig.from_pretrained(folder)
+    processor = HiVGProcessor.from_pretrained(folder, trust_remote_code=False)
     path = folder / ONNX_FOLDER / file
     if not path.is_file() or not _answers_for(path, folder, config):
         path = _cached_file(folder, processor, precision)

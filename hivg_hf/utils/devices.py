@@ -14,13 +14,9 @@ def find_device(name: Any) -> str:
             of which -1 is the CPU.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If this machine does not have the device.
     """
-    device = str(name).strip().lower()
-    here = available_devices()
-    if re.fullmatch(r"-?\d+", device):
-        kind = here[1].partition(":")[0] if len(here) > 1 else "accelerator"
-        device = "cpu" if int(device) == -1 else f"{kind}:{int(device)}"
+    device, here = device_name(name), available_devices()
     try:
         if torch.device(device).type != "meta":  # it has shapes and no numbers
             torch.empty(0, device=device)
@@ -29,6 +25,16 @@ def find_device(name: Any) -> str:
         pass
     only = " only: this installation of torch sees no accelerator" if len(here) == 1 else ""
     raise ValueError(f"The device {str(name)!r} is not available here; expected {' or '.join(here)}{only}.")
+
+
+def device_name(name: Any) -> str:
+    """What a user calls a device (see `find_device`) -> as torch writes it, whether or not it is available."""
+    device = str(name).strip().lower()
+    if not re.fullmatch(r"-?\d+", device):
+        return device
+    here = available_devices()
+    kind = here[1].partition(":")[0] if len(here) > 1 else "accelerator"
+    return "cpu" if int(device) == -1 else f"{kind}:{int(device)}"
 
 
 def available_devices() -> list[str]:

@@ -59,7 +59,7 @@ def each(items: Iterable[Any], make: Callable[[Any], list[Phrase]]) -> list[Entr
     """The phrases of every item of a unit, and for an item that cannot be read, its error.
 
     Raises:
-        ValueError: there is text in the place of the list, whose characters are no items.
+        ValueError: `items` is a string, whose characters would be taken for items.
     """
     if isinstance(items, str):
         raise ValueError(f"it has {shown(items, 40)} where a list of boxes is expected")

@@ -25,7 +25,7 @@ from hivg_hf.modeling.image_sources_hivg import MAX_BYTES
 from hivg_hf.utils.checked_tar import CheckedTar
 
 from .label_studio import IMAGE_SUFFIXES
-from .tables import header_of, open_records, whole_parquet
+from .tables import header_of, open_records, refuse_twice, whole_parquet
 
 KINDS = {
     ".parquet": "parquet",
@@ -97,10 +97,7 @@ class ShardFiles:
             )
         self.kind = kinds[0]
         self.schema = self._read_schema()
-        if twice := sorted({name for name in self.schema.names if self.schema.names.count(name) > 1}):
-            raise ValueError(
-                f"'{self.source}' has the column {', '.join(map(repr, twice))} twice; rename or remove one."
-            )
+        refuse_twice(self.schema.names, f"'{self.source}'")
 
     @staticmethod
     def names_files(source: str) -> bool:

@@ -285,7 +285,7 @@ class CsvRows(Sequence[dict[str, Any]]):
         lines: (N,) the number of each row's first line in the file, from 1.
 
     Raises:
-        ValueError: the header cannot be read, or names a column twice; or there are no rows.
+        ValueError: the header cannot be read or names a column twice, or no rows follow it.
     """
 
     def __init__(self, path: str | os.PathLike[str], encoding: str | None = None) -> None:
@@ -303,9 +303,7 @@ class CsvRows(Sequence[dict[str, Any]]):
         if isinstance(header, str):
             raise ValueError(f"{path}: its header cannot be read: {header}.")
         self.column_names = [name.strip() for name in header]
-        twice = sorted({name for name in self.column_names if self.column_names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{path} has the column {', '.join(map(repr, twice))} twice; rename or remove one.")
+        refuse_twice(self.column_names, str(path))
         numbered = list(rows)
         if not numbered:
             if not any(header):
@@ -337,6 +335,16 @@ class CsvRows(Sequence[dict[str, Any]]):
         if len(cells) != len(self.column_names):
             raise ValueError(f"it has {len(cells)} cells, the header has {len(self.column_names)}")
         return dict(zip(self.column_names, cells, strict=True))
+
+
+def refuse_twice(column_names: Sequence[str], table: str) -> None:
+    """Check that every column has a name of its own.
+
+    Raises:
+        ValueError: two columns of the table have the same name.
+    """
+    if twice := sorted({name for name in column_names if column_names.count(name) > 1}):
+        raise ValueError(f"{table} has the column {', '.join(map(repr, twice))} twice; rename or remove one.")
 
 
 def _marked_encoding(path: Path) -> str | None:
