@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, run_verb, say
-from ._options import BoxFormat, Column, Images, ReaderOption, Seed, Size, named_rows, reader_options
+from ._options import BoxFormat, Column, Device, Images, ReaderOption, Seed, Size, named_rows, reader_options
 
 FEW = 10  # boxes that say little about a share
 
@@ -46,12 +46,14 @@ def calibrate(
     box_format: BoxFormat = None,
     column: Column = None,
     option: ReaderOption = None,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(help="Rows per pass.", min=1)] = 16,
 ) -> None:
     """Fit temperature (or scale), bias and threshold on held-out rows, and write them into the model's config."""
     from hivg_hf.data import load_grounding_dataset
     from hivg_hf.hub import download_checked, load_with_stages, resolve_model
     from hivg_hf.inference import calibrate_score, check_place, save_calibration
+    from hivg_hf.utils.devices import find_device
 
     options = reader_options(option, column, images, box_format)
     options |= {name: value for name, value in (("seed", seed), ("size", size)) if value is not None}
@@ -60,7 +62,7 @@ def calibrate(
     check_place(folder, out)  # now, not after minutes of work
     rows = load_grounding_dataset(data, split, **options)
     opened, processor = load_with_stages(str(folder), dtype="float32")  # whatever it is stored in
-    found = calibrate_score(opened.eval(), processor, rows, precision, base_rate, batch_size)
+    found = calibrate_score(opened.eval().to(find_device(device)), processor, rows, precision, base_rate, batch_size)
     place = save_calibration(found.fields, folder, out)
     _print(found, place)
 

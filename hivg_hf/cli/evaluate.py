@@ -21,7 +21,19 @@ from typing import Annotated, Any
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb, say, terminal
-from ._options import Backend, BoxFormat, Column, Images, Quiet, ReaderOption, Seed, Size, named_rows, reader_options
+from ._options import (
+    Backend,
+    BoxFormat,
+    Column,
+    Device,
+    Images,
+    Quiet,
+    ReaderOption,
+    Seed,
+    Size,
+    named_rows,
+    reader_options,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +70,7 @@ def evaluate(
     tokenizer: Annotated[
         str | None, typer.Option(help="For an official .pth file: folder or Hub id of its CLIP tokenizer.")
     ] = None,
+    device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
     backend: Backend = "torch",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 (torch) or int8 (onnx). Default: fp32.")] = None,
@@ -125,6 +138,8 @@ def evaluate(
     from hivg_hf.evaluation.published import expect_published
     from hivg_hf.evaluation.reports import write_evaluation
     from hivg_hf.evaluation.sources import open_foils, open_model
+    from hivg_hf.inference import check_engine
+    from hivg_hf.utils.devices import choose_device
     from hivg_hf.utils.held_folder import folder_lock
     from hivg_hf.utils.imports import is_package_available, require_package
     from hivg_hf.utils.plugins import allowing_code
@@ -148,6 +163,9 @@ def evaluate(
         expect_published(compare_published, data, split, protocol)  # now, not after an hour of work
     if compare is not None:
         _find_compared(compare)  # now, not after an hour of work
+    check_engine(backend, precision, device=device, dtype=dtype)
+    if device is not None:
+        choose_device(device)
     state = process_state()
     if plots:
         try:

@@ -67,11 +67,11 @@ def train(
     from hivg_hf.training.launch import (
         announcer,
         check_launch,
-        choose_device,
         count_processes,
         describe_processes,
         quiet_libraries,
     )
+    from hivg_hf.utils.devices import choose_device
     from hivg_hf.utils.plugins import allowing_code
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

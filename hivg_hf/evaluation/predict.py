@@ -13,12 +13,18 @@ from tqdm import tqdm
 
 from hivg_hf.data import GroundingCollator
 from hivg_hf.data.schema import encode_mask
+from hivg_hf.utils.devices import wants_cpu
 
 
 def process_state() -> PartialState:
     """This process among those that `accelerate launch` or `torchrun` started; one when nothing did."""
     # Without `cpu`, accelerate takes a machine without an accelerator for several worlds of one under torchrun.
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=wants_cpu())
+
+
+def computing_device(model: torch.nn.Module) -> torch.device:
+    """This process's device, or the CPU for a model without parameters in torch: those of onnxruntime stay there."""
+    return torch.device("cpu") if next(model.parameters(), None) is None else process_state().device
 
 
 def predict(
@@ -55,8 +61,7 @@ def predict(
         several targets, `masks` (one for each box), and for the protocol "official"
         `canvas_box` (cxcywh, 0..1 of the padded square, as the model gave it), `canvas_size`, `canvas_offset`.
     """
-    state = process_state()
-    device = state.device
+    state, device = process_state(), computing_device(model)
     if masks:
         encode_mask(torch.zeros(1, 1).numpy())  # a missing package should be known before the work, not after it
     model = model.to(device).eval()

@@ -29,7 +29,7 @@ from hivg_hf.utils.imports import is_package_available
 
 from .compare import compare_rows
 from .controls import CONSTANT_EXPRESSION, CONTROLS, apply_control, other_expressions, paired_by_sentence
-from .predict import predict, process_state, references_of
+from .predict import computing_device, predict, process_state, references_of
 from .records import RESULTS_FORMAT, describe_data, describe_model, describe_versions
 
 DEFAULT_THRESHOLD = 0.5  # a box that is more likely right than not
@@ -155,11 +155,10 @@ def evaluate_model(
         control: measurer.run_control(control, dataset, foils, predictions, references)
         for control in settings.controls
     }
-    state = process_state()
     results["settings"] = {
         "batch_size": settings.batch_size,
-        "processes": state.num_processes,
-        "device": state.device.type,
+        "processes": process_state().num_processes,
+        "device": computing_device(model).type,
         "masks": masks,
         "score_threshold": settings.score_threshold,
         "multiple_threshold": settings.multiple_threshold,

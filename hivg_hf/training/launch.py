@@ -7,6 +7,10 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from accelerate.utils import parse_flag_from_env
+
+from hivg_hf.utils.devices import wants_cpu
+
 
 def check_launch() -> None:
     """Refuse a launch that would silently do something else.
@@ -14,28 +18,11 @@ def check_launch() -> None:
     Raises:
         ValueError: For FSDP on the CPU: accelerate turns it into plain data parallelism without a word.
     """
-    if _is_true("ACCELERATE_USE_FSDP") and wants_cpu():
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and wants_cpu():
         raise ValueError(
             "FSDP does not run on the CPU (accelerate would train plain data parallel instead, without saying so): "
             "use multi_cpu.yaml (`hivg recipes multi_cpu --copy` writes it), or drop use_cpu from the configuration."
         )
-
-
-def choose_device(device: str) -> None:
-    """Train on this device; accelerate reads the choice when its first process group is joined.
-
-    Raises:
-        ValueError: If torch has no such device here, or several processes were launched, each with its own.
-    """
-    from hivg_hf.utils.devices import find_device
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"--device {device} is for one process; the launcher gives each of several its own: omit it.")
-    device = find_device(device)
-    if device.partition(":")[0] == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    else:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
 
 
 def describe_processes() -> str:
@@ -55,13 +42,6 @@ def count_processes() -> int:
     return PartialState().num_processes
 
 
-def wants_cpu() -> bool:
-    """Whether training is to stay on the CPU: asked for, or there is nothing else."""
-    import torch
-
-    return _is_true("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-
-
 def announcer() -> Callable[[str], None]:
     """Prints on the first process only."""
     import typer
@@ -76,7 +56,3 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-
-
-def _is_true(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")

@@ -19,10 +19,10 @@ from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import write_json
+from hivg_hf.utils.devices import wants_cpu
 from hivg_hf.utils.imports import is_package_available
 
 from .arguments import HiVGTrainingArguments
-from .launch import wants_cpu
 from .phases import Phase
 from .plan import count_parameters
 from .recipe import Recipe

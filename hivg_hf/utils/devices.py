@@ -1,9 +1,11 @@
-"""The device that a name means, or one sentence with those that are here."""
+"""The device that a name means, or one sentence with those that are here; and which one accelerate takes."""
 
+import os
 import re
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 
 def find_device(name: Any) -> str:
@@ -11,12 +13,13 @@ def find_device(name: Any) -> str:
 
     Args:
         name: A name in any case, such as `"cuda:1"`; or, as in a transformers pipeline, the number of an accelerator,
-            of which -1 is the CPU.
+            of which -1 is the CPU; or None, which takes the first accelerator, or else the CPU.
 
     Raises:
         ValueError: If this machine does not have the device.
     """
-    device, here = device_name(name), available_devices()
+    here = available_devices()
+    device = here[:2][-1] if name is None else device_name(name)
     try:
         if torch.device(device).type != "meta":  # it has shapes and no numbers
             torch.empty(0, device=device)
@@ -44,3 +47,23 @@ def available_devices() -> list[str]:
     kind = torch.accelerator.current_accelerator()
     count = torch.accelerator.device_count()
     return ["cpu", *(f"{kind.type}:{index}" for index in range(count))] if kind else ["cpu"]
+
+
+def choose_device(name: Any) -> None:
+    """Train or evaluate on this device; accelerate reads the choice when its first process group is joined.
+
+    Raises:
+        ValueError: If torch has no such device here, or several processes were launched, each with its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"--device {name} is for one process; the launcher gives each of several its own: omit it.")
+    device = find_device(name)
+    if device.partition(":")[0] == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    else:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+
+
+def wants_cpu() -> bool:
+    """Whether to stay on the CPU: asked for, or there is nothing else."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()

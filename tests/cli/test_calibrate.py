@@ -128,6 +128,12 @@ def test_the_shipped_checkpoint_is_left_alone(table: Path) -> None:
     assert (Path(TINY_CHECKPOINT) / "config.json").read_bytes() == before
 
 
+def test_a_device_that_is_not_here_is_refused_before_the_work(official: Path, table: Path) -> None:
+    result = calibrate(official, table, "--device", "cuda:99")
+    assert result.exit_code == 2
+    assert "The device 'cuda:99' is not available here; expected cpu" in result.output
+
+
 def test_too_few_rows_and_one_kind_are_one_sentence_and_write_nothing(
     official: Path, table: Path, tmp_path: Path
 ) -> None:

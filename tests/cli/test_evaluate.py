@@ -186,6 +186,7 @@ def test_mistakes_are_answered_with_one_sentence(arguments, sentence, checkpoint
             "--card writes into a model's folder, and nowhere is not a folder",
         ),
         (["--data", "refshapes", "--robustness", "--card", "--set", "score_threshold=0.5"], "--set changes it"),
+        (["--data", "refshapes", "--device", "cuda:99"], "The device 'cuda:99' is not available here; expected cpu"),
         (["--data", "refshapes", "--precision", "int8"], "torch backend has the precisions fp32, bf16, got 'int8'"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from hivg_hf.data import NegativeRows
 from hivg_hf.data.schema import decode_mask
 from hivg_hf.evaluation import EvaluationSettings, evaluate_model, predict, read_predictions, references_of
-from hivg_hf.evaluation.predict import share_images
+from hivg_hf.evaluation.predict import computing_device, share_images
 from hivg_hf.evaluation.records import PREDICTIONS_NAME, write_predictions
 from hivg_hf.metrics import compute_grounding_metrics
 
@@ -55,6 +55,13 @@ def test_equal_images_of_a_batch_are_read_once():
     assert torch.equal(shared["input_ids"], batch["input_ids"])
     different = {**batch, "pixel_values": pixels + torch.arange(5)[:, None, None, None]}
     assert share_images(different) is different
+
+
+def test_a_model_of_onnxruntime_stays_on_the_processor_beside_an_accelerator(monkeypatch):
+    state = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setitem(computing_device.__globals__, "process_state", lambda: state)
+    assert computing_device(torch.nn.Linear(1, 1)).type == "cuda"
+    assert computing_device(torch.nn.Identity()).type == "cpu"  # no parameters of torch
 
 
 def test_references_carry_no_pictures_and_are_numbered(scenes):

@@ -1,9 +1,11 @@
 """A device's name: any case, a pipeline's number, and a sentence where it is not here."""
 
+import os
+
 import pytest
 import torch
 
-from hivg_hf.utils.devices import find_device
+from hivg_hf.utils.devices import choose_device, find_device, wants_cpu
 
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", " Cpu\n", "cpu:0", -1, "-1", torch.device("cpu")])
@@ -29,5 +31,25 @@ def test_accelerators_are_listed_and_numbers_mean_them(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "empty", lambda *size, device: made.append(device))
     assert find_device(1) == find_device("1") == "cuda:1"
     assert made == ["cuda:1", "cuda:1"]
+    assert find_device(None) == "cuda:0"
     with pytest.raises(ValueError, match=r"expected cpu or cuda:0 or cuda:1\.$"):
         find_device("gpu")
+
+
+def test_without_a_name_or_an_accelerator_it_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert find_device(None) == "cpu"
+
+
+def test_what_accelerate_reads_is_the_chosen_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"):
+        monkeypatch.setenv(name, "")  # so that what is set here ends with the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not wants_cpu()  # an accelerator of any kind, not CUDA alone
+    monkeypatch.setattr("hivg_hf.utils.devices.find_device", str)
+    choose_device("mps")
+    assert os.environ["ACCELERATE_TORCH_DEVICE"] == "mps"
+    assert not wants_cpu()
+    choose_device("cpu")
+    assert wants_cpu()
