@@ -206,7 +206,7 @@ def test_a_question_without_results_is_not_run_and_says_what_lacks(tmp_path):
         "| Stages against all layers at once | not run |  | no results of: HiLoRA, additive, bridge; LoRA on" in first
     )
     assert "9 of 72 cells were run" in first
-    assert "None of its 39 cells was run yet" in second
+    assert "None of its 42 cells was run yet" in second
     assert second.count("| not run |  | no results of: ") == len(studies[1].comparisons)
     assert "| full fine-tuning | 5e-05: not run, 0.00015: not run, 0.0005: not run |" in second
 
