@@ -107,6 +107,7 @@ def plan_user_training(
         logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
     specs["train"].update(_default_negatives(training_rows, config) if chosen is None else chosen)
     tests = {"test": specs.pop("test")} if "test" in specs else {}
+    losses = _default_losses(kind, training_rows)
     batch_size = min(batch_size or defaults["batch_size"], rows)
     epochs = epochs or _epochs(rows, batch_size)
     return {
@@ -125,6 +126,7 @@ def plan_user_training(
             "early_stop": defaults["early_stop"],
             "warmup": 0.05,
             "max_grad_norm": 1.0,
+            **losses,
             "log_every": max(1, round(epochs * rows / batch_size) // LINES_PER_PHASE),
         },
         "phases": _phases(kind, config, defaults["stages"], learning_rate),
@@ -196,6 +198,7 @@ class _Said(NamedTuple):
     expression: Any = None
     category: Any = None
     no_target: bool = False
+    has_mask: bool = False
 
 
 def _read(spec: Mapping[str, Any]) -> list[_Said]:
@@ -208,7 +211,8 @@ def _read(spec: Mapping[str, Any]) -> list[_Said]:
     for record in builder.annotations.records:
         try:
             draft = builder.annotations.read(record)
-            rows.append(_Said(draft.image_id, draft.expression, draft.category, draft.no_target))
+            said = (draft.image_id, draft.expression, draft.category, draft.no_target, draft.mask is not None)
+            rows.append(_Said(*said))
         except ROW_ERRORS:
             rows.append(_Said())
     return rows
@@ -239,6 +243,17 @@ def _default_negatives(rows: Sequence[_Said], config: Mapping[str, Any]) -> dict
         why = f"only {served:.0%} of its expressions can be turned into one that names nothing"
     logger.info("No negatives (expressions that name nothing) are made up: %s.", why)
     return {}
+
+
+def _default_losses(kind: str, rows: Sequence[_Said]) -> dict[str, Any]:
+    """Losses of a table without masks: a mask head that has learned is not to learn boxes in their place.
+
+    A new one does, as the official training teaches it where there are no masks.
+    """
+    if kind == "clip" or any(row.has_mask for row in rows):
+        return {}
+    logger.info("No row has a mask: the mask head of the model is not trained.")
+    return {"loss_weights": {"mask_focal": 0.0, "mask_dice": 0.0}}
 
 
 def _defaults(rows: int) -> dict[str, Any]:

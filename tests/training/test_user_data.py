@@ -158,6 +158,24 @@ def test_a_table_with_its_own_negatives_or_none_to_make_stays_as_it_is(
     assert why in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("base", "masks", "trained"), [("hivg", 0, False), ("official", 0, False), ("hivg", 10, True), ("clip", 0, True)]
+)
+def test_a_mask_head_that_has_learned_is_not_taught_boxes_where_no_row_has_a_mask(
+    photos, bases, caplog, base, masks, trained
+):
+    rows = [{"image": f"{i}.png", "expression": "the yellow box", "box": [1, 1, 9, 9]} for i in range(10)]
+    for row in rows[:masks]:
+        row["mask"] = {"size": [48, 64], "counts": [0, 48, 48 * 63]}
+    (photos / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level(logging.INFO, "hivg_hf"):
+        plan = _plan(photos, bases / base, data=str(photos / "my.jsonl"))
+    for phase in parse_recipe(plan).phases:
+        weights = phase.loss_weights or {}
+        assert {weights.get("mask_focal", 1.0), weights.get("mask_dice", 1.0)} == ({1.0} if trained else {0.0})
+    assert ("the mask head of the model is not trained" in caplog.text) == (not trained)
+
+
 @pytest.mark.parametrize(("change", "share"), [("share=0.1", 0.1), ("=null", None)])
 def test_the_share_is_changed_from_the_command_line(photos, bases, change, share):
     name = "data.train.negatives" + ("." if share else "") + change
