@@ -6,7 +6,7 @@
 `--start` is the model that both begin with: a run of the recipe `hivg-tiny-refshapes` after its phase `everything`.
 From there the recipe's phases, steps, rates and rows are repeated with `num_queries: 1` and without plural
 expressions, which one query cannot answer. Then both models answer the same rows, each of which names one thing. A run
-that was killed resumes.
+that was killed resumes. The figures in `benchmarks/results/queries` end after the phase `instances` (`--until`).
 """
 
 import argparse

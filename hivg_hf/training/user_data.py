@@ -272,8 +272,9 @@ def _phases(kind: str, config: Mapping[str, Any], stages: int, learning_rate: fl
     # Left out of a saved config where they have CLIPConfig's defaults.
     depth, text_depth = (tower.get("num_hidden_layers", 12) for tower in (vision, text))
     stages = min(stages, depth)
-    # Narrow models learn well at higher rates; the official ones stand for width 768.
+    # Narrow models learn at higher rates, the official ones stand for width 768; one that grounds already, by the root.
     gain = max(1.0, OFFICIAL_WIDTH / vision.get("hidden_size", OFFICIAL_WIDTH))
+    stage_gain = gain if kind == "clip" else gain**0.5
     phases = []
     if kind == "clip":
         phases.append(
@@ -286,7 +287,7 @@ def _phases(kind: str, config: Mapping[str, Any], stages: int, learning_rate: fl
                 "train": "lora",
                 "vision_layers": round(number * depth / stages),
                 "text_layers": text_depth,
-                "learning_rate": min(STAGE_LEARNING_RATE * gain, MOST_LEARNING_RATE) / 2 ** (number - 1),
+                "learning_rate": min(STAGE_LEARNING_RATE * stage_gain, MOST_LEARNING_RATE) / 2 ** (number - 1),
             }
         )
     ratio = 1.0 if learning_rate is None else learning_rate / phases[0]["learning_rate"]

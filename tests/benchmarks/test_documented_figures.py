@@ -43,6 +43,17 @@ def test_zero_shot_accuracy_is_that_of_the_results():
         assert [float(cell) for cell in cells] == [found["all"], *kinds], name
 
 
+def test_what_several_queries_cost_is_what_the_results_say():
+    measured = results("queries/2026-11-26-cpu.json")
+    rows = list(rows_of("docs/use.md", "Acc@0.5"))
+    assert [name for name, *_ in rows] == ["Acc@0.5", "Acc@0.9"]
+    for name, *cells in rows:
+        found = measured["figures"][name.lower()]
+        low, high = (100 * bound for bound in found["interval"])
+        difference = f"{100 * found['difference']:+.1f} ({low:.1f} to {high:.1f})"
+        assert cells == [f"{100 * found['first']:.1f}", f"{100 * found['second']:.1f}", difference]
+
+
 def test_throughput_on_a_gpu_is_that_of_the_results():
     measured = {
         (row["preset"], str(row["batch"]), row["work"]): row

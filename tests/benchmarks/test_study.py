@@ -184,11 +184,15 @@ def test_the_repository_s_study_can_be_read():
             assert sum(phase.steps for phase in recipe.phases) == warmup.phases[0].steps
 
 
-def test_the_repository_s_document_is_what_its_results_give(tmp_path):
+@pytest.mark.parametrize("names", [("refshapes-study", "refshapes-fair"), ("own-rows",)])
+def test_the_repository_s_documents_are_what_their_results_give(names, tmp_path):
     folder = REPOSITORY / "benchmarks"
-    studies = [load_study(folder / "study" / f"refshapes-{part}.yaml") for part in ("study", "fair")]
-    document = write_report(studies, folder / "results", tmp_path / "refshapes-study.md")
-    assert document.read_text() == (REPOSITORY / "docs" / "refshapes-study.md").read_text()
+    studies = [load_study(folder / "study" / f"{name}.yaml") for name in names]
+    results = folder / "results"
+    if len(studies) == 1:
+        studies, results = studies[0], results / names[0]
+    document = write_report(studies, results, tmp_path / f"{names[0]}.md")
+    assert document.read_text() == (REPOSITORY / "docs" / f"{names[0]}.md").read_text()
 
 
 def test_a_question_without_results_is_not_run_and_says_what_lacks(tmp_path):
