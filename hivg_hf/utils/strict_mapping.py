@@ -265,7 +265,11 @@ def _describe(hint: Any) -> str:
 
 def _yaml_hint(value: Any) -> str:
     """YAML 1.1 reads 1e-4 as a text; 1.0e-4 is a number."""
-    if isinstance(value, str) and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit():
+    if (
+        isinstance(value, str)
+        and "e" in value
+        and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit()
+    ):
         return " (YAML reads 1e-4 as a text: write 1.0e-4)"
     return ""
 
