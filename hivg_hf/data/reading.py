@@ -229,7 +229,7 @@ def check_options(reader: Callable[..., Any], source: str, options: Mapping[str,
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"{source} has no option {', '.join(unknown)}; it takes {', '.join(known)}.")
-    check_plain_values({name: _plain(value) for name, value in options.items()}, reader, source)
+    check_plain_values({name: _plain(value) for name, value in options.items()}, reader, source, choices=False)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hivg_hf import load_grounding_dataset
+from hivg_hf.training.recipe_checks import check_rows
 
 
 @pytest.mark.parametrize("split", [None, 0.2, 3, ["train", "val"]])
@@ -63,3 +64,12 @@ def test_options_of_a_table_are_of_their_kind(options: dict[str, Any], message: 
     (tmp_path / "x.csv").write_text("image,expression,x1,y1,x2,y2\n")
     with pytest.raises(ValueError, match=message):
         load_grounding_dataset(tmp_path / "x.csv", "train", box_format="xyxy", **options)
+
+
+@pytest.mark.parametrize("several", ["together", "apart"])
+def test_a_recipe_may_say_what_several_boxes_are(several: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("image,expression,x1,y1,x2,y2\n")
+    spec = {"source": str(tmp_path / "x.csv"), "split": "train", "box_format": "xyxy"}
+    check_rows("data.train", {**spec, "several": several})
+    with pytest.raises(ValueError, match=r"data\.train\.several must be one of 'together', 'apart' or empty\. Got 'b"):
+        check_rows("data.train", {**spec, "several": "both"})
