@@ -84,7 +84,7 @@ def _answers(results: Any) -> list[Mapping[str, Any]]:
     is_one = isinstance(results, (Mapping, str)) or not isinstance(results, Iterable)
     listed = [results] if is_one else results
     listed = listed if isinstance(listed, list) else list(listed)
-    answers = [answer for result in answers_of(listed) for answer in answers_of(result)]
+    answers: list[Mapping[str, Any]] = [answer for result in answers_of(listed) for answer in answers_of(result)]
     for answer in answers:
         is_answer = isinstance(answer, Mapping) and {"expression", "box"} <= answer.keys()
         if not is_answer and not (isinstance(answer, Mapping) and "error" in answer):
