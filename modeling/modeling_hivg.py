@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,6 @@ from transformers.utils.output_capturing import (
 
 from .box_ops_hivg import box_coverage, refine_boxes
 from .configuration_hivg import HiVGConfig
-from .image_loading_hivg import image_size, open_image
 from .loss_hivg import (
     EXTRA_LOSSES,
     box_giou_loss,
@@ -1716,39 +1715,45 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
 
     @torch.no_grad()
     def ground(
-        self, image, text: str | list[str], processor: "HiVGProcessor", output_masks: bool = False
-    ) -> dict | list[dict]:
-        """Ground expressions in one image, without a pipeline.
+        self,
+        image: Any,
+        text: Any,
+        processor: "HiVGProcessor | None" = None,
+        output_masks: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Ground expressions in one image: a call of the pipeline, without making one.
 
         Args:
             image: path or URL (opened upright), or PIL image or array (taken as it is held).
             text: one expression, or a list.
-            processor: the [`HiVGProcessor`] saved with the model.
+            processor: the [`HiVGProcessor`] saved with the model. Default: it is read from where the model was.
             output_masks: also give masks.
+            options: those of a call of [`VisualGroundingPipeline`], such as `threshold` and `multiple`.
 
         Returns:
-            For one expression `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score", "mask"?}`, boxes in
-            pixels of the original image; for a list, a list of them.
+            As the pipeline: for one expression `{"expression", "box": {"xmin", "ymin", "xmax", "ymax"}, "score",
+            "found"?, "mask"?}`, boxes in pixels of the original image; for a list, a list of them.
+
+        Raises:
+            TypeError: an argument is of another kind, as where image and text are swapped, or an option is unknown.
+            ValueError: the image or the text cannot be used.
         """
-        expressions = [text] if isinstance(text, str) else list(text)
-        image = open_image(image)
-        inputs = processor(images=image, text=expressions, return_tensors="pt", padding=True).to(self.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        from .pipeline_hivg import VisualGroundingPipeline
+
+        if processor is not None and not hasattr(processor, "post_process_grounding"):
+            raise TypeError(
+                f"The third argument of ground must be a HiVGProcessor, got {type(processor).__name__}: pass "
+                "AutoProcessor.from_pretrained of the model's folder, as in ground(image, 'the red mug', processor)."
+            )
+        device = None if getattr(self, "hf_device_map", None) else self.device
         was_training = self.training
         self.eval()
         try:
-            outputs = self(**inputs, output_masks=output_masks)
+            pipe = VisualGroundingPipeline(self, processor=processor, device=device)
+            return pipe(image, text, **({"mask": True} if output_masks else {}), **options)
         finally:
             self.train(was_training)
-        found = processor.post_process_grounding(outputs, [image_size(image)] * len(expressions))
-        results = []
-        for expression, result in zip(expressions, found, strict=True):
-            corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"].tolist(), strict=True))
-            score = None if result["score"] is None else float(result["score"])
-            results.append({"expression": expression, "box": corners, "score": score})
-            if output_masks:
-                results[-1]["mask"] = result["mask"]
-        return results[0] if isinstance(text, str) else results
 
 
 def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,11 @@ once.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Real
+from types import NoneType
 from typing import Any, ClassVar
 
+import numpy as np
 import PIL.Image
 import torch
 from transformers import AutoTokenizer, Pipeline
@@ -33,7 +36,7 @@ from .pipeline_streams_hivg import (
     preparing_loader,
     take_batch,
 )
-from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor, check_belongs
+from .processing_hivg import DEFAULT_THRESHOLD, LONG_TEXT_CHOICES, HiVGProcessor, check_belongs
 from .processing_inputs_hivg import check_threshold, refuse_options
 from .video_hivg import ground_frames, read_frames
 
@@ -139,8 +142,15 @@ class VisualGroundingPipeline(Pipeline):
             raise ValueError(f"on_error must be one of {', '.join(ERROR_CHOICES)}, got {on_error!r}.")
         if mask not in (None, True, False, *MASK_FORMS):
             raise ValueError(f"mask must be True, False or one of {', '.join(MASK_FORMS)}, got {mask!r}.")
-        if map_side is not None and map_side < 1:
-            raise ValueError(f"map_side must be at least 1 pixel, got {map_side}.")
+        if map_side is not None and not (hasattr(map_side, "__index__") and map_side >= 1):
+            raise ValueError(f"map_side must be a whole number of pixels, at least 1, got {map_side!r}.")
+        for name, value in {"heatmap": heatmap, "reduce_jpeg": reduce_jpeg, "multiple": multiple}.items():
+            if not isinstance(value, (bool, np.bool_, NoneType)):  # a text such as "no" would count as yes
+                raise ValueError(f"{name} must be True or False, got {value!r:.80}.")
+        if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r:.80}.")
+        if long_text is not None and long_text not in LONG_TEXT_CHOICES:
+            raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {long_text!r:.80}.")
         check_threshold(threshold)
         preprocess = {"timeout": timeout, "long_text": long_text, "reduce_jpeg": reduce_jpeg}
         forward = {"mask": None if mask is None else bool(mask), "heatmap": heatmap}
@@ -231,6 +241,8 @@ class VisualGroundingPipeline(Pipeline):
             raise TypeError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if not hasattr(num_workers, "__index__") or num_workers < 0:
+            raise ValueError(f"num_workers must be a whole number, 0 or more processes, got {num_workers!r:.80}.")
         # Not `self.preprocess`, with which worker processes would be sent the model, too.
         loader = preparing_loader(inputs, partial(prepare_item, self.processor), preprocess_params, num_workers)
         results = self._results(loader, batch_size, forward_params, postprocess_params)

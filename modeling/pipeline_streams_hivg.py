@@ -5,6 +5,8 @@ prepared, one by one, so that what is wrong with one of them is said in its plac
 """
 
 import importlib
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,10 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from .processing_inputs_hivg import IMAGE_TYPES, swapped
+
+PICTURE_NAME = re.compile(r"(https?|file|data):\S+|[^\n]+\.(jpe?g|png|webp|avif|bmp|gif|tiff?|ppm)", re.IGNORECASE)
+LONGEST_PHRASE = 255  # a longer text in the place of an image is base64
 # What a user's file or expression can cause; anything else is a fault of ours and is raised as it is.
 INPUT_ERRORS = (ValueError, TypeError, OSError)
 
@@ -265,26 +271,47 @@ def make_item(value: Any, text: Any = None) -> dict[str, Any]:
         ValueError: If there is no image or no text.
     """
     if isinstance(value, Mapping) and not is_one_image(value):
-        text = text if text is not None else value.get("text", value.get("expression"))
-        value = value.get("image")
-        if value is None:
-            raise ValueError("An input given as a dict must have an 'image'.")
+        row = value
+        text = text if text is not None else row.get("text", row.get("expression"))
+        value = row.get("image")
+        if value is None or text is None:
+            missing = "'image'" if value is None else "expression, under 'text' or 'expression'"
+            raise ValueError(f"An input given as a dict must have an {missing}; it has {_listed(row)}.")
     if value is None:
         raise ValueError("An image is missing: None was given in its place.")
     if text is None:
         raise ValueError("There is no expression for an image: pass text=..., or dicts with 'image' and 'text'.")
+    _refuse_swapped(value, text)
     if not is_text_list(text) and not isinstance(text, str):
         raise TypeError(f"An expression must be a string or a list of strings, not {type(text).__name__}.")
     if isinstance(text, str):
         return {"image": value, "text": text}
     expressions = list(text)
     for place, expression in enumerate(expressions):
+        _refuse_swapped(value, expression)
         if is_text_list(expression):  # a tokenizer would take it for one expression cut into words, or for several
             raise TypeError(
                 f"Expression {place} of an image is a {type(expression).__name__}: give one image a flat list of "
                 "strings; a list of lists goes with a list of images."
             )
     return {"image": value, "text": expressions}
+
+
+def _refuse_swapped(image: Any, text: Any) -> None:
+    """Refuse an image in the place of the text, or its name, where what stands in its own place is no such name."""
+    is_phrase = isinstance(image, str) and len(image) <= LONGEST_PHRASE and not _is_picture_name(image)
+    is_picture = isinstance(text, IMAGE_TYPES) and getattr(getattr(text, "dtype", None), "kind", "") not in tuple("UO")
+    if is_picture or (is_phrase and _is_picture_name(text)):
+        raise TypeError(swapped(text))
+
+
+def _is_picture_name(text: Any) -> bool:
+    return isinstance(text, str) and bool(PICTURE_NAME.fullmatch(text) or os.path.isfile(text))
+
+
+def _listed(row: Mapping[Any, Any]) -> str:
+    names = ", ".join(map(repr, list(row)[:12]))
+    return names if len(row) <= 12 else f"{names}, ..."
 
 
 def is_text_list(text: Any) -> bool:

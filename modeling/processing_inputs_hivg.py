@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from .image_sources_hivg import shown
+
 # What other processors call the threshold of a score.
 NAMES_OF_THRESHOLD = frozenset(("box_threshold", "text_threshold", "score_threshold", "box_score_threshold"))
 IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor, bytes, bytearray)
@@ -33,11 +35,11 @@ def expression_rows(text: Any, images: int | None) -> tuple[list[Any], list[int]
     if isinstance(texts, np.ndarray) and texts.dtype.kind in "UO":
         texts = texts.tolist()
     if isinstance(texts, IMAGE_TYPES) or not hasattr(texts, "__iter__") or hasattr(texts, "keys"):
-        raise TypeError(_swapped(texts) if isinstance(texts, IMAGE_TYPES) else _no_text(texts))
+        raise TypeError(swapped(texts) if isinstance(texts, IMAGE_TYPES) else _no_text(texts))
     texts = list(texts)
-    swapped = next((entry for entry in texts if isinstance(entry, IMAGE_TYPES)), None)
-    if swapped is not None:
-        raise TypeError(_swapped(swapped))
+    picture = next((entry for entry in texts if isinstance(entry, IMAGE_TYPES)), None)
+    if picture is not None:
+        raise TypeError(swapped(picture))
     if not any(isinstance(entry, (list, tuple)) for entry in texts):
         if images is None or len(texts) == images:
             return texts, None
@@ -56,10 +58,12 @@ def expression_rows(text: Any, images: int | None) -> tuple[list[Any], list[int]
     return [entry for group in groups for entry in group], None if index == list(range(len(groups))) else index
 
 
-def _swapped(value: Any) -> str:
+def swapped(value: Any) -> str:
+    """What to say where an image stands in the place of the text."""
+    what = shown(value, 80) if isinstance(value, str) else type(value).__name__
     return (
-        f"Got an image ({type(value).__name__}) as text: images come first. Call processor(images=..., text=...) "
-        "or pass the two the other way round."
+        f"Got an image ({what}) as text: images come first, then expressions. Pass the two the other way round, or by "
+        "name, images=... and text=...."
     )
 
 
@@ -187,4 +191,4 @@ def refuse_options(where: str, options: Mapping[str, Any], hint: str = "") -> No
     raise TypeError(f"{where} has no option {', '.join(map(repr, options))}.{hint and ' '}{hint}")
 
 
-__all__ = ["box_rows", "check_threshold", "checked_boxes", "expression_rows", "mask_rows", "refuse_options"]
+__all__ = ["box_rows", "check_threshold", "checked_boxes", "expression_rows", "mask_rows", "refuse_options", "swapped"]

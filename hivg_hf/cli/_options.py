@@ -119,6 +119,8 @@ def in_shell_words(message: str) -> str:
         return message
     command, given = verb
     options = {one.name: one for one in command.params if one.param_type_name == "option"}
+    if "split" not in options and any("SOURCE:SPLIT" in str(one.metavar) for one in command.params):
+        message = re.sub(r"\bsplit='(\w+)'", r"SOURCE:\1", message)  # of `hivg survey`
     return _ARGUMENT.sub(lambda found: _in_words_of(options, given, found) or found[0], message)
 
 

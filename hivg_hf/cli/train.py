@@ -1,12 +1,16 @@
 """`hivg train`: run a recipe. The same command again resumes the run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb
 from ._options import BoxFormat, Column, Quiet, ReaderOption, reader_options
+
+# Suffixes of data that is given in the place of a recipe.
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xml", ".tar")
 
 
 def train(
@@ -85,6 +89,10 @@ def train(
         recipe, changes = None, [recipe, *changes]
     if (recipe is None) == (data is None):
         raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
+    if recipe is not None and (Path(recipe).suffix.lower() in TABLES or Path(recipe).is_dir()):
+        raise ValueError(
+            f"{recipe} is data, where a recipe (a YAML file or its name) was expected: write --data {recipe}."
+        )
     own_data = {
         "--images": images, "--base": base, "--val": val, "--box-format": box_format, "--option": option,
         "--column": column, "--epochs": epochs, "--seed": seed, "--lr": lr, "--batch-size": batch_size,
@@ -102,7 +110,10 @@ def train(
     if recipe is not None:
         plan = load_recipe(recipe, changes, allow_code)
     else:
+        if epochs == 0:
+            raise ValueError("--epochs must be above 0, got 0: --dry-run prints the plan and trains nothing.")
         reading = reader_options(option, column, None if images is None else [images], box_format)
+        _refuse_settings(reading, own_data)
         folders = reading.pop("images", None)
         own = plan_user_training(
             data=str(data),
@@ -137,6 +148,26 @@ def train(
         say(f"Curves: {(folder / 'training-curves.png').resolve()}")
     say(f"Results: {(folder / 'results.json').resolve()}")
     say(describe_outcome(folder, results))
+
+
+def _refuse_settings(reading: Mapping[str, Any], own_data: Mapping[str, Any]) -> None:
+    """Refuse `--option seed=3` and the like: they say how data is read, and these say what is read or trained.
+
+    Raises:
+        ValueError: with what to write in its place.
+    """
+    flags = {flag.strip("-").replace("-", "_"): flag for flag in own_data} | {"learning_rate": "--lr"}
+    flags |= {"data": "--data", "source": "--data", "out": "--out", "device": "--device"}
+    for name in reading.keys() & flags.keys() - {"images", "box_format"}:
+        raise ValueError(
+            f"--option {name} is about the training, and --option says how the data is read: write {flags[name]} "
+            f"{reading[name]}."
+        )
+    for name in reading.keys() & {"split", "streaming"}:
+        raise ValueError(
+            f"--option {name} does not go with --data, which reads the splits train and val, or holds images out: "
+            "omit it, name a table for validation with --val, or write a recipe."
+        )
 
 
 def main() -> None:

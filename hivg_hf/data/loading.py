@@ -13,19 +13,20 @@ from .negatives import NegativeRows, Negatives
 from .order import column_values
 from .readers import SOURCES
 from .readers.recognition import is_cache
-from .reading import open_source, read_rows, settle, usable_positions
+from .reading import check_options, open_source, read_rows, settle, usable_positions
 from .rows import MultiTarget, OnError, VerifyImages
 from .shard_stream import ShardStream, mix_streams
 from .splits import split_names
 from .streaming import GroundingStream
 
+SPLIT_NAMES = ("train", "val", "validation", "test", "testA", "testB", "all")  # for the message about swapped names
 STREAM_OPTIONS = ("seed", "shuffle", "batch_size")  # how the rows of any stream are taken
 SHARD_OPTIONS = (*STREAM_OPTIONS, "lanes", "buffer")  # and those of one in shards
 
 
 def load_grounding_dataset(
     source: str | PathLike[str],
-    split: str,
+    split: str | None = None,
     *,
     streaming: bool = False,
     multi_target: MultiTarget = "keep",
@@ -43,8 +44,8 @@ def load_grounding_dataset(
             ODVG, GRIT, conversations, Label Studio, CVAT, VOC, YOLO, Roboflow, ...), any dataset of the Hub as
             `owner/name`, a folder of `save_to_disk`, a cache that `hivg survey --for` wrote, or `mixture` with
             `parts=[{"source": ..., "weight": ...}, ...]`.
-        split: exactly the split that is read, or several joined by "+" (`val+none`). `validation` is understood for
-            `val`; RefCOCO's `test` is its testA.
+        split: exactly the split that is read, or several joined by "+" (`val+none`); it has to be named. `validation`
+            is understood for `val`; RefCOCO's `test` is its testA.
         streaming: True makes rows when they are asked for and returns a `GroundingStream`, an `IterableDataset`;
             further options are then `seed`, `shuffle` and `batch_size`. Of shards (tars, patterns of files, datasets
             of the Hub), it is a `ShardStream`, which checks a row when it comes and has the options `lanes`, `buffer`.
@@ -73,6 +74,7 @@ def load_grounding_dataset(
         ValueError: the source, the split or an option is unknown, or rows cannot be used.
         FileNotFoundError: an annotation file or a folder is missing.
     """
+    split = _checked_split(source, split)
     how: dict[str, Any] = {"multi_target": multi_target, "on_error": on_error, "verify_images": verify_images}
     chosen = None if negatives is None else Negatives.read(negatives)
     if chosen is not None and source == "mixture":
@@ -89,6 +91,28 @@ def load_grounding_dataset(
         else:
             rows = _load(fspath(source), split, streaming, **how, **options)
     return rows if chosen is None else _with_negatives(rows, chosen, fspath(source), split, options)
+
+
+def _checked_split(source: Any, split: Any) -> str:
+    """The split, where source and split are what they should be.
+
+    Raises:
+        TypeError: one of them is not a name.
+        ValueError: no split is named, or the two are swapped.
+    """
+    if not isinstance(source, (str, PathLike)):
+        raise TypeError(
+            f"The source must be a name, a file or a folder, got {type(source).__name__}: rows that are loaded "
+            "already go into HiVGTrainer or the pipeline as they are; save others as a CSV, JSONL or Parquet file."
+        )
+    if not isinstance(split, str):
+        raise ValueError(
+            f"The split of {fspath(source)} must be a name, got {split!r:.80}: write "
+            f"load_grounding_dataset({fspath(source)!r}, 'train', ...), or 'all' for a file that is not divided."
+        )
+    if source in SPLIT_NAMES and (split in (*SOURCES, "refshapes") or Path(split).exists()):
+        raise ValueError(f"Source and split are swapped: write load_grounding_dataset({split!r}, {source!r}, ...).")
+    return split
 
 
 def _with_negatives(
@@ -135,6 +159,7 @@ def _load(
     if source == "refshapes":
         from .refshapes import refshapes_dataset
 
+        check_options(refshapes_dataset, source, options)
         return refshapes_dataset(split, **options)
     refuse_other("on_error", on_error, get_args(OnError))
     if source == "mixture":

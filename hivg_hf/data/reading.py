@@ -4,12 +4,13 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any, get_args
 
 import datasets
 import numpy as np
 
-from hivg_hf.utils.strict_mapping import refuse_other
+from hivg_hf.utils.strict_mapping import check_plain_values, refuse_other
 
 from .readers import SOURCES, find_source
 from .readers.common import Annotations
@@ -66,7 +67,7 @@ def open_source(
     refuse_other("multi_target", multi_target, get_args(MultiTarget))
     refuse_other("verify_images", verify_images, get_args(VerifyImages))
     reader = find_source(source, options.pop("format", None), streaming).load()
-    _check_options(reader, source, options)
+    check_options(reader, source, options)
     annotations: Annotations = reader(split, source=source, **options)
     if not len(annotations.records):
         raise ValueError(f"{source} {split} has no rows at all; are the files the right ones?")
@@ -218,11 +219,23 @@ def _differences(source: str, split: str, found: Totals) -> list[str]:
     return compare_totals(published_as, split, found)
 
 
-def _check_options(reader: Callable[..., Annotations], source: str, options: Mapping[str, Any]) -> None:
+def check_options(reader: Callable[..., Any], source: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a reader does not know, and plain ones of another type.
+
+    Raises:
+        ValueError: with what it takes.
+    """
     known = [name for name in inspect.signature(reader).parameters if name not in ("split", "source")]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"{source} has no option {', '.join(unknown)}; it takes {', '.join(known)}.")
+    check_plain_values({name: _plain(value) for name, value in options.items()}, reader, source, choices=False)
+
+
+def _plain(value: Any) -> Any:
+    """A path as a text and a number of numpy as Python's, which count for the same."""
+    value = fspath(value) if isinstance(value, PathLike) else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def chunks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .image_check import image_facts
-from .readers.common import ROW_ERRORS, SMALLEST_DOUBTFUL_SIDE, Annotations, Draft, where_it_may_be, whole_side
+from .readers.common import (
+    ROW_ERRORS,
+    SMALLEST_DOUBTFUL_SIDE,
+    Annotations,
+    Draft,
+    RowError,
+    where_it_may_be,
+    whole_side,
+)
 from .schema import checked_run_lengths, shown, shown_text
 
 MultiTarget = Literal["keep", "union", "drop"]
@@ -55,14 +63,6 @@ class BrokenRowsError(ValueError):
         super().__init__(message)
 
 
-class _RowError(ValueError):
-    """What is wrong with one draft."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind = kind
-        super().__init__(reason)
-
-
 @dataclass
 class RowBuilder:
     """Makes rows of the schema from the records of one source.
@@ -90,10 +90,11 @@ class RowBuilder:
             draft = self.annotations.read(record)
         except ROW_ERRORS as error:
             name = self._record_name(record, position)
-            return RowProblem(name, "wrong type or field", _reason(error) + self._place_beside(name, error, record))
+            kind = error.kind if isinstance(error, RowError) else "wrong type or field"
+            return RowProblem(name, kind, _reason(error) + self._place_beside(name, error, record))
         try:
             return self._finish(draft)
-        except _RowError as error:
+        except RowError as error:
             reason = shown_text(str(error), MESSAGE_CHARACTERS)
             return RowProblem(_draft_name(draft), error.kind, reason + self._place(record))
         except ROW_ERRORS as error:
@@ -123,12 +124,12 @@ class RowBuilder:
         boxes = [_checked_box(box, width, height) for box in draft.boxes]
         if draft.no_target == bool(boxes):
             without = "it has no box and no no_target; if its expression names nothing, set no_target to true"
-            raise _RowError("box", "it says no_target and has a box" if boxes else without)
+            raise RowError("box", "it says no_target and has a box" if boxes else without)
         if draft.mask is not None:
             try:
                 checked_run_lengths(draft.mask, height, width)
             except ValueError as error:
-                raise _RowError("mask", str(error).rstrip(".")) from error
+                raise RowError("mask", str(error).rstrip(".")) from error
         if len(boxes) > 1 and self.multi_target == "drop":
             return None
         return {
@@ -162,9 +163,9 @@ class RowBuilder:
         facts = image_facts(draft.image, decode=self.verify_images == "decode")
         if facts.problem is not None or facts.width is None or facts.height is None:
             hint = where_it_may_be(str(draft.image)) if facts.kind == "missing image" and draft.image else ""
-            raise _RowError(facts.kind or "unreadable image", (facts.problem or "its image has no size") + hint)
+            raise RowError(facts.kind or "unreadable image", (facts.problem or "its image has no size") + hint)
         if (width or facts.width, height or facts.height) != (facts.width, facts.height):
-            raise _RowError(
+            raise RowError(
                 "image size",
                 f"its image is {facts.width} x {facts.height}, the annotation says {width} x {height}",
             )
@@ -196,34 +197,34 @@ def _check_text(draft: Draft) -> None:
         try:
             str(getattr(draft, name)).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise _RowError(
+            raise RowError(
                 "text", f"its {name} {getattr(draft, name)!a} holds half a character at position {error.start}"
             ) from error
 
 
 def _checked_expression(expression: Any) -> str:
     if not isinstance(expression, str):
-        raise _RowError("wrong type or field", f"its expression is {shown(expression)}, expected text")
+        raise RowError("wrong type or field", f"its expression is {shown(expression)}, expected text")
     if not expression.strip():
-        raise _RowError("blank expression", "its expression is blank")
+        raise RowError("blank expression", "its expression is blank")
     return expression
 
 
 def _checked_box(box: list[float], width: int, height: int) -> list[float]:
     x1, y1, x2, y2 = box
     if not all(math.isfinite(edge) for edge in box):
-        raise _RowError("box", f"its box {box} is not finite")
+        raise RowError("box", f"its box {box} is not finite")
     if x2 <= x1 or y2 <= y1:
-        raise _RowError("box", f"its box {box} (xyxy pixels) has no area; is the box format right?")
+        raise RowError("box", f"its box {box} (xyxy pixels) has no area; is the box format right?")
     outside = max(-x1, -y1, x2 - width, y2 - height)
     if outside > OUTSIDE_TOLERANCE_PIXELS:
-        raise _RowError(
+        raise RowError(
             "box outside",
             f"its box {box} (xyxy pixels) reaches {outside:g} pixels out of its image of {width} x {height}; "
             "is the box format right?",
         )
     if max(box) <= 1 and min(width, height) > SMALLEST_DOUBTFUL_SIDE:
-        raise _RowError(
+        raise RowError(
             "box",
             f"its box {box} lies within the first pixel of its image of {width} x {height}: it is a share of the "
             "image, not pixels; say so with a box_format that ends in _normalized (xyxy_normalized, for example), or "

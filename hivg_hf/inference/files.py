@@ -70,6 +70,11 @@ def read_assignment(arguments: Sequence[str], out: Path | None = None, recursive
     if images == ["-"]:
         _check_folder(out)
         return Assignment(None, expressions, out or Path("grounded"), single=False)
+    if not expressions and len(images) > 1 and not (_looks_like_path(images[0]) or os.path.exists(images[0])):
+        raise ValueError(
+            f"'{images[0]}' stands before the image: images come first, then expressions, as in: hivg ground "
+            f"{images[1]} '{images[0]}'"
+        )
     found, single = find_images(images, recursive)
     if not expressions:
         raise ValueError("Say what to find after the image, as in: hivg ground street.jpg 'the man in blue'")

@@ -12,6 +12,7 @@ from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
+from hivg_hf.modeling.processing_inputs_hivg import refuse_options
 from hivg_hf.utils.devices import device_name, find_device
 from hivg_hf.utils.strict_mapping import refuse_other
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
@@ -34,6 +35,7 @@ def load_pipeline(
     backend: str = "torch",
     precision: str | None = None,
     num_threads: int | None = None,
+    **unknown: Any,
 ) -> VisualGroundingPipeline:
     """The grounding pipeline of a folder or Hub id, quietly.
 
@@ -58,7 +60,15 @@ def load_pipeline(
             `precision` is unknown or does not go with the others; the device is not available; or weights are missing,
             of another shape, NaN or infinite.
         ConnectionError: the download failed or is damaged; the same call tries again.
+        TypeError: an option is unknown, or the model is not a name.
     """
+    hint = "Options of a call, such as threshold and batch_size, go into the call: pipe(image, text, ...)."
+    refuse_options("load_pipeline", unknown, hint)
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"load_pipeline takes the name of a model, got {type(model).__name__}: of a model in memory, write "
+            'pipeline("visual-grounding", model=model, processor=processor), pipeline being that of transformers.'
+        )
     if dtype is not None:
         refuse_other("dtype", dtype, DTYPES)
     check_engine(backend, precision, num_threads, device, dtype, trust_remote_code)
@@ -109,8 +119,8 @@ def check_engine(
     known = tuple(_TORCH_PRECISIONS) if backend == "torch" else PRECISIONS
     if precision is not None and precision not in known:
         raise ValueError(f"The {backend} backend has the precisions {', '.join(known)}, got {precision!r}.")
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"The number of threads must be at least 1, got {num_threads}.")
+    if num_threads is not None and not (isinstance(num_threads, int) and num_threads >= 1):
+        raise ValueError(f"The number of threads must be a whole number, at least 1, got {num_threads!r}.")
     if backend == "torch" and precision is not None and dtype not in (None, _TORCH_PRECISIONS[precision]):
         raise ValueError(f"precision {precision!r} and dtype {dtype!r} contradict each other: give one of them.")
     if backend == "onnx" and dtype not in (None, "float32"):

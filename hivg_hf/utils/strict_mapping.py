@@ -182,13 +182,14 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"expected some of: {', '.join(choices)}."
 
 
-def check_plain_values(values: Mapping[str, Any], reader: Any, where: str) -> None:
+def check_plain_values(values: Mapping[str, Any], reader: Any, where: str, choices: bool = True) -> None:
     """Refuse values of another type than a function's keywords, or a class's fields, say; of plain types alone.
 
     Args:
         values: Name to value; names that are not known, or of other types, are somebody else's to check.
         reader: The function or class.
         where: They stand, for messages.
+        choices: Check the values of a few texts too, which a function refuses itself.
 
     Raises:
         ValueError: With the first that does not fit.
@@ -198,7 +199,7 @@ def check_plain_values(values: Mapping[str, Any], reader: Any, where: str) -> No
     except (NameError, TypeError):  # some type is there for type checkers alone; those that are texts stay unchecked
         hints = dict(getattr(reader, "__annotations__", {}))
     for name, value in values.items():
-        if name in hints and _is_plain(hints[name]):
+        if name in hints and _is_plain(hints[name]) and (choices or not _has_choices(hints[name])):
             convert(hints[name], value, f"{where}.{name}")
 
 
@@ -206,6 +207,10 @@ def _is_plain(hint: Any) -> bool:
     if get_origin(hint) in (Union, types.UnionType, list):
         return all(map(_is_plain, get_args(hint)))
     return get_origin(hint) is Literal or hint in (int, float, bool, str, type(None))
+
+
+def _has_choices(hint: Any) -> bool:
+    return Literal in (get_origin(hint), *map(get_origin, get_args(hint)))
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
@@ -251,12 +256,16 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if is_dataclass(hint):
         return isinstance(value, Mapping)
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     return isinstance(value, get_origin(hint) or hint)
 
 
 def _describe(hint: Any) -> str:
     if is_dataclass(hint):
         return "a mapping"
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
     names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", dict: "a mapping"}
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join("empty" if choice is type(None) else _describe(choice) for choice in get_args(hint))
@@ -265,7 +274,11 @@ def _describe(hint: Any) -> str:
 
 def _yaml_hint(value: Any) -> str:
     """YAML 1.1 reads 1e-4 as a text; 1.0e-4 is a number."""
-    if isinstance(value, str) and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit():
+    if (
+        isinstance(value, str)
+        and "e" in value
+        and value.replace("e", "", 1).replace("-", "").replace(".", "", 1).isdigit()
+    ):
         return " (YAML reads 1e-4 as a text: write 1.0e-4)"
     return ""
 

@@ -1,7 +1,7 @@
 """Pictures of what a model found: boxes, masks and heat maps with labels that can be read at any image size."""
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from hivg_hf.modeling.image_loading_hivg import load_grounding_image
+from hivg_hf.modeling.image_sources_hivg import shown
+from hivg_hf.modeling.pipeline_streams_hivg import answers_of
 
 # Okabe and Ito's palette, which color-blind people can tell apart, in an order that keeps neighbors far apart.
 COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -40,21 +42,23 @@ class _Rectangle(NamedTuple):
 
 
 def draw_grounding(
-    image: Any, results: Mapping[str, Any] | Sequence[Mapping[str, Any]], min_side: int = SMALLEST_SIDE
+    image: Any, results: Mapping[str, Any] | Sequence[Any], min_side: int = SMALLEST_SIDE
 ) -> PIL.Image.Image:
     """The picture with every box, mask, expression and score drawn on it.
 
     Args:
         image: what was grounded, in any form the pipeline takes.
-        results: a result of the pipeline or a list of them. A `"mask"` is outlined; a result whose `"found"` is
-            False is drawn in gray with its label in brackets; results with `"error"` are left out.
+        results: a result of the pipeline or a list of them, of `multiple=True` too. A `"mask"` is outlined; a result
+            whose `"found"` is False is drawn in gray with its label in brackets; results with `"error"` are left out.
         min_side: pictures whose longer side is shorter than this are enlarged to it, since no label fits on 64 pixels.
 
     Returns:
         An RGB picture; boxes keep their place, scaled with the picture.
+
+    Raises:
+        TypeError: these are not results, as where image and results are swapped.
     """
-    entries = [results] if isinstance(results, Mapping) else list(results)
-    entries = [entry for entry in entries if "error" not in entry]
+    entries = [entry for entry in _answers(results) if "error" not in entry]
     picture = load_grounding_image(image)
     original_side = max(picture.size)
     colors = [_color(entry, place) for place, entry in enumerate(entries)]
@@ -73,6 +77,22 @@ def draw_grounding(
     for entry, box, color in zip(entries, boxes, colors, strict=True):
         placed.append(_draw_label(draw, picture.size, _label(entry), box, color, placed, boxes))
     return picture
+
+
+def _answers(results: Any) -> list[Mapping[str, Any]]:
+    """Results one by one; of an expression asked with `multiple=True`, its boxes, or its best, which is not found."""
+    is_one = isinstance(results, (Mapping, str)) or not isinstance(results, Iterable)
+    listed = [results] if is_one else results
+    listed = listed if isinstance(listed, list) else list(listed)
+    answers: list[Mapping[str, Any]] = [answer for result in answers_of(listed) for answer in answers_of(result)]
+    for answer in answers:
+        is_answer = isinstance(answer, Mapping) and {"expression", "box"} <= answer.keys()
+        if not is_answer and not (isinstance(answer, Mapping) and "error" in answer):
+            raise TypeError(
+                "draw_grounding(image, results) draws results of the pipeline, dicts with 'expression' and 'box', not "
+                f"{shown(repr(answer), 80)}."
+            )
+    return answers
 
 
 def draw_heatmap(image: Any, heatmap: Any, strength: float = 0.6) -> PIL.Image.Image:

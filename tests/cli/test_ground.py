@@ -185,6 +185,11 @@ def test_json_lines_are_read_as_they_come(run: Run, photos: Path) -> None:
     ("arguments", "message"),
     [
         (["photos/a.png"], "Say what to find after the image"),
+        (["photos/a.png", "photos/b.jpg"], "Say what to find after the image"),
+        (
+            ["the star", "photos/a.png"],
+            "images come first, then expressions, as in: hivg ground photos/a.png 'the star'",
+        ),
         (["absent.png", "the star"], "Image file not found: 'absent.png'."),
         (["photos/a.png", "photos/absent.png", "the star"], "Image file not found: 'photos/absent.png'"),
         (["photos", "photos/more", "the star"], "'photos/more' is a folder, where an expression was expected"),

@@ -112,3 +112,6 @@ def test_a_table_without_splits_names_what_to_type(split: str, table: str) -> No
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert "read all of it with --split all, or with --option holdout=0.1 it has train and val" in result.stderr
+    result = CliRunner().invoke(app, ["survey", f"{table}:{split}", "--box-format", "xyxy", "--out", "out"])
+    assert result.exit_code == 2
+    assert "read all of it with SOURCE:all, or with --holdout 0.1 it has train and val" in result.stderr

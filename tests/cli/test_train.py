@@ -34,6 +34,10 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path):
         ((), "Name a recipe, for example hivg-tiny-refshapes, or your own data with --data."),
         (("nowhere.yaml",), "No recipe at nowhere.yaml"),
         ((TINY, "--data", "x.csv"), "Name a recipe"),
+        (("--data", "x.csv", "--epochs", 0), "--epochs must be above 0, got 0"),
+        (("x.csv",), "x.csv is data, where a recipe (a YAML file or its name) was expected: write --data x.csv."),
+        (("rows.JSONL", "--images", "photos"), "write --data rows.JSONL."),
+        ((REPOSITORY / "docs",), "docs is data, where a recipe"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence(words, message):
@@ -64,6 +68,31 @@ def test_options_of_own_data_are_refused_beside_a_recipe(words, named, dry, tmp_
     assert result.exit_code == 2
     assert f"hivg: {named} with --data; a recipe says all of this itself" in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("pair", "advice"),
+    [
+        ("seed=3", "--option seed is about the training, and --option says how the data is read: write --seed 3."),
+        ("batch_size=4", "write --batch-size 4."),
+        ("epochs=1", "write --epochs 1."),
+        ("lr=1e-4", "write --lr 1e-4."),
+        ("learning_rate=0.1", "write --lr 0.1."),
+        ("base=tiny", "write --base tiny."),
+        ("val=x.csv", "write --val x.csv."),
+        ("out=runs", "write --out runs."),
+        ("source=x.csv", "write --data x.csv."),
+        ("device=cpu", "write --device cpu."),
+        ("split=train", "--option split does not go with --data, which reads the splits train and val"),
+        ("streaming=true", "--option streaming does not go with --data"),
+    ],
+)
+def test_a_setting_of_the_training_among_those_of_the_reader_is_named(pair, advice, monkeypatch):
+    monkeypatch.setattr(user_data, "_open_base", None)  # refused before anything is opened
+    result = run("--data", "x.csv", "--option", pair)
+    assert result.exit_code == 2
+    assert f"{advice}" in result.output
+    assert "Traceback" not in result.output
 
 
 def test_folder_and_box_format_of_own_data_may_be_given_as_options_of_the_reader(monkeypatch):

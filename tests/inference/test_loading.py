@@ -1,6 +1,7 @@
 """Opening a checkpoint: what is said when there is none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +32,23 @@ def test_a_device_that_is_not_here_is_refused_and_no_file_blamed(device: str) ->
 @pytest.mark.parametrize("device", ["CPU", " cpu ", -1])
 def test_the_processor_is_meant_by_any_of_its_names(device: str | int) -> None:
     assert loading.load_pipeline("tiny", device).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, r"takes the name of a model, got NoneType: of a model in memory, write pipeline"),
+        ({"model": object()}, r"takes the name of a model, got object"),
+        ({"model": "tiny", "batch_size": 8}, r"has no option 'batch_size'\. Options of a call, such as threshold"),
+        ({"model": "tiny", "threshold": 0.5}, r"has no option 'threshold'"),
+    ],
+)
+def test_what_does_not_open_a_model_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"load_pipeline {message}"):
+        loading.load_pipeline(**arguments)
+
+
+@pytest.mark.parametrize("threads", [0, "2", 1.5])
+def test_a_number_of_threads_is_a_whole_number(threads: Any) -> None:
+    with pytest.raises(ValueError, match=r"number of threads must be a whole number, at least 1, got"):
+        loading.load_pipeline("tiny", num_threads=threads)

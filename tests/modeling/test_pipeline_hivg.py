@@ -201,7 +201,7 @@ def test_maps_can_be_smaller_than_the_image(pipe: VisualGroundingPipeline) -> No
         assert np.abs(result["heatmap"] - expected["heatmap"][5::10, 5::10]).max() < 0.1
     assert pipe(large, "red", mask=True, map_side=2000)["mask"].shape == (300, 900)
     assert pipe(large, "red", mask=True, map_side=1)["mask"].shape == (1, 1)
-    with pytest.raises(ValueError, match="map_side must be at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="map_side must be a whole number of pixels, at least 1, got 0"):
         pipe(large, "red", mask=True, map_side=0)
 
 
@@ -571,3 +571,92 @@ def test_a_batch_size_that_is_not_a_whole_number_is_named(
 ) -> None:
     with pytest.raises(TypeError, match=r"batch_size must be a whole number of at least 1, got ('2'|1\.5)"):
         pipe(pictures[:2], "red", batch_size=batch_size)
+
+
+@pytest.mark.parametrize("ask", ["pipe", "ground", "list"])
+def test_an_image_in_the_place_of_the_text_is_called_swapped(
+    ask: str, pipe: VisualGroundingPipeline, pictures: list[Any], tmp_path: Path
+) -> None:
+    pictures[0].save(tmp_path / "named so", "PNG")
+    call = {
+        "pipe": pipe,
+        "ground": lambda image, text: pipe.model.ground(image, text, pipe.processor),
+        "list": lambda image, text: pipe([image], [text]),
+    }[ask]
+    for text in (pictures[0], np.zeros((8, 8, 3)), "photo.jpg", "https://example.org/a", str(tmp_path / "named so")):
+        with pytest.raises(
+            TypeError, match=r"Got an image \(.+\) as text: images come first, then expressions\. Pass"
+        ):
+            call("the red star", text)
+    # A name of a file can be what is written in a picture.
+    assert call(pictures[0], "the icon of logo.png")
+
+
+def test_ground_answers_as_the_pipeline_does(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    asked: list[dict[str, Any]] = [{}, {"threshold": 0.0}, {"threshold": 1.0}, {"multiple": True, "threshold": 0.0}]
+    for options in asked:
+        for text in ("the star", ["the star", "red"]):
+            assert pipe.model.ground(pictures[0], text, pipe.processor, **options) == pipe(
+                pictures[0], text, **options
+            )
+    with pytest.raises(TypeError, match="has no option 'box_threshold'"):
+        pipe.model.ground(pictures[0], "the star", pipe.processor, box_threshold=0.3)
+    with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, got 5"):
+        pipe.model.ground(pictures[0], "the star", pipe.processor, threshold=5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_ground_leaves_the_model_in_its_mode(
+    training: bool, pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    model = pipe.model.train(training)
+    try:
+        with pytest.raises(ValueError, match="blank"):
+            model.ground(pictures[0], "", pipe.processor)
+        model.ground(pictures[0], "the star", pipe.processor)
+        assert model.training == training
+    finally:
+        model.eval()
+
+
+def test_ground_says_what_its_processor_must_be(pipe: VisualGroundingPipeline, pictures: list[Any]) -> None:
+    for processor in ("tiny", pipe.tokenizer, pictures[0]):
+        with pytest.raises(TypeError, match=r"third argument of ground must be a HiVGProcessor, got \w+: pass Auto"):
+            pipe.model.ground(pictures[0], "the star", processor)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("multiple", "no", "multiple must be True or False, got 'no'"),
+        ("heatmap", "no", "heatmap must be True or False, got 'no'"),
+        ("reduce_jpeg", 1, "reduce_jpeg must be True or False, got 1"),
+        ("map_side", "10", "map_side must be a whole number of pixels, at least 1, got '10'"),
+        ("map_side", 9.5, "map_side must be a whole number of pixels, at least 1, got 9.5"),
+        ("timeout", "5", "timeout must be a number of seconds above 0, got '5'"),
+        ("long_text", "cut", "long_text must be one of warn, error, got 'cut'"),
+        ("num_workers", "2", "num_workers must be a whole number, 0 or more processes, got '2'"),
+        ("num_workers", -1, "num_workers must be a whole number, 0 or more processes, got -1"),
+    ],
+)
+def test_an_option_of_another_kind_is_named(
+    option: str, value: Any, message: str, pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe(pictures[0], "the star", **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"picture": "a.png", "text": "a"}, r"must have an 'image'; it has 'picture', 'text'\."),
+        (
+            {"image": "a.png", "caption": "a"},
+            r"must have an expression, under 'text' or 'expression'; it has 'image', 'c",
+        ),
+    ],
+)
+def test_a_row_under_other_names_is_shown_with_its_own(row: Any, message: str, pipe: VisualGroundingPipeline) -> None:
+    for rows in (row, [row]):
+        with pytest.raises(ValueError, match=message):
+            pipe(rows)

@@ -2,13 +2,14 @@
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
 from benchmarks.study.plan import load_study
 from hivg_hf.training import load_recipe
-from hivg_hf.utils.strict_mapping import MAX_YAML_BYTES, parse_json, parse_yaml, read_yaml
+from hivg_hf.utils.strict_mapping import MAX_YAML_BYTES, check_plain_values, parse_json, parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parents[2] / "hivg_hf" / "recipes"
 
@@ -88,3 +89,30 @@ def test_ordinary_aliases_and_merge_keys_mean_what_yaml_says():
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_repository_s_files_are_read_as_before(path):
     assert dict(read_yaml(path, "recipe")) == yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _reader(several: Literal["together", "apart"] | None = None, mode: Literal["a", "b"] = "a", share: float = 0.1):
+    """Keywords of the kinds that readers have."""
+
+
+@pytest.mark.parametrize("values", [{"several": "together"}, {"several": None}, {"mode": "b"}, {"share": 1}])
+def test_a_choice_that_may_be_left_out_is_taken(values):
+    check_plain_values(values, _reader, "data.train")
+    check_plain_values(values, _reader, "data.train", choices=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"several": "both"}, r"data\.train\.several must be one of 'together', 'apart' or empty\. Got 'both'\.$"),
+        ({"several": 3}, r"several must be one of 'together', 'apart' or empty\. Got 3"),
+        ({"mode": "c"}, r"mode must be one of 'a', 'b'\. Got 'c'"),
+        ({"share": "2"}, r"share must be a number\. Got '2'\.$"),
+        ({"share": "1e-4"}, r"share must be a number\. Got '1e-4' \(YAML reads 1e-4 as a text: write 1\.0e-4\)"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_what_it_may_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        check_plain_values(values, _reader, "data.train")
+    if "share" not in values:  # a reader refuses these itself
+        check_plain_values(values, _reader, "data.train", choices=False)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.turned_pictures import UNDONE, save_turned
+from hivg_hf.modeling.pipeline_streams_hivg import GroundingResults
 from hivg_hf.visualize import draw_grounding, draw_heatmap, drawing
 
 
@@ -152,3 +153,18 @@ def test_a_heat_map_brightens_where_it_is_high() -> None:
     assert picture[15, 20].sum() > picture[35, 50].sum() + 200
     with pytest.raises(ValueError, match=r"height and width \(40, 60\), not \(60, 40\)"):
         draw_heatmap(PIL.Image.new("RGB", (60, 40)), heat.T)
+
+
+def test_every_form_of_results_is_drawn_and_other_things_are_refused() -> None:
+    picture = PIL.Image.new("RGB", (480, 480), (255, 255, 255))
+    box = {"xmin": 100, "ymin": 100, "xmax": 200, "ymax": 200}
+    found = {"expression": "a", "box": box, "score": 0.9, "found": True}
+    missed = {**found, "expression": "b", "score": 0.1, "found": False}
+    several = GroundingResults([GroundingResults([found], found), GroundingResults([], missed)])
+    drawn = draw_grounding(picture, [found, missed])
+    for results in (several, (found, missed), iter([found, missed]), [several[0], several[1]]):
+        assert np.array_equal(draw_grounding(picture, results), drawn)
+    assert np.array_equal(draw_grounding(picture, several[1]), draw_grounding(picture, missed))
+    for wrong in ("a", picture, [[0, 0, 9, 9]], {"box": box}, 3, None, [None]):
+        with pytest.raises(TypeError, match="draws results of the pipeline, dicts with 'expression' and 'box', not "):
+            draw_grounding(picture, wrong)

@@ -1,5 +1,6 @@
 """Readers: one small file per annotation format. `SOURCES` says which reader reads which name."""
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ FORMATS: Mapping[str, Source] = {
     "shards": Source("shards:read_shards"),
 }
 
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xml", ".tar", ".yaml")
+
 PLUGINS = "hivg_hf.readers"  # the entry points by which other packages add formats
 
 # Names under which several different things are published: asking back is better than choosing.
@@ -118,8 +121,22 @@ def find_source(name: str, file_format: str | None = None, streaming: bool = Fal
         recognized = "shards"
     if recognized is not None:
         return FORMATS[recognized]
+    if meant := _files_like(name):
+        raise ValueError(f"Unknown data source {shown(name)}; did you mean {' or '.join(map(repr, meant))}?")
     raise ValueError(
         f"Unknown data source {shown(name)}; expected refshapes, a file (.jsonl, .csv, .tsv, .parquet, .json, .xml, "
         f".tar), a pattern of files, a folder (VOC, YOLO, Roboflow, DIOR-RSVG, or one made by `hivg survey`), a Hub "
         f"dataset as owner/name, or one of {', '.join([*SOURCES, *plugin_names(PLUGINS)])}."
     )
+
+
+def _files_like(name: str) -> list[str]:
+    """Data files beside it that are called so but for the suffix, or nearly so; at most three."""
+    folder, wanted = os.path.split(name)
+    try:
+        names = [entry for entry in sorted(os.listdir(folder or ".")) if entry.lower().endswith(DATA_SUFFIXES)]
+    except (OSError, ValueError):  # there is none, or a name that no folder can have
+        return []
+    stem = os.path.splitext(wanted)[0].lower()
+    found = [entry for entry in names if os.path.splitext(entry)[0].lower() in (stem, wanted.lower())]
+    return [os.path.join(folder, entry) for entry in (found or difflib.get_close_matches(wanted, names, 1, 0.8))[:3]]

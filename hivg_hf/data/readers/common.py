@@ -50,6 +50,14 @@ IMAGE_FOLDERS = (
 )
 
 
+class RowError(ValueError):
+    """What is wrong with one row, and the kind of problem it is counted as."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind = kind
+        super().__init__(reason)
+
+
 @dataclass
 class Draft:
     """One annotation as its source says it, before anything is checked.
@@ -172,7 +180,7 @@ def where_it_may_be(path: str) -> str:
     """
     missing = Path(path)
     folder = next((parent for parent in missing.parents if parent.is_dir()), None)
-    if folder is None or folder == folder.parent:
+    if folder is None or folder == Path(folder.anchor or "/"):
         return ""
     if missing.parent != folder:
         outer = f"; there is no folder {missing.parent.name} in {folder}"
@@ -185,9 +193,9 @@ def where_it_may_be(path: str) -> str:
     found = near[0]
     more = f" (and {len(near) - 1} more of that name)" if len(near) > 1 else ""
     if os.path.dirname(found) and os.path.basename(found) == missing.name:
-        below = os.path.join(folder, os.path.dirname(found))
+        below = str(folder / os.path.dirname(found))
         return f"; it is in {below}{more}: say images={below!r}, or put the folder into the name"
-    return f"; there is {os.path.join(folder, found)}{more}: names must agree in case and suffix"
+    return f"; there is {folder / found}{more}: names must agree in case and suffix"
 
 
 @functools.lru_cache(maxsize=8)

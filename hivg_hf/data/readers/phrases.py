@@ -191,13 +191,13 @@ class PhraseFile:
         if self.sized and width is not None and height is not None:
             return width, height
         from ..image_check import image_facts
-        from .common import where_it_may_be
+        from .common import RowError, where_it_may_be
 
         picture = phrase.image if isinstance(phrase.image, dict) else self.find(phrase.image)
         facts = image_facts(picture)
         if facts.problem is not None or facts.width is None or facts.height is None:
             hint = where_it_may_be(picture) if facts.kind == "missing image" and isinstance(picture, str) else ""
-            raise ValueError(f"{facts.problem}{hint}")
+            raise RowError(facts.kind or "unreadable image", f"{facts.problem or 'its image has no size'}{hint}")
         return facts.width, facts.height
 
     def _draft(self, phrase: Phrase, row_id: str) -> Draft:

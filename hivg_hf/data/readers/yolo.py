@@ -5,6 +5,7 @@ against descriptions (Ultralytics' and Roboflow's exports). A folder as Roboflow
 `valid/`, `test/` with `_annotations.csv` or `_annotations.coco.json`) is read here too.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def read_yolo(
     def parse(picture: tuple[Path, str], _: int) -> list[Entry]:
         labels = _label_file(picture[0])
         lines = labels.read_text(encoding="utf-8-sig").splitlines() if labels.is_file() else []
-        shared = {"image": str(picture[0]), "split": picture[1]}
+        # Whole: it is looked for below the folder, of which a relative name would be put in front once more.
+        shared = {"image": os.path.abspath(picture[0]), "split": picture[1]}
         return each(filter(str.strip, lines), lambda line: [_object(line, names, **shared)])
 
     file = PhraseFile(

@@ -208,6 +208,23 @@ def test_yolo_splits_polygons_and_classes_without_a_name(tmp_path, make_image):
         load_grounding_dataset(tmp_path, "train")
 
 
+@pytest.mark.parametrize("written", ["mine", "./mine", "mine/data.yaml", "{folder}/mine", "../{name}/mine"])
+@pytest.mark.parametrize("places", ["", "path: .\ntrain: images\n", "train: ./images\n"])
+def test_a_yolo_folder_is_read_by_any_name_it_has(written, places, tmp_path, make_image, monkeypatch):
+    make_image(tmp_path / "mine" / "images" / "a.jpg", 64, 48)
+    (tmp_path / "mine" / "labels").mkdir()
+    (tmp_path / "mine" / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "mine" / "data.yaml").write_text(f"names: [dog]\n{places}")
+    monkeypatch.chdir(tmp_path)
+    source = written.format(folder=tmp_path, name=tmp_path.name)
+    (row,) = load_grounding_dataset(source, "train" if places else "all")
+    assert (row["expression"], row["box"], row["image_id"]) == ("dog", [16, 12, 48, 36], "images/a.jpg")
+    (tmp_path / "mine" / "images" / "a.jpg").unlink()
+    if places:
+        with pytest.raises(BrokenRowsError, match=r"1 of 1 rows cannot be used \(1 missing image\)"):
+            load_grounding_dataset(source, "train")
+
+
 def test_a_detection_file_without_expressions_asks_before_it_takes_class_names(scenes, tmp_path):
     rows = _link(scenes, tmp_path)
     source = WRITERS["coco-categories"](tmp_path, rows)["source"]

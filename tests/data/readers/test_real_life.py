@@ -112,6 +112,17 @@ def test_a_missing_picture_is_named_with_where_it_may_be(folder, make_image, pla
         load_grounding_dataset(path, "all", box_format="xyxy")
 
 
+def test_a_table_beside_a_folder_of_pictures_names_that_folder(folder, make_image, monkeypatch):
+    make_image(folder / "sub" / "b.png")
+    _csv(folder, HEAD + "b.png,x,1,2,30,40\n")
+    monkeypatch.chdir(folder)
+    with pytest.raises(BrokenRowsError, match=r"not found: b\.png; it is in sub: say images='sub', or put the folder"):
+        load_grounding_dataset("rows.csv", "all", box_format="xyxy")
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(BrokenRowsError, match=rf"it is in {folder.name}/sub: say images='{folder.name}/sub', or"):
+        load_grounding_dataset(f"{folder.name}/rows.csv", "all", box_format="xyxy")
+
+
 def test_names_of_windows_are_paths(folder, make_image):
     make_image(folder / "sub" / "b.PNG", 64, 48)
     path = _csv(folder, HEAD + "sub\\b.PNG,x,1,2,30,40\n")

@@ -237,6 +237,27 @@ def test_unknown_sources_and_options_are_named(tmp_path):
         load_grounding_dataset(tmp_path / "mine.jsonl", "all", box_format="xyxy", images=tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("mine", ["mine.csv", "mine.jsonl"]),
+        ("mine.txt", ["mine.csv", "mine.jsonl"]),
+        ("MINE", ["mine.csv", "mine.jsonl"]),
+        ("other", ["other.parquet"]),
+        ("othr.parquett", ["other.parquet"]),
+        ("elsewhere", []),
+        ("nowhere/mine", []),
+    ],
+)
+def test_a_name_without_its_suffix_is_answered_with_the_files_that_have_one(asked, meant, tmp_path):
+    for name in ("mine.csv", "mine.jsonl", "other.parquet", "mine.png"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="Unknown data source") as refusal:
+        load_grounding_dataset(tmp_path / asked, "train")
+    named = [repr(str(tmp_path / name)) for name in meant]
+    assert ("did you mean " + " or ".join(named) + "?" in str(refusal.value)) == bool(meant)
+
+
 def test_refshapes_goes_through_the_same_door():
     rows = load_grounding_dataset("refshapes", "val", seed=7, size=3)
     assert (len(rows), set(rows["source"]), set(rows["split"])) == (3, {"refshapes"}, {"val"})
