@@ -164,9 +164,11 @@ def test_blocks_and_figures_of_the_start_page_are_those_of_the_readme() -> None:
     assert len(shown) > 3
     assert [block.code for block in shown if block.code not in {other.code for other in blocks(readme)}] == []
     text = start.read_text(encoding="utf-8").partition("## What it costs")[2].partition("\n## ")[0]
-    figures = re.findall(r"\d[\d,.]*\d|\d", text)
+    figure_pattern = r"\d[\d,.]*\d|\d"
+    figures = re.findall(figure_pattern, text)
     assert len(figures) > 5
-    known = set(re.findall(r"\d[\d,.]*\d|\d", readme.read_text(encoding="utf-8").partition("## What an answer costs")[2]))
+    table = readme.read_text(encoding="utf-8").partition("## What an answer costs")[2]
+    known = set(re.findall(figure_pattern, table))
     assert [figure for figure in figures if figure not in known] == []
 
 

@@ -25,7 +25,7 @@ def pipe():
     return load_pipeline(hivg_hf.TINY_CHECKPOINT)
 
 
-@pytest.mark.parametrize(("example", "section"), zip(EXAMPLES, PART.split("\n## ")[1:], strict=True))
+@pytest.mark.parametrize(("example", "section"), list(zip(EXAMPLES, PART.split("\n## ")[1:], strict=True)))
 def test_a_caption_says_what_the_shipped_model_answers(example: Example, section: str, pipe) -> None:
     title, picture, caption = section.strip().split("\n\n")
     assert title == example.title

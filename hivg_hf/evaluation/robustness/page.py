@@ -91,8 +91,8 @@ def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
 
 
 def _rows(of: Mapping[str, Any]) -> str:
-    data = of["data"]
-    return f"{data['rows']:,} rows of {PurePath(data['source']).name}, split {data['split']}, protocol {of['protocol']}."
+    data, name = of["data"], PurePath(of["data"]["source"]).name
+    return f"{data['rows']:,} rows of {name}, split {data['split']}, protocol {of['protocol']}."
 
 
 def _averages(report: Mapping[str, Any]) -> list[str]:
