@@ -156,3 +156,24 @@ def test_readme_and_contributing_lead_somewhere() -> None:
         text = (DOCS.parent / name).read_text(encoding="utf-8")
         targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
         assert [target for target in targets if target and not (DOCS.parent / target).exists()] == []
+
+
+def test_blocks_and_figures_of_the_start_page_are_those_of_the_readme() -> None:
+    readme, start = DOCS.parent / "README.md", DOCS / "index.md"
+    shown = list(blocks(start))
+    assert len(shown) > 3
+    assert [block.code for block in shown if block.code not in {other.code for other in blocks(readme)}] == []
+    text = start.read_text(encoding="utf-8").partition("## What it costs")[2].partition("\n## ")[0]
+    figure_pattern = r"\d[\d,.]*\d|\d"
+    figures = re.findall(figure_pattern, text)
+    assert len(figures) > 5
+    table = readme.read_text(encoding="utf-8").partition("## What an answer costs")[2]
+    known = set(re.findall(figure_pattern, table))
+    assert [figure for figure in figures if figure not in known] == []
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r"([\w-]+\.md)$", navigation, re.MULTILINE)) == sorted(
+        path.name for path in DOCS.glob("*.md")
+    )

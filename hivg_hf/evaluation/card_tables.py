@@ -107,7 +107,7 @@ def robustness_table(results: Mapping[str, Results]) -> str:
     for label, one in results.items():
         if robustness := one.get("robustness"):
             lines = [
-                [_ROBUSTNESS_NAMES.get(name, name), label, _percent(entry["before"]), _percent(entry["after"])]
+                [ROBUSTNESS_NAMES.get(name, name), label, _percent(entry["before"]), _percent(entry["after"])]
                 for name, entry in robustness["summary"].items()
                 if name != "corruption"
             ]
@@ -138,7 +138,7 @@ changes of the expression; docs/robustness.md says what they are."""
 
 
 ROBUSTNESS_HEADING = "### How it breaks"
-_ROBUSTNESS_NAMES = {
+ROBUSTNESS_NAMES = {
     "jpeg": "JPEG quality",
     "wording": "the same said otherwise",
     "removed": "a part of the expression removed",

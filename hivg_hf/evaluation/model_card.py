@@ -233,16 +233,16 @@ def page_block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def replace_marked(text: str, content: str) -> str:
+def replace_marked(text: str, content: str, markers: tuple[str, str] = MARKERS) -> str:
     """Put `content` between the markers of a text.
 
     Raises:
         ValueError: the text lacks the markers.
     """
-    begin, end = (re.escape(marker) for marker in MARKERS)
+    begin, end = (re.escape(marker) for marker in markers)
     pattern = re.compile(f"({begin}\n).*?({end})", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f"Expected these two lines once, in this order: {MARKERS[0]!r} and {MARKERS[1]!r}.")
+        raise ValueError(f"Expected these two lines once, in this order: {markers[0]!r} and {markers[1]!r}.")
     return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
 
 

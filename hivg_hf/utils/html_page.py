@@ -24,6 +24,7 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: {width}rem; padding: 0 1rem; }}
 h1 {{ font-size: 1.4rem; margin: 0 0 .3rem; }}
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .6rem; }}
+.wide {{ overflow-x: auto; }}
 {style}
 </style>
 </head>
@@ -56,11 +57,12 @@ def write_page(
 
 
 def html_table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """A table of plain texts and numbers, whose cells have the class `n`."""
+    """A table of plain texts and numbers, whose cells have the class `n`; on a narrow screen it scrolls by itself."""
 
     def cell(value: Any) -> str:
         is_number = isinstance(value, (int, float))
         return f'<td class="n">{value:,}</td>' if is_number else f"<td>{html.escape(str(value))}</td>"
 
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f"<table><tr>{top}</tr>{''.join('<tr>' + ''.join(map(cell, line)) + '</tr>' for line in lines)}</table>"
+    body = "".join("<tr>" + "".join(map(cell, line)) + "</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'

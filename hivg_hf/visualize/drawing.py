@@ -49,7 +49,8 @@ def draw_grounding(
     Args:
         image: what was grounded, in any form the pipeline takes.
         results: a result of the pipeline or a list of them, of `multiple=True` too. A `"mask"` is outlined; a result
-            whose `"found"` is False is drawn in gray with its label in brackets; results with `"error"` are left out.
+            whose `"found"` is False is drawn in gray with its label in brackets; of several answers to one expression,
+            the first one carries it, the others their score; results with `"error"` are left out.
         min_side: pictures whose longer side is shorter than this are enlarged to it, since no label fits on 64 pixels.
 
     Returns:
@@ -74,8 +75,8 @@ def draw_grounding(
     for box, color in zip(boxes, colors, strict=True):
         _draw_box(draw, box, color, max(picture.size))
     placed: list[_Rectangle] = []
-    for entry, box, color in zip(entries, boxes, colors, strict=True):
-        placed.append(_draw_label(draw, picture.size, _label(entry), box, color, placed, boxes))
+    for label, box, color in zip(_labels(entries), boxes, colors, strict=True):
+        placed.append(_draw_label(draw, picture.size, label, box, color, placed, boxes))
     return picture
 
 
@@ -146,11 +147,17 @@ def _color(entry: Mapping[str, Any], place: int) -> tuple[int, int, int]:
     return COLORS[place % len(COLORS)] if entry.get("found", True) else NOT_FOUND_COLOR
 
 
-def _label(entry: Mapping[str, Any]) -> str:
-    score = entry.get("score")
-    text = " ".join(str(entry["expression"]).split())
-    label = text if score is None else f"{text}  {score:.2f}"
-    return label if entry.get("found", True) else f"({label})"
+def _labels(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Expression and score of each; of several answers to one expression, only the first one repeats it."""
+    labels: list[str] = []
+    written: set[str] = set()
+    for entry in entries:
+        text, score = " ".join(str(entry["expression"]).split()), entry.get("score")
+        if score is not None:
+            text, expression = (f"{score:.2f}" if text in written else f"{text}  {score:.2f}"), text
+            written.add(expression)
+        labels.append(text if entry.get("found", True) else f"({text})")
+    return labels
 
 
 def _scaled_box(box: Mapping[str, float], scale: float) -> _Rectangle:

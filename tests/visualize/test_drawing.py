@@ -139,6 +139,14 @@ def test_what_was_not_found_is_grey_and_errors_are_left_out() -> None:
     assert not any(plates_of(picture, color).any() for color in drawing.COLORS)
 
 
+def test_of_several_answers_to_one_expression_the_first_carries_it() -> None:
+    box = (100, 100, 300, 200)
+    entries = [result(box), result(box, "the mug"), result(box, "the  red\nmug"), result(box, found=False)]
+    assert drawing._labels(entries) == ["the red mug  0.87", "the mug  0.87", "0.87", "(0.87)"]
+    without = [{"expression": "the mug"}] * 2  # a box without a score keeps its name
+    assert drawing._labels(without) == ["the mug", "the mug"]
+
+
 def test_small_pictures_can_keep_their_size_and_nothing_drawn_changes_nothing() -> None:
     small = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     assert draw_grounding(small, [], min_side=1).tobytes() == small.tobytes()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from pathlib import Path
+from html import escape
+from pathlib import Path, PurePath
 from typing import Any
 
 from hivg_hf.utils.html_page import html_table, write_page
 
+from ..card_tables import ROBUSTNESS_NAMES
 from ..plots import new_figure, save_figure
 
 PLOT_NAME, PAGE_NAME = "robustness.png", "robustness.html"
@@ -56,7 +58,8 @@ def write_report(out: str | Path, report: Mapping[str, Any], name: str, plot: bo
     picture = base64.b64encode(files[0].read_bytes()).decode() if plot else ""
     drawn = [f'<img alt="Accuracy by strength" src="data:image/png;base64,{picture}">'] if plot else []
     files.append(Path(out) / PAGE_NAME)
-    body = "\n".join([f"<p>{_INTRODUCTION}</p>", *drawn, *_tables(report)])
+    rows = [f"<p>{escape(_rows(report['of']))}</p>"] if "of" in report else []
+    body = "\n".join([*rows, *drawn, *_averages(report), f"<p>{_INTRODUCTION}</p>", *_tables(report)])
     write_page(files[-1], f"How {name} breaks", body, _STYLE, width=70)
     return files
 
@@ -85,6 +88,18 @@ def plot_report(path: str | Path, report: Mapping[str, Any]) -> None:
     axes.set_ylim(0, 100)
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))  # no line runs there
     save_figure(figure, path)
+
+
+def _rows(of: Mapping[str, Any]) -> str:
+    data, name = of["data"], PurePath(of["data"]["source"]).name
+    return f"{data['rows']:,} rows of {name}, split {data['split']}, protocol {of['protocol']}."
+
+
+def _averages(report: Mapping[str, Any]) -> list[str]:
+    entries = {ROBUSTNESS_NAMES.get(name, name): entry for name, entry in report.get("summary", {}).items()}
+    lines = [[name, *(f"{100 * entry[key]:.1f}" for key in ("before", "after"))] for name, entry in entries.items()]
+    title = "<h2>Mean Acc@0.5 over the changes of each kind</h2>"
+    return [title + html_table(["change", "before", "after"], lines)] if lines else []
 
 
 def _tables(report: Mapping[str, Any]) -> list[str]:

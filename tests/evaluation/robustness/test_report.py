@@ -124,6 +124,10 @@ def test_the_page_and_the_card_tell_what_was_measured(measured, tiny_model, tiny
     assert "<b>tiny" not in page
     assert "<td>fog, 3</td>" in page
     assert "Attacked pixels (PGD, 2 steps)" in page
+    source = measured.results["data"]
+    assert f"<p>{len(scenes):,} rows of {source['source']}, split {source['split']}, protocol pixel.</p>" in page
+    mean = f"{100 * report['summary']['weather']['after']:.1f}"
+    assert f"<td>weather</td><td>{100 * report['summary']['weather']['before']:.1f}</td><td>{mean}</td>" in page
     results = {"val": {"robustness": {"summary": report["summary"], "adversarial": report["adversarial"]}}}
     table = robustness_table(results)
     assert "| weather | val |" in table
