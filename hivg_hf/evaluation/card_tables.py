@@ -36,13 +36,18 @@ def figures_table(results: Mapping[str, Results]) -> str:
     header = ["data", "expressions", *(title for _, title in names), *(["control: other expression"] * controlled)]
     lines = []
     for label, one in results.items():
-        asked = one["counts"]["one_target"] or one["counts"]["skipped_several_targets"]
+        asked = count_asked(one)
         cells = [label, f"{asked:,}", *(_with_interval(one, key) for key, _ in names)]
         if controlled:
             entry = _control(one, "other-expression")
             cells.append(_percent(entry["figures"]["acc@0.5"]["second"]) if entry else "")
         lines.append(cells)
     return markdown_table(header, lines)
+
+
+def count_asked(one: Results) -> int:
+    """Expressions with one target; where all name several things, those."""
+    return int(one["counts"]["one_target"] or one["counts"]["skipped_several_targets"])
 
 
 def shapes_table(results: Mapping[str, Results]) -> str:
@@ -134,7 +139,7 @@ Mean Acc@0.5 over the changes of each kind, on the same rows before and after ({
 {table}
 
 Noise, blur, weather and digital changes of the picture in five strengths each, smaller pictures, JPEG files, and
-changes of the expression; docs/robustness.md says what they are."""
+changes of the expression, as `hivg evaluate --robustness` makes them."""
 
 
 ROBUSTNESS_HEADING = "### How it breaks"

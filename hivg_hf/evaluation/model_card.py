@@ -316,7 +316,7 @@ def _eval_results(label: str, one: Mapping[str, Any]) -> list[EvalResult]:
             dataset_name=f"{data['source']} ({label})",
             dataset_config=label,  # keeps two sets of one split apart
             dataset_split=data["split"],
-            dataset_args={**data["options"], "protocol": one["protocol"], "expressions": one["counts"]["one_target"]},
+            dataset_args={**data["options"], "protocol": one["protocol"], "expressions": card_tables.count_asked(one)},
             metric_type=metric,
             metric_name=title,
             metric_value=round(one["figures"][key], 4),

@@ -1,5 +1,6 @@
 """Cards: filled from results files, valid, and never behind them."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -116,6 +117,14 @@ def test_the_metadata_reads_back_as_results(results):
     assert values["refshapes (val)", "Acc@0.5"] == 0.75
     assert values["refshapes (testA)", "Acc@0.5"] == 1.0
     assert entries[0].dataset_args == {"seed": 7, "size": 9, "protocol": "pixel", "expressions": 8}
+
+
+def test_expressions_of_the_metadata_are_those_of_the_table_where_all_name_several_things(results):
+    plural = copy.deepcopy(results)
+    for one in plural.values():
+        one["counts"] |= {"one_target": 0, "skipped_several_targets": 8}
+    _, entries = model_index_to_eval_results(build_card(FACTS, plural).data.to_dict()["model-index"])
+    assert {entry.dataset_args["expressions"] for entry in entries} == {8}
 
 
 def test_a_model_that_was_not_measured_has_a_card_without_figures():
