@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -41,6 +42,26 @@ def test_zero_shot_accuracy_is_that_of_the_results():
         found = measured[zero_shot_name(name)]
         kinds = [found["by_kind"][kind] for kind in ("attribute", "relation", "ordinal", "extreme", "count")]
         assert [float(cell) for cell in cells] == [found["all"], *kinds], name
+
+
+def test_what_rows_of_your_own_bring_is_what_the_study_says():
+    shown = list(rows_of("docs/fine-tune.md", "none"))
+    methods = ("untouched", "all-linear-200", "all-linear-2000", "all-linear-10000")
+    assert len(shown) == len(methods)
+    before = None
+    for (_, steps, minutes, accuracy, gained), method in zip(shown, methods, strict=True):
+        runs = {seed: results(path) for seed in "123" if (path := own_rows(method, seed))}
+        found = {seed: 100 * run["tests"]["val"]["figures"]["acc@0.5"] for seed, run in runs.items()}
+        before = before or found
+        assert int(steps) == next(iter(runs.values()))["steps"]["method"]
+        assert float(minutes) == round(mean(run["seconds"]["method"] for run in runs.values()) / 60, 1)
+        assert float(accuracy) == pytest.approx(mean(found.values()), abs=0.051)
+        assert float(gained or 0) == pytest.approx(mean(found[seed] - before[seed] for seed in found), abs=0.051)
+
+
+def own_rows(method, seed):
+    name = f"own-rows/bridge-{method}-{seed}.json"
+    return name if (ROOT / "benchmarks/results" / name).is_file() else None
 
 
 def test_what_several_queries_cost_is_what_the_results_say():
