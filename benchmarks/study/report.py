@@ -177,9 +177,12 @@ def cost_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]]) -> str:
 
 def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, Any]], test: str) -> None:
     """Bars of the mean accuracy by method, a color for each bridge of the grid, a dot for each seed, the control as
-    a line."""
+    a line; methods that were run with none of these bridges are left out."""
     colors = ("#4575b4", "#fdae61", "#9a9a9a", "#66a61e", "#762a83", "#d73027")
-    methods, bridges = study.grid["methods"], study.grid["bridges"]
+    bridges = study.grid["bridges"]
+    methods = list(
+        dict.fromkeys(method for method, bridge in study.pairs() if bridge in bridges and (method, bridge) in runs)
+    )
     figure, axes = new_figure(9.0, 4.8)
     width = 0.8 / len(bridges)
     for number, bridge in enumerate(bridges):
@@ -198,8 +201,9 @@ def plot_accuracies(path: Path, study: Study, runs: Mapping[Pair, Mapping[int, A
     handles.append(line([], [], color="black", marker=".", linestyle="", label="a seed"))
     handles.append(line([], [], color="black", linestyle=":", label="asked for another object"))
     figure.legend(handles=handles, frameon=False, ncols=len(handles), loc="outside upper center", fontsize=9)
-    labels = [textwrap.fill(study.method(name).label, 16) for name in methods]
-    axes.set_xticks(range(len(methods)), labels)
+    wide = min(16, 96 // len(methods))  # characters below a bar
+    labels = [textwrap.fill(study.method(name).label, wide) for name in methods]
+    axes.set_xticks(range(len(methods)), labels, fontsize=9)
     axes.set_ylabel("Acc@0.5 (%)")
     save_figure(figure, path)
 
