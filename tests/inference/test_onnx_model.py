@@ -256,7 +256,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         ({"backend": "onnx", "dtype": "bfloat16"}, "takes no dtype 'bfloat16'"),
         ({"backend": "onnx", "device": "cuda:0"}, "computes on the CPU, not on 'cuda:0'"),
         ({"backend": "onnx", "trust_remote_code": True}, "omit trust_remote_code"),
-        ({"backend": "onnx", "num_threads": 0}, "threads must be at least 1, got 0"),
+        ({"backend": "onnx", "num_threads": 0}, "threads must be a whole number, at least 1, got 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:

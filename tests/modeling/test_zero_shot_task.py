@@ -128,10 +128,10 @@ def test_candidate_labels_name_the_other_task(tiny_model: Any, tiny_processor: A
 def test_workers_start_in_any_way_and_are_not_sent_the_model(
     tiny_model: Any, tiny_processor: Any, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
+    images = [picture(*shape) for shape in SHAPES[:2]]
+    expected = tiny_model.ground(images[0], "the star", tiny_processor)["box"]
     loader = partial(torch.utils.data.DataLoader, multiprocessing_context=method)
     monkeypatch.setattr("hivg_hf.modeling.pipeline_streams_hivg.DataLoader", loader)
     monkeypatch.setattr(type(tiny_model), "__reduce_ex__", lambda *_: pytest.fail("the model was pickled"))
     pipe = pipeline("visual-grounding", model=tiny_model, processor=tiny_processor, device="cpu")
-    images = [picture(*shape) for shape in SHAPES[:2]]
-    expected = pipe.model.ground(images[0], "the star", tiny_processor)["box"]
     assert pipe(images, "the star", num_workers=1)[0]["box"] == expected
