@@ -110,7 +110,7 @@ def plan_user_training(
         logger.info("The held-out rows are the split val with the option holdout=%s of %s.", share, data)
     logger.info(
         "Low-rank terms go into all linear layers at once: with 2,000 rows of a domain new to the shipped model, "
-        "HiLoRA in stages was %.1f points behind. There, 200, 2,000 and 10,000 rows brought %s (docs/own-rows.md).",
+        "HiLoRA in stages was %.1f points behind. 200, 2,000 and 10,000 rows brought %s points (docs/own-rows.md).",
         *(STAGES_BEHIND, ", ".join(f"{points:.1f}" for points in GAINED_POINTS.values())),
     )
     specs["train"].update(_default_negatives(training_rows, config) if chosen is None else chosen)

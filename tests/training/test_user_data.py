@@ -120,7 +120,7 @@ def test_the_plan_says_why_with_the_figures_of_the_study(photos, bases, caplog):
     gained = ", ".join(f"{_points_ahead(f'all-linear-{rows}', 'untouched'):.1f}" for rows in (200, 2_000, 10_000))
     behind = _points_ahead("all-linear-2000", "stages-2000")
     assert f"HiLoRA in stages was {behind:.1f} points behind" in caplog.text
-    assert f"rows brought {gained} (docs/own-rows.md)" in caplog.text
+    assert f"rows brought {gained} points (docs/own-rows.md)" in caplog.text
 
 
 def _points_ahead(first, second):
