@@ -36,7 +36,7 @@ from .pipeline_streams_hivg import (
     preparing_loader,
     take_batch,
 )
-from .processing_hivg import DEFAULT_THRESHOLD, LONG_TEXT_CHOICES, HiVGProcessor, check_belongs
+from .processing_hivg import DEFAULT_THRESHOLD, HiVGProcessor, check_belongs, check_long_text
 from .processing_inputs_hivg import check_threshold, refuse_options
 from .video_hivg import ground_frames, read_frames
 
@@ -149,8 +149,8 @@ class VisualGroundingPipeline(Pipeline):
                 raise ValueError(f"{name} must be True or False, got {value!r:.80}.")
         if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
             raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r:.80}.")
-        if long_text is not None and long_text not in LONG_TEXT_CHOICES:
-            raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {long_text!r:.80}.")
+        if long_text is not None:
+            check_long_text(long_text)
         check_threshold(threshold)
         preprocess = {"timeout": timeout, "long_text": long_text, "reduce_jpeg": reduce_jpeg}
         forward = {"mask": None if mask is None else bool(mask), "heatmap": heatmap}

@@ -298,7 +298,7 @@ def make_item(value: Any, text: Any = None) -> dict[str, Any]:
 
 
 def _refuse_swapped(image: Any, text: Any) -> None:
-    """Refuse an image in the place of the text, or its name, where what stands in its own place is no such name."""
+    """Refuse an image where the text belongs, and a picture's name there beside a phrase where the image belongs."""
     is_phrase = isinstance(image, str) and len(image) <= LONGEST_PHRASE and not _is_picture_name(image)
     is_picture = isinstance(text, IMAGE_TYPES) and getattr(getattr(text, "dtype", None), "kind", "") not in tuple("UO")
     if is_picture or (is_phrase and _is_picture_name(text)):

@@ -44,6 +44,12 @@ NOT_FOR_EXPRESSIONS = (
 )
 
 
+def check_long_text(value: Any) -> None:
+    """Refuse a way of treating long texts that there is not."""
+    if value not in LONG_TEXT_CHOICES:
+        raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {value!r:.80}.")
+
+
 def check_belongs(processor: Any, config: Any, name: str) -> None:
     """Refuse a processor that makes squares, patches or tokens which a model has not: its answers would mean nothing.
 
@@ -237,8 +243,7 @@ class HiVGProcessor(ProcessorMixin):
     def _text_features(self, text: list[Any], long_text: str, options: dict[str, Any]) -> dict[str, Any]:
         expressions = checked_expressions(text)
         warn_of_phrases(expressions)
-        if long_text not in LONG_TEXT_CHOICES:
-            raise ValueError(f"long_text must be one of {', '.join(LONG_TEXT_CHOICES)}, got {long_text!r}.")
+        check_long_text(long_text)
         if options.get("max_length") is not None and options["max_length"] < 1:
             raise ValueError(f"max_length must be a positive number of tokens, got {options['max_length']}.")
         cuts = options.get("truncation") not in (None, False, "do_not_truncate")

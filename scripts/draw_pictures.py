@@ -45,7 +45,7 @@ class Example(NamedTuple):
 
 
 def is_right(answers: Sequence[dict[str, Any]], row: dict[str, Any]) -> bool:
-    """Every target has an answer that fits it tightly, and no answer is over."""
+    """Every target has an answer that fits it tightly, and no answer is left over."""
     fits = _ious(answers, row) >= 0.8  # (answers, targets)
     return fits.shape[0] == fits.shape[1] and bool(fits.any(0).all()) and all(found(answer) for answer in answers)
 

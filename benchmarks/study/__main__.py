@@ -33,9 +33,7 @@ def main() -> None:
     studies = [load_study(path) for path in arguments.studies]
     if arguments.report:
         document = arguments.document or Path("docs") / f"{studies[0].name}.md"
-        of_one = len(studies) == 1
-        results = arguments.results / studies[0].name if of_one else arguments.results
-        print(write_report(studies[0] if of_one else studies, results, document))
+        print(write_report(studies, arguments.results, document))
         return
     for study in studies:
         out = arguments.out or Path("runs") / study.name

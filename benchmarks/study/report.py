@@ -30,13 +30,15 @@ def write_report(studies: Study | Sequence[Study], results: Path, document: Path
 
     Args:
         studies: For labels, comparisons and text; one that follows another is a further part of the same document.
-        results: Folder of the results, with a folder for each study, or that of the only one.
+        results: Folder of the results, with a folder for each study of a sequence, or that of a study alone.
         document: The Markdown file.
 
     Raises:
         FileNotFoundError: If the first study has no results.
         ValueError: A results file is of another study or of a newer format.
     """
+    if not isinstance(studies, Study) and len(studies) == 1:
+        return write_report(studies[0], results / studies[0].name, document)
     if isinstance(studies, Study):
         parts = _study_parts(studies, results, document, level=2)
         parts.insert(0, f"# {studies.title or studies.name}")

@@ -9,9 +9,6 @@ import typer
 from . import MODEL_NAMES, note_what_tiny_knows, run_verb
 from ._options import BoxFormat, Column, Quiet, ReaderOption, reader_options
 
-# Suffixes of data that is given in the place of a recipe.
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xml", ".tar")
-
 
 def train(
     recipe: Annotated[
@@ -65,6 +62,7 @@ def train(
     """
     import logging
 
+    from hivg_hf.data.readers import DATA_SUFFIXES
     from hivg_hf.hub import DEFAULT_MODEL
     from hivg_hf.recipes import override
     from hivg_hf.training import load_recipe, parse_recipe, plan_user_training
@@ -89,7 +87,7 @@ def train(
         recipe, changes = None, [recipe, *changes]
     if (recipe is None) == (data is None):
         raise ValueError("Name a recipe, for example hivg-tiny-refshapes, or your own data with --data.")
-    if recipe is not None and (Path(recipe).suffix.lower() in TABLES or Path(recipe).is_dir()):
+    if recipe is not None and (Path(recipe).suffix.lower() in {*DATA_SUFFIXES} - {".yaml"} or Path(recipe).is_dir()):
         raise ValueError(
             f"{recipe} is data, where a recipe (a YAML file or its name) was expected: write --data {recipe}."
         )

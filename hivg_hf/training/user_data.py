@@ -220,8 +220,8 @@ def _read(spec: Mapping[str, Any]) -> list[_Said]:
     for record in builder.annotations.records:
         try:
             draft = builder.annotations.read(record)
-            said = (draft.image_id, draft.expression, draft.category, draft.no_target, draft.mask is not None)
-            rows.append(_Said(*said))
+            has_mask = draft.mask is not None
+            rows.append(_Said(draft.image_id, draft.expression, draft.category, draft.no_target, has_mask))
         except ROW_ERRORS:
             rows.append(_Said())
     return rows
@@ -255,9 +255,9 @@ def _default_negatives(rows: Sequence[_Said], config: Mapping[str, Any]) -> dict
 
 
 def _default_losses(kind: str, rows: Sequence[_Said]) -> dict[str, Any]:
-    """Losses of a table without masks: a mask head that has learned is not to learn boxes in their place.
+    """Loss weights for a table without masks: boxes must not replace what a trained mask head has learned.
 
-    A new one does, as the official training teaches it where there are no masks.
+    A new head is trained on the boxes, as in the official code.
     """
     if kind == "clip" or any(row.has_mask for row in rows):
         return {}

@@ -189,10 +189,7 @@ def test_the_repository_s_study_can_be_read():
 def test_the_repository_s_documents_are_what_their_results_give(names, tmp_path):
     folder = REPOSITORY / "benchmarks"
     studies = [load_study(folder / "study" / f"{name}.yaml") for name in names]
-    results = folder / "results"
-    if len(studies) == 1:
-        studies, results = studies[0], results / names[0]
-    document = write_report(studies, results, tmp_path / f"{names[0]}.md")
+    document = write_report(studies, folder / "results", tmp_path / f"{names[0]}.md")
     assert document.read_text() == (REPOSITORY / "docs" / f"{names[0]}.md").read_text()
 
 
