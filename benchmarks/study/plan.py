@@ -279,13 +279,18 @@ def load_study(path: str | Path) -> Study:
         FileNotFoundError: It is not there.
         ValueError: It is not YAML, or holds unknown keys, wrong types, or cells of unknown methods and bridges.
     """
-    content = dict(read_yaml(path, "study", own="benchmarks/study"))
-    if (base := content.pop("extends", None)) is not None:
-        below = read_yaml(Path(path).parent / str(base), "study", own="benchmarks/study")
-        content = {**{key: value for key, value in below.items() if key != "document"}, **content}
+    content = _read_whole(Path(path))
     study = build_strictly(Study, content, str(path))
     for name in study.methods:
         study.method(name)
     for name in study.bridges:
         study.bridge(name)
     return study
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    """A study file on top of the one that it extends; a document is titled by its own first study alone."""
+    content = dict(read_yaml(path, "study", own="benchmarks/study"))
+    if (base := content.pop("extends", None)) is None:
+        return content
+    return {**_read_whole(path.parent / str(base)), "document": "", **content}
