@@ -93,4 +93,5 @@ clean:  ## remove caches, builds and generated documents; .venv stays
 		| tr -d '"' | sed 's/>=/==/' > .venv-lowest/bounds.txt
 	.venv-lowest/bin/python -m pip install --quiet -r .venv-lowest/bounds.txt $$(grep '^torch==' constraints.txt) \
 		build codespell hypothesis jsonschema parameterized pytest pytest-timeout pytest-xdist selenium setuptools wheel
+	.venv-lowest/bin/python -m pip install --quiet --no-deps -e .
 	touch $@

@@ -8,7 +8,9 @@ constants of the graph, and the places are cast. Florence-2 writes its boxes wor
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -17,7 +19,6 @@ from transformers import PreTrainedModel
 from transformers.models.grounding_dino import modeling_grounding_dino
 
 from hivg_hf.inference.onnx_export import quantize
-from hivg_hf.inference.onnx_model import open_session
 from hivg_hf.utils.imports import require_package
 
 from .measure import Case
@@ -95,8 +96,27 @@ def _cast_places(path: Path) -> None:
     onnx.save(file, str(path))
 
 
+def _open_session(path: Path) -> Any:
+    """A session whose working memory is shared with the others opened here: each alone keeps up to 3 GB of it."""
+    onnxruntime = require_package("onnxruntime", extra="onnx")
+    _share_memory()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _share_memory() -> None:
+    """Give the sessions that are opened here one pool of memory, once in a process."""
+    runtime = require_package("onnxruntime", extra="onnx")
+    kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    runtime.create_and_register_allocator(runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT), None)
+
+
 def _case(name: str, path: Path, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Case:
-    session = open_session(path)  # read whole: the file may go
+    session = _open_session(path)  # read whole: the file may go
     read = {one.name for one in session.get_inputs()}  # a mask of ones may have become a constant
     arrays = {key: value.numpy() for key, value in inputs.items() if key in read}
     return Case(name, lambda: session.run(None, arrays), parameters=model.num_parameters(), timed_only=True)

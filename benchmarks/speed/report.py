@@ -167,14 +167,17 @@ def cost_block(results: Results) -> str:
 
 
 def _best_engine(cases: Mapping[str, Mapping[str, Any]], name: str, unit: float) -> str:
-    """The fastest of a model's cases in onnxruntime as a share of the unit, and in which precision."""
+    """The fastest of a model's cases as a share of the unit, and in which engine and precision."""
     seconds = {
-        engine: case["median_seconds"] for engine, case in cases.items() if engine.startswith(f"{name}, onnxruntime")
+        engine.removeprefix(f"{name}, "): case["median_seconds"]
+        for engine, case in cases.items()
+        if engine.startswith(f"{name}, onnxruntime")
     }
     if not seconds:
         return "not measured"
+    seconds["torch fp32"] = cases[name]["median_seconds"]
     best = min(seconds, key=lambda engine: seconds[engine])
-    return f"{seconds[best] / unit:.2g} ({best.removeprefix(f'{name}, ')})"
+    return f"{seconds[best] / unit:.2g} ({best})"
 
 
 def detail_block(results: Results) -> str:

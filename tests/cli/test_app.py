@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_device_is_looked_for_before_anything_is_opened(words: str) -> None:
 def test_other_unknown_options_keep_the_parsers_words() -> None:
     result = CliRunner().invoke(app, ["clean", "a.csv", "review", "--modle", "tiny"])
     assert result.exit_code == 2
-    assert "No such option: --modle" in result.output
+    assert re.search("No such option:? '?--modle", result.output)  # quotes came and went between typer's versions
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -140,8 +142,10 @@ def test_a_tuner_that_needs_another_package_is_marked(base):
 
 def test_the_page_lists_every_tuner_of_the_installed_peft():
     listed = {line.split(" | ")[0].removeprefix("| ") for line in PAGE.splitlines() if line.startswith("| ")}
-    assert {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} <= listed
-    assert set(NOT_FOR_LAYERS) <= {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    known = {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    assert known <= listed
+    # the page is written for the pinned PEFT; an older one knows fewer
+    assert set(NOT_FOR_LAYERS) <= known or Version(peft.__version__) < Version("0.21")
 
 
 @pytest.mark.parametrize(

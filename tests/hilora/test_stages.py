@@ -7,8 +7,10 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, LoraRuntimeConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -391,7 +393,12 @@ def check_published_forms(config, tiny_model, question, folder):
 def test_every_field_of_peft_s_lora_config_is_classified():
     """A field that a new PEFT adds is refused until somebody decides; this test says that it is time to."""
     tables = [OWN_FIELDS.keys(), ACCEPTED.keys(), REFUSED.keys()]
-    assert sorted(name for table in tables for name in table) == sorted(field.name for field in fields(LoraConfig))
+    classified = [name for table in tables for name in table]
+    known = {field.name for field in fields(LoraConfig)}
+    assert len(classified) == len(set(classified))
+    assert known <= set(classified)
+    # the tables are written for the pinned PEFT; an older one knows fewer
+    assert set(classified) <= known or Version(peft.__version__) < Version("0.21")
     assert ACCEPTED_VALUES.keys() == ACCEPTED.keys()
 
 
