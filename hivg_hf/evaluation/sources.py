@@ -15,6 +15,7 @@ from hivg_hf.hub import download_checked, load_with_stages, resolve_model
 from hivg_hf.hub.files import read_json
 from hivg_hf.inference import DTYPES, check_engine, open_onnx
 from hivg_hf.modeling import HiVGConfig
+from hivg_hf.utils.devices import warn_of_slow_bfloat16
 from hivg_hf.utils.strict_mapping import refuse_other, refuse_unknown
 
 _OFFICIAL_SUFFIXES = (".pth", ".pt")
@@ -59,6 +60,7 @@ def open_model(
         refuse_other("dtype", dtype, DTYPES)
     check_engine(backend, precision, dtype=dtype)
     dtype = dtype or ("bfloat16" if precision == "bf16" else "float32")
+    warn_of_slow_bfloat16(DTYPES[dtype])
     refuse_unknown(overrides or {}, HiVGConfig.__annotations__, "the overrides of the config")
     if backend == "onnx" and (overrides or name.endswith(_OFFICIAL_SUFFIXES)):
         raise ValueError(

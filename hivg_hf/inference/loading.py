@@ -13,7 +13,7 @@ from hivg_hf.hub.errors import damaged_files
 from hivg_hf.modeling.pipeline_hivg import VisualGroundingPipeline
 from hivg_hf.modeling.processing_hivg import DEFAULT_THRESHOLD
 from hivg_hf.modeling.processing_inputs_hivg import refuse_options
-from hivg_hf.utils.devices import device_name, find_device
+from hivg_hf.utils.devices import device_name, find_device, warn_of_slow_bfloat16
 from hivg_hf.utils.strict_mapping import refuse_other
 from hivg_hf.utils.whole_weights import load_whole, quiet_transformers
 
@@ -92,9 +92,11 @@ def load_pipeline(
                     raise ValueError(f"'{name}' is a {config.model_type} model; a HiVG model was expected.")
             open_model = _load_trusted if trust_remote_code and not is_adapter else _load_own
             opened, processor, kind = open_model(name, dtype=DTYPES[dtype] if dtype else "auto")
-            return transformers.pipeline(
+            pipe = transformers.pipeline(
                 "visual-grounding", model=opened, processor=processor, device=device, pipeline_class=kind
             )
+        warn_of_slow_bfloat16(opened.dtype, pipe.device)
+        return pipe
     except ConnectionError:
         raise
     except OSError as error:

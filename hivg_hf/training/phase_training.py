@@ -19,7 +19,7 @@ from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.modeling_hivg import HiVGForVisualGrounding
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import write_json
-from hivg_hf.utils.devices import wants_cpu
+from hivg_hf.utils.devices import wants_cpu, warn_of_slow_bfloat16
 from hivg_hf.utils.imports import is_package_available
 
 from .arguments import HiVGTrainingArguments
@@ -100,6 +100,8 @@ def build_arguments(
     # Everything is counted in steps, epochs too: where an evaluation and a checkpoint fall on one step, transformers
     # evaluates first, so that a run that is killed in between and resumed still meets every evaluation.
     eval_steps = phase.evaluate_every or max(rows // phase.batch_size, 1)
+    if recipe.precision == "bf16":
+        warn_of_slow_bfloat16(torch.bfloat16)
     return HiVGTrainingArguments(
         output_dir=str(folder),
         seed=recipe.seed,

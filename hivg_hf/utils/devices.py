@@ -1,11 +1,15 @@
 """The device that a name means, or one sentence with those that are here; and which one accelerate takes."""
 
+import logging
 import os
+import platform
 import re
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
+
+logger = logging.getLogger(__name__)
 
 
 def find_device(name: Any) -> str:
@@ -67,3 +71,26 @@ def choose_device(name: Any) -> None:
 def wants_cpu() -> bool:
     """Whether to stay on the CPU: asked for, or there is nothing else."""
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def warn_of_slow_bfloat16(dtype: torch.dtype, device: Any = None) -> None:
+    """Say so where a processor is asked to compute in bfloat16 and has no instructions for it: answers take about six
+    times as long as in float32 (a base model on a Zen 3 EPYC, docs/speed.md).
+
+    Args:
+        dtype: Of the computation.
+        device: Where it runs; by default the one that accelerate takes.
+    """
+    on_cpu = wants_cpu() if device is None else torch.device(device).type == "cpu"
+    if on_cpu and dtype == torch.bfloat16 and not _computes_in_bfloat16():
+        logger.warning(
+            "This processor has no instructions for bfloat16 and takes several times as long in it as in float32: "
+            "use fp32, or int8 with the onnx backend."
+        )
+
+
+def _computes_in_bfloat16() -> bool:
+    """Whether the processor has AVX512-BF16 or AMX; True where it cannot be told, which is anything but an x86-64."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from hivg_hf.utils.devices import choose_device, find_device, wants_cpu
+from hivg_hf.utils import devices
+from hivg_hf.utils.devices import choose_device, find_device, wants_cpu, warn_of_slow_bfloat16
 
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", " Cpu\n", "cpu:0", -1, "-1", torch.device("cpu")])
@@ -53,3 +54,36 @@ def test_what_accelerate_reads_is_the_chosen_device(monkeypatch: pytest.MonkeyPa
     assert not wants_cpu()
     choose_device("cpu")
     assert wants_cpu()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "instructions", "warned"),
+    [
+        (torch.bfloat16, "cpu", False, True),
+        (torch.bfloat16, torch.device("cpu", 0), False, True),
+        (torch.bfloat16, "cpu", True, False),
+        (torch.bfloat16, "cuda:0", False, False),
+        (torch.float32, "cpu", False, False),
+    ],
+)
+def test_bfloat16_without_instructions_for_it_is_called_slow(
+    dtype: torch.dtype,
+    device: object,
+    instructions: bool,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(devices.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    warn_of_slow_bfloat16(dtype, device)
+    assert ("several times as long in it as in float32" in caplog.text) == warned
+
+
+def test_a_processor_that_cannot_be_told_is_not_called_slow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices.platform, "machine", lambda: "aarch64")
+    warn_of_slow_bfloat16(torch.bfloat16, "cpu")
+    assert not caplog.text
