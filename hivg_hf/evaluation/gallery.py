@@ -29,7 +29,7 @@ figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: 
 .picture { position: relative; width: fit-content; max-width: 100%; margin: 0 auto .5rem; line-height: 0; }
 .picture img { min-width: 8rem; max-width: 100%; max-height: 20rem; }
 .box { position: absolute; border-width: 3px; box-sizing: border-box; box-shadow: 0 0 0 1px #fff9; }
-figcaption b { display: block; overflow-wrap: anywhere; }
+figcaption b { display: block; overflow: auto; max-height: 8em; overflow-wrap: anywhere; }
 figcaption small { opacity: .75; }
 .target { border-color: #1a9850; border-style: solid; }
 .first { border-color: #d73027; border-style: dashed; }
@@ -59,21 +59,27 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
 
 
-def worst_failures(rows: RowScores, predictions: Sequence[dict[str, Any]], count: int = 48) -> list[Section]:
-    """The rows with the lowest IoU, of equal ones the most confident first; and the most confident answers to
-    expressions that name nothing."""
+def worst_failures(
+    rows: RowScores, predictions: Sequence[dict[str, Any]], protocol: str = "pixel", count: int = 48
+) -> list[Section]:
+    """The rows with the lowest IoU, of equal ones the most confident first, wrong and right apart; and the most
+    confident answers to expressions that name nothing."""
     scores = np.nan_to_num(rows.scores)
-    targets = np.flatnonzero(rows.has_box)
-    ranked = targets[np.lexsort((-scores[targets], rows.ious[targets]))]
-    sections = [
-        Section("Lowest IoU", [_failure(rows, predictions, int(index), [_target(rows, index)]) for index in ranked])
+    correct = rows.correct(protocol)
+    by_iou = np.lexsort((-scores, rows.ious))
+    nothing = np.array([bool(row.get("no_target")) for row in rows.references])
+    chosen = {
+        "Wrong": by_iou[(rows.has_box & ~correct)[by_iou]],
+        "Right, with the lowest IoU": by_iou[correct[by_iou]],
+        "Expressions that name nothing, answered with the highest scores": np.argsort(
+            np.where(nothing, -scores, np.inf), kind="stable"
+        )[: nothing.sum()],
+    }
+    return [
+        Section(heading, [_failure(rows, predictions, int(index)) for index in indices[:count]])
+        for heading, indices in chosen.items()
+        if len(indices)
     ]
-    nothing = np.array([index for index, row in enumerate(rows.references) if row.get("no_target")], dtype=int)
-    if len(nothing):
-        ranked = nothing[np.argsort(-scores[nothing], kind="stable")]
-        pictures = [_failure(rows, predictions, int(index), []) for index in ranked]
-        sections.append(Section("Expressions that name nothing, answered with the highest scores", pictures))
-    return [Section(section.heading, section.pictures[:count]) for section in sections if section.pictures]
 
 
 def disagreement_pictures(
@@ -118,9 +124,8 @@ def _target(rows: RowScores, index: int) -> tuple[str, Sequence[float]]:
     return "target", reference["box"] if reference.get("box") is not None else reference["boxes"][0]
 
 
-def _failure(
-    rows: RowScores, predictions: Sequence[dict[str, Any]], index: int, boxes: list[tuple[str, Sequence[float]]]
-) -> Picture:
+def _failure(rows: RowScores, predictions: Sequence[dict[str, Any]], index: int) -> Picture:
+    boxes = [_target(rows, index)] if rows.has_box[index] else []
     parts = [] if np.isnan(rows.ious[index]) else [f"IoU {rows.ious[index]:.2f}"]
     if not np.isnan(rows.scores[index]):
         parts.append(f"score {rows.scores[index]:.2f}")

@@ -56,7 +56,7 @@ def write_evaluation(
         write_gallery(
             files[-1],
             dataset,
-            worst_failures(rows, evaluation.predictions, gallery),
+            worst_failures(rows, evaluation.predictions, results["protocol"], gallery),
             title=f"Where {name} is worst",
             subtitle=f"{len(rows.ids):,} rows, split {split}, protocol {results['protocol']}.",
             legend={"target": "target", "first": "predicted"},

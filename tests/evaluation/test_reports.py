@@ -70,17 +70,32 @@ def test_the_page_of_failures_needs_nothing_beside_it(folder, scenes, evaluation
     assert page.count('class="box target"') == page.count('class="box first"') == 4
 
 
-def test_failures_are_ranked_by_iou_then_by_confidence():
+def test_failures_are_ranked_by_iou_then_by_confidence_and_right_answers_stand_apart():
     references = [{"id": i, "box": [0, 0, 10, 10]} for i in range(4)]
     references.append({"id": 4, "box": None, "boxes": [], "no_target": True})
     boxes = [[0, 0, 10, 10], [50, 50, 60, 60], [50, 50, 60, 60], [0, 0, 10, 5], [0, 0, 1, 1]]
     scores = [0.9, 0.2, 0.8, 0.5, 0.7]
     predictions = [{"id": i, "box_xyxy": boxes[i], "score": scores[i]} for i in range(5)]
-    lowest, answered = worst_failures(score_rows(predictions, references), predictions)
-    assert [picture.row for picture in lowest.pictures] == [2, 1, 3, 0]
-    assert lowest.pictures[0].caption == "IoU 0.00, score 0.80"
+    rows = score_rows(predictions, references)
+    wrong, right, answered = worst_failures(rows, predictions)
+    assert [picture.row for picture in wrong.pictures] == [2, 1]
+    assert [picture.row for picture in right.pictures] == [3, 0]
+    assert wrong.pictures[0].caption == "IoU 0.00, score 0.80"
     assert [picture.row for picture in answered.pictures] == [4]
     assert answered.pictures[0].caption == "score 0.70"
+    assert [len(section.pictures) for section in worst_failures(rows, predictions, count=1)] == [1, 1, 1]
+    assert [
+        section.heading for section in worst_failures(score_rows(predictions[:1], references[:1]), predictions)
+    ] == ["Right, with the lowest IoU"]
+
+
+def test_what_is_right_depends_on_the_protocol():
+    references, predictions = [{"id": 0, "box": [0, 0, 10, 10]}], [{"id": 0, "box_xyxy": [0, 0, 10, 5], "score": 1.0}]
+    rows = score_rows(predictions, references)
+    assert [worst_failures(rows, predictions, name)[0].heading for name in ("pixel", "ref-l4")] == [
+        "Right, with the lowest IoU",
+        "Wrong",
+    ]
 
 
 def test_plots_show_the_figures(folder, evaluation, monkeypatch):
