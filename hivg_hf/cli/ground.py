@@ -95,9 +95,11 @@ def ground(
     from hivg_hf.inference.files import read_assignment, read_questions
     from hivg_hf.inference.pictures import Asker, PictureWriter
     from hivg_hf.inference.results_file import ResultsFile
+    from hivg_hf.modeling.processing_inputs_hivg import check_threshold
 
     from ._ground_report import Report, print_warnings_as_lines
 
+    check_threshold(threshold, "--threshold")
     if no_pictures and (heatmap or layers):
         raise ValueError(f"{'--heatmap' if heatmap else '--layers'} draws pictures: omit it, or omit --no-pictures.")
     if layers and backend != "torch":

@@ -47,7 +47,9 @@ def video(
     """Find expressions in every frame of a video: prints boxes, or draws them into a new video."""
     from hivg_hf.inference import answer_as_json, load_pipeline
     from hivg_hf.inference.video import VideoWriter, frame_rate
+    from hivg_hf.modeling.processing_inputs_hivg import check_threshold
 
+    check_threshold(threshold, "--threshold")
     if out is None and not as_json:
         raise ValueError("Say what to make: --out VIDEO.mp4 draws the boxes, --json prints them.")
     if out is not None and out.resolve() == source.resolve():

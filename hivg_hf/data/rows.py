@@ -53,7 +53,7 @@ class BrokenRowsError(ValueError):
             f"{shown_text(source)} {shown_text(split)}: {len(problems):,} of {total:,} rows cannot be used "
             f'({count_kinds(problems)}). Fix them, or omit them with on_error="skip".'
         )
-        rest = "\n  and {:,} more (all in the exception's .problems; `hivg survey` writes a list)"
+        rest = "\n  and {:,} more (`hivg survey` lists them; in Python, all are in the exception's .problems)"
         for number, problem in enumerate(problems):
             line = f"\n  {problem}"
             if len(message) + len(line) + len(rest) + 10 > LIST_CHARACTERS:

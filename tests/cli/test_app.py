@@ -162,6 +162,15 @@ def test_a_device_is_looked_for_before_anything_is_opened(words: str) -> None:
     assert result.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", ["ground a.png dog", "video a.mp4 dog --json"])
+@pytest.mark.parametrize("threshold", ["40", "-0.1", "nan"])
+def test_a_threshold_is_looked_at_before_anything_is_opened(words: str, threshold: str) -> None:
+    result = CliRunner().invoke(app, [*words.split(), "--threshold", threshold])
+    assert result.exit_code == 2
+    assert re.match(r"hivg: --threshold must be a number from 0 to 1, got", result.output)
+    assert result.output.count("\n") == 1
+
+
 def test_other_unknown_options_keep_the_parsers_words() -> None:
     result = CliRunner().invoke(app, ["clean", "a.csv", "review", "--modle", "tiny"])
     assert result.exit_code == 2
