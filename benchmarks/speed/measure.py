@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 # glibc's `mallopt` names; see its manual page. Blocks above the threshold come from the system and go back at once.
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_THRESHOLD, LARGEST_THRESHOLD = 1 << 16, 1 << 25
 
 
@@ -151,7 +151,10 @@ def working_memory(run: Callable[[], Any]) -> int | None:
     except OSError:  # a container may forbid clear_refs
         return None
     finally:
+        # Where glibc's own thresholds end up in a process that works with tensors. Setting one alone would leave the
+        # other at 128 KiB: memory would go back to the system after every layer, and come again page by page.
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD)
 
 
 def _kibibytes(status: Path, field: str) -> int:

@@ -155,7 +155,7 @@ def cost_block(results: Results) -> str:
     text = (
         "Acc@0.5 in percent as published (where two sources of the authors disagree, both), by models trained on "
         f"these data sets unless it says otherwise. GFLOP and CPU time of one answer on one thread of "
-        f"{_with_article(machine['processor'])} are measured here (`python -m benchmarks.speed`, random weights, "
+        f"{_processor(machine)} are measured here (`python -m benchmarks.speed`, random weights, "
         f"float32 in torch); HiVG-B, the unit of time, takes {unit:.2f} s."
     )
     if engines:
@@ -184,7 +184,7 @@ def detail_block(results: Results) -> str:
     machine, groups = results["machine"], results["groups"]
     parts = [
         "Random weights, one image and one expression of 8 tokens, 4:3 image, fp32, ratios of median processor time "
-        f"on {machine['threads']} thread of {_with_article(machine['processor'])} "
+        f"on {machine['threads']} thread of {_processor(machine)} "
         f"(torch {machine['torch'].split('+')[0]}), with 95 % intervals over alternating rounds:"
     ]
     if "base-1" in groups:
@@ -247,8 +247,10 @@ def _interval(ratio: Mapping[str, float]) -> str:
     return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
-def _with_article(name: str) -> str:
-    return f"{'an' if name[:1].upper() in 'AEIO' else 'a'} {name}"
+def _processor(machine: Mapping[str, Any]) -> str:
+    """With its vector instructions, which its name may not tell: "an AMD EPYC with AVX2"."""
+    name = machine["processor"]
+    return f"{'an' if name[:1].upper() in 'AEIO' else 'a'} {name} with {machine['instructions']}"
 
 
 def write_pages(results: Results, root: Path) -> None:
