@@ -365,9 +365,10 @@ class HiVGConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "HiVGConfig":
-        """A named shape: `"tiny"`, `"base"`, `"large"`, `"large-336"` for new models; `"base-unc"`, `"base-unc+"`,
-        `"base-gref_umd"`, `"base-referit"`, `"base-flickr"`, `"base-mixup"` and the same for large for the official
-        variants.
+        """A named shape: `"tiny"`, `"base"`, `"large"`, `"large-336"` for new models; `"base-late"`, `"large-late"`
+        with bridges in the upper half of the vision tower alone, whose lower half runs once for all expressions of an
+        image; `"base-unc"`, `"base-unc+"`, `"base-gref_umd"`, `"base-referit"`, `"base-flickr"`, `"base-mixup"` and
+        the same for large for the official variants.
 
         Args:
             name: the preset.

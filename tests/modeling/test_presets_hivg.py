@@ -36,7 +36,16 @@ def test_every_preset_is_a_config(name: str) -> None:
 def test_the_published_variants_are_there() -> None:
     datasets = ("unc", "unc+", "gref_umd", "referit", "flickr", "mixup")
     variants = {f"{size}-{dataset}" for size in ("base", "large") for dataset in datasets}
-    assert {"tiny", "base", "large", "large-336"} | variants <= set(PRESET_NAMES)
+    assert {"tiny", "base", "large", "large-336", "base-late", "large-late"} | variants <= set(PRESET_NAMES)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_late_preset_moves_the_bridges_to_the_upper_half_and_nothing_else(size: str) -> None:
+    early, late = preset_fields(size), preset_fields(f"{size}-late")
+    depth = late["clip_config"]["vision_config"]["num_hidden_layers"]
+    assert depth / 2 <= min(late["bridge_layers"]) < max(late["bridge_layers"]) == depth - 1
+    assert len(late["bridge_layers"]) == len(early["bridge_layers"])
+    assert {name for name in early if early[name] != late[name]} == {"bridge_layers"}
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
