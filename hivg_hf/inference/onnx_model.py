@@ -42,6 +42,8 @@ PRECISIONS = ("fp32", "int8")
 # Fields of a config that say where it lies or what opens it, not what is computed.
 _NO_COMPUTATION = {"architectures", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "transformers_version"}
 _NO_COMPUTATION |= {"_name_or_path", "_commit_hash", "_attn_implementation"}
+# Raised where a file that was written before would answer otherwise than one written now, releases apart.
+EXPORTER = "2"  # unsigned weights in 8 bits
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class GraphIdentity:
     hivg_weights_sha256: str
     hivg_config_sha256: str
     hivg_version: str = __version__
+    hivg_exporter: str = EXPORTER
 
     @classmethod
     def of_model(cls, model: HiVGForVisualGrounding) -> "GraphIdentity":

@@ -113,6 +113,20 @@ def test_the_box_head_keeps_its_precision(exported: tuple[Path, dict[str, float]
     assert any(node.op_type == "MatMulInteger" for node in file.graph.node)
 
 
+def test_products_in_8_bits_do_not_overflow_on_any_processor(tmp_path: Path) -> None:
+    """Two products of 255 and 127 are more than 16 bits hold, and that is where AVX2 without VNNI adds signed ones."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = onnx.numpy_helper.from_array(np.ones((64, 16), np.float32), "weight")
+    values = [helper.make_tensor_value_info(name, kind, [4, size]) for name, size in (("x", 64), ("y", 16))]
+    node = helper.make_node("MatMul", ["x", "weight"], ["y"], name="product")
+    graph = helper.make_graph([node], "graph", values[:1], values[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "a.onnx")
+    onnx_export.quantize(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    (found,) = open_session(tmp_path / "b.onnx").run(None, {"x": np.ones((4, 64), np.float32)})
+    assert found == pytest.approx(64, rel=1e-3)
+
+
 def test_the_documented_script_grounds_with_onnxruntime_alone(
     exported: tuple[Path, dict[str, float]],
     tiny_model: HiVGForVisualGrounding,
