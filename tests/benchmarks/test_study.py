@@ -208,7 +208,7 @@ def test_a_question_without_results_is_not_run_and_says_what_lacks(tmp_path):
         "| Stages against all layers at once | not run |  | no results of: HiLoRA, additive, bridge; LoRA on" in first
     )
     assert "9 of 72 cells were run" in first
-    assert "None of its 42 cells was run yet" in second
+    assert "None of its 39 cells was run yet" in second
     assert second.count("| not run |  | no results of: ") == len(studies[1].comparisons)
     assert "| full fine-tuning | 5e-05: not run, 0.00015: not run, 0.0005: not run |" in second
 
@@ -366,3 +366,15 @@ def test_a_report_needs_results_of_its_own_study(study_file, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"study": "another"}))
     with pytest.raises(ValueError, match="is not a result of the study little"):
         write_report(study, tmp_path, tmp_path / "x.md")
+
+
+def test_a_study_may_extend_one_that_extends_another():
+    """Bridges in the upper half against the preset's: nothing else of the studies below is run again."""
+    study = load_study(REPOSITORY / "benchmarks" / "study" / "later-bridges.yaml")
+    assert [str(cell) for cell in study.runs()] == [
+        f"{bridge}-lora-attention-{seed}" for seed in (1, 2, 3) for bridge in ("bridge", "late")
+    ]
+    fair = load_study(REPOSITORY / "benchmarks" / "study" / "refshapes-fair.yaml")
+    assert (study.base, study.data, study.warmup) == (fair.base, fair.data, fair.warmup)
+    assert study.start_recipe("late", "base").model.config == {"bridge_layers": [3, 4, 5]}
+    assert not study.document
