@@ -35,7 +35,8 @@ def assert_masks_close(ours: Tensor, official: Tensor) -> None:
     """|a - b| <= 1e-5 (1 + max |b|).
 
     Not element by element: on one recorded sample the official float32 forward is 3e-5 away from its own float64 run,
-    where mask logits are near 0; ours, with merged weights, rounds otherwise. `test_in_float64` compares elements.
+    where mask logits are near 0; ours, with merged weights, rounds otherwise, and so does a processor of another kind.
+    `test_in_float64` compares elements.
     """
     assert ours.shape == official.shape
     assert (ours - official).abs().max() <= 1e-5 * (1 + official.abs().max())

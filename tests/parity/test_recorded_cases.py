@@ -111,8 +111,10 @@ def test_the_reference_reproduces_what_was_recorded(name: str) -> None:
     case = recorded_case(name)
     for sample in range(3):
         alone, expected = case.rows(sample), expected_alone(case, sample)
-        for ours, theirs in zip(alone.run(), expected, strict=True):
+        given = alone.run()
+        for ours, theirs in zip(given[:-1], expected[:-1], strict=True):
             assert_close(ours, theirs)
+        assert_masks_close(given.mask_logits, expected.mask_logits)
         for key, value in alone.losses().items():
             assert abs(value.item() - case.expected["per_sample"][sample][key]) <= 1e-5 * max(1.0, value.item())
     batched = case.run()
