@@ -124,6 +124,7 @@ def test_official_inputs_are_the_same_samples_in_the_official_form(official_conf
 # -- groups -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)  # exports two models, a minute or two
 def test_a_whole_run_on_tiny_models(monkeypatch, tmp_path, official_config, tiny_config):
     groups = {
         "base-1": (
