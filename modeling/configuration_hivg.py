@@ -94,8 +94,9 @@ class HiVGConfig(PreTrainedConfig):
             Another size interpolates CLIP's position embedding; another than a checkpoint was trained at, given to
             `from_pretrained`, the positions of the fusion encoder too.
         bridge_layers (`list[int]`, *optional*):
-            Vision layers, counted from 0, that carry a bridge; `[]` for a model without bridges. Default: the first
-            layer and the last of each third (0, 3, 7, 11 of 12, as official base).
+            Vision layers, counted from 0, that carry a bridge; `[]` for a model without bridges. Default: four in the
+            upper half (6, 8, 10, 11 of 12), so that the lower half runs once for all expressions of an image; official
+            base has 0, 3, 7, 11.
         bridge_text_source (`str`): `"hidden_states"`, the text layers below; or `"projection"`, CLIP's projected
             final text features through one linear layer that all bridges share, as the official mixed pre-training.
         bridge_text_layers (`list[int]`, *optional*):
@@ -116,7 +117,9 @@ class HiVGConfig(PreTrainedConfig):
             it can compute: `model.fold_bridge_lora()` adds it to the weights, and all that training publishes is
             folded.
         visual_feature_layers (`list[int]`, *optional*):
-            Vision hidden states, 0 = embedding, that are joined for the fusion encoder. Default: those after a bridge.
+            Vision hidden states, 0 = embedding, that are joined for the fusion encoder. Default: those after the
+            `bridge_layers` that were given, else after the first layer and the last of each third (1, 4, 8, 12 of 12,
+            as official base).
         text_pad_id (`int`): token id that the official tokenizer pads with; read only without `bridge_mask_padding`.
         fusion_layers, fusion_heads, fusion_ffn_dim, fusion_dropout, fusion_activation, fusion_pre_norm:
             Shape of the fusion encoder.
@@ -169,6 +172,8 @@ class HiVGConfig(PreTrainedConfig):
         "loss_dict",
         "token_logits",
         "mask_logits",
+        "query_boxes",
+        "query_scores",
         "query_mask_logits",
         "logits_per_text",
         "logits_per_image",
@@ -248,14 +253,12 @@ class HiVGConfig(PreTrainedConfig):
         vision_depth = self.clip_config.vision_config.num_hidden_layers
         if self.image_size is None:
             self.image_size = self.clip_config.vision_config.image_size
+        if self.visual_feature_layers is None:
+            self.visual_feature_layers = [layer + 1 for layer in self.bridge_layers or spread_layers(vision_depth)]
         if self.bridge_layers is None:
             self.bridge_layers = default_bridge_layers(vision_depth)
         if self.bridge_text_layers is None:
             self.bridge_text_layers = [self.clip_config.text_config.num_hidden_layers]
-        if self.visual_feature_layers is None:
-            self.visual_feature_layers = [
-                layer + 1 for layer in self.bridge_layers or default_bridge_layers(vision_depth)
-            ]
         if self.score_inputs is None:
             self.score_inputs = ["reg"]
         score = {"score": 1.0} if self.score == "head" else {}
@@ -365,10 +368,9 @@ class HiVGConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "HiVGConfig":
-        """A named shape: `"tiny"`, `"base"`, `"large"`, `"large-336"` for new models; `"base-late"`, `"large-late"`
-        with bridges in the upper half of the vision tower alone, whose lower half runs once for all expressions of an
-        image; `"base-unc"`, `"base-unc+"`, `"base-gref_umd"`, `"base-referit"`, `"base-flickr"`, `"base-mixup"` and
-        the same for large for the official variants.
+        """A named shape: `"tiny"`, `"base"`, `"large"`, `"large-336"` for new models; `"base-unc"`, `"base-unc+"`,
+        `"base-gref_umd"`, `"base-referit"`, `"base-flickr"`, `"base-mixup"` and the same for large for the official
+        variants.
 
         Args:
             name: the preset.
@@ -461,7 +463,16 @@ class HiVGConfig(PreTrainedConfig):
 
 
 def default_bridge_layers(depth: int) -> list[int]:
-    """The first layer and the last of each third: 0, 3, 7, 11 of 12 as official base (models/HiVG.py:682)."""
+    """The upper half, a sixth of the layers apart, and the last: 6, 8, 10, 11 of 12.
+
+    With bridges from the first layer on, which ground no better (docs/refshapes-study.md, part 3), nothing of the
+    tower is shared by the expressions of an image. Official: for ViT-L/14-336 alone (models/HiVG.py:655-672).
+    """
+    return sorted({depth // 2, depth // 2 + depth // 6, depth // 2 + depth // 3, depth - 1})
+
+
+def spread_layers(depth: int) -> list[int]:
+    """The first layer and the last of each third: 0, 3, 7, 11 of 12. Official: bridges of base, models/HiVG.py:682"""
     return sorted({0, max(depth // 3 - 1, 0), max(2 * depth // 3 - 1, 0), depth - 1})
 
 

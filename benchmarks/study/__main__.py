@@ -3,7 +3,7 @@
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml  # resumes; Ctrl-C loses one cell
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --cells 10  # at most ten cells now
 python -m benchmarks.study benchmarks/study/refshapes-study.yaml --jobs 2    # two runs at a time
-python -m benchmarks.study benchmarks/study/refshapes-{study,fair}.yaml --report  # docs/refshapes-study.md, no runs
+python -m benchmarks.study benchmarks/study/{refshapes-study,refshapes-fair,later-bridges}.yaml --report  # no runs
 """
 
 import argparse

@@ -129,7 +129,8 @@ def comparison_table(study: Study, runs: Mapping[Pair, Mapping[int, Any]], test:
             for seed in seeds
         ]
         each = " / ".join(f"{100 * value:+.1f}" for value in found)
-        lines.append([comparison.question, f"{100 * np.mean(found):+.1f}", _interval(found), each])
+        mean = round(100 * float(np.mean(found)), 1) + 0.0  # a -0.0 becomes 0.0
+        lines.append([comparison.question, f"{mean:+.1f}", _interval(found), each])
     return markdown_table(["question", "points", "95 % over seeds", "each seed"], lines)
 
 

@@ -185,7 +185,7 @@ def test_the_repository_s_study_can_be_read():
             assert sum(phase.steps for phase in recipe.phases) == warmup.phases[0].steps
 
 
-@pytest.mark.parametrize("names", [("refshapes-study", "refshapes-fair"), ("own-rows",)])
+@pytest.mark.parametrize("names", [("refshapes-study", "refshapes-fair", "later-bridges"), ("own-rows",)])
 def test_the_repository_s_documents_are_what_their_results_give(names, tmp_path):
     folder = REPOSITORY / "benchmarks"
     studies = [load_study(folder / "study" / f"{name}.yaml") for name in names]

@@ -14,10 +14,38 @@ def test_defaults_are_those_of_a_new_model():
     config = HiVGConfig()
     assert (config.bridge_mask_padding, config.bridge_text_norm, config.bridge_mixes_batch) == (True, True, False)
     assert (config.skip_padded_patches, config.pad_align, config.score) == (True, "patch", "head")
-    assert config.bridge_layers == [0, 3, 7, 11]
+    assert config.bridge_layers == [6, 8, 10, 11]
     assert config.visual_feature_layers == [1, 4, 8, 12]
     assert config.bridge_text_layers == [12]
     assert config.loss_weights["score"] == 1
+
+
+@pytest.mark.parametrize(
+    ("depth", "bridges", "features"),
+    [
+        (1, [0], [1]),
+        (2, [1], [1, 2]),
+        (3, [1, 2], [1, 2, 3]),
+        (6, [3, 4, 5], [1, 2, 4, 6]),
+        (24, [12, 16, 20, 23], [1, 8, 16, 24]),
+    ],
+)
+def test_default_layers_follow_the_depth_of_the_tower(depth, bridges, features):
+    clip_config = {"vision_config": {"num_hidden_layers": depth}}
+    config = HiVGConfig(clip_config=clip_config)
+    assert (config.bridge_layers, config.visual_feature_layers) == (bridges, features)
+    without = HiVGConfig(clip_config=clip_config, bridge_layers=[])
+    assert (without.bridge_layers, without.visual_feature_layers) == ([], features)
+    given = HiVGConfig(clip_config=clip_config, bridge_layers=[0])
+    assert (given.bridge_layers, given.visual_feature_layers) == ([0], [1])
+
+
+def test_saved_layers_outlive_a_change_of_their_default(tmp_path):
+    """Also where they are the default: a later version may have another."""
+    HiVGConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["bridge_layers"] == [6, 8, 10, 11]
+    assert saved["visual_feature_layers"] == [1, 4, 8, 12]
 
 
 def test_saving_and_loading_keeps_every_field(tmp_path, tiny_config):

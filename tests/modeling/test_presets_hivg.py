@@ -36,16 +36,17 @@ def test_every_preset_is_a_config(name: str) -> None:
 def test_the_published_variants_are_there() -> None:
     datasets = ("unc", "unc+", "gref_umd", "referit", "flickr", "mixup")
     variants = {f"{size}-{dataset}" for size in ("base", "large") for dataset in datasets}
-    assert {"tiny", "base", "large", "large-336", "base-late", "large-late"} | variants <= set(PRESET_NAMES)
+    assert {"tiny", "base", "large", "large-336"} | variants <= set(PRESET_NAMES)
 
 
-@pytest.mark.parametrize("size", ["base", "large"])
-def test_the_late_preset_moves_the_bridges_to_the_upper_half_and_nothing_else(size: str) -> None:
-    early, late = preset_fields(size), preset_fields(f"{size}-late")
-    depth = late["clip_config"]["vision_config"]["num_hidden_layers"]
-    assert depth / 2 <= min(late["bridge_layers"]) < max(late["bridge_layers"]) == depth - 1
-    assert len(late["bridge_layers"]) == len(early["bridge_layers"])
-    assert {name for name in early if early[name] != late[name]} == {"bridge_layers"}
+@pytest.mark.parametrize("size", ["base", "large", "large-336"])
+def test_a_new_model_has_as_many_bridges_as_the_official_one_and_none_in_the_lower_half(size: str) -> None:
+    new = HiVGConfig.preset(size)
+    depth = new.clip_config.vision_config.num_hidden_layers
+    assert depth // 2 - 1 <= min(new.bridge_layers) < max(new.bridge_layers) == depth - 1
+    assert len(new.bridge_layers) == 4
+    if size != "large-336":
+        assert new.visual_feature_layers == HiVGConfig.preset(f"{size}-unc").visual_feature_layers
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
