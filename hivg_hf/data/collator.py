@@ -49,8 +49,8 @@ class GroundingCollator:
         target_rounding: `"exact"`, targets are the annotation's own; `"official"`, as the authors' (see
             `official_targets`): boxes cut to whole pixels, and `mask_labels` of the uncut box in any case. Give a
             `GroundingAugmentation` `mask_sampling="corner"` with it.
-        several_targets: for a model with `num_queries` > 1: `labels` (B, M, 4) hold all `boxes` of a row whose `box`
-            is None (read with `multi_target="keep"`). `HiVGTrainer` sets it as its model needs it.
+        several_targets: for a model with `num_queries` > 1: `labels` hold all `boxes` of a row whose `box` is None
+            (read with `multi_target="keep"`). `HiVGTrainer` sets it as its model needs it.
         reduce_jpeg: whether large JPEG files of rows without a mask are decoded at a reduced scale, which is several
             times faster and gives slightly other pixels; never for evaluation, and not for official models.
 
@@ -65,8 +65,8 @@ class GroundingCollator:
     - `pixel_values` (B, 3, S, S) float32, `pixel_mask` (B, S, S) int64 with 1 = image;
     - `patch_index` (B, P) int64, where the processor skips padded patches;
     - `input_ids`, `attention_mask` (B, T) int64;
-    - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target; with `several_targets`
-      (B, M, 4), NaN where a row has fewer than M;
+    - `labels` (B, 4) float32, cxcywh in 0..1 of the square, NaN for a row without target; where a row of the batch has
+      several, (B, M, 4), NaN where another has fewer than M;
     - `mask_labels` (B, S, S) float32 in {0, 1}: the row's mask, or its rasterized box where it has none;
     - `image_ids` (B,) int64, equal exactly for rows of the same image.
 
@@ -144,7 +144,7 @@ class GroundingCollator:
         batch.update(self.processor(text=[row["expression"] for row in rows], return_tensors="pt"))
         side = image_processor.size["height"]
         labels = pad_targets([box_labels(sample, side) for sample in placed])  # (B, M, 4)
-        batch["labels"] = labels if self.several_targets else labels[:, 0]
+        batch["labels"] = labels if labels.shape[1] > 1 else labels[:, 0]
         if self.masks or self.rounds_as_official:
             batch["mask_labels"] = mask_labels(placed, batch["labels"], side, may_vanish=self.rounds_as_official)
         batch["image_ids"] = torch.tensor([image_id_hash(row_image_id(row)) for row in rows])

@@ -371,7 +371,7 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss terms, averaged over the optimizer steps since the last entry and over the processes."""
-        if "loss" in logs and self._term_steps:
+        if "loss" in logs and self._term_sums:  # a loss function of the user's own names no terms
             names = sorted(self._term_sums)
             means = torch.stack([self._term_sums[name] for name in names]) / self._term_steps
             if self.args.world_size > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,22 +37,33 @@ class EvaluatingTrainer(Trainer):
         finally:
             self.data_collator = collator
 
-    def compute_loss(
+    def prediction_step(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> Any:
-        """transformers' own; while evaluating, the overlap of each row's box is kept."""
-        labels = inputs.get("labels")  # a loss function of the user's own takes them out
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self._overlaps is not None and labels is not None:
+        """transformers' own; the overlap of each row's box is kept, whoever wrote `compute_loss`."""
+        labels, pixel_mask = inputs.get("labels"), inputs.get("pixel_mask")
+        compute_loss, seen = self.compute_loss, []
+
+        def compute_and_keep(*args: Any, **kwargs: Any) -> Any:
+            found = compute_loss(*args, **kwargs)
+            seen.append(found[1] if isinstance(found, tuple) else None)
+            return found
+
+        self.compute_loss = compute_and_keep  # type: ignore[method-assign]  # on this object alone, for this step
+        try:
+            found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            del self.compute_loss
+        if seen and labels is not None:
             # The official protocol compares in the padded square, ours clips boxes to the picture first.
-            inside = None if getattr(self.args, "protocol", "pixel") == "official" else inputs.get("pixel_mask")
-            ious = batch_box_iou(outputs["pred_boxes"], labels, inside)  # (B,)
+            inside = None if getattr(self.args, "protocol", "pixel") == "official" else pixel_mask
+            ious = batch_box_iou(seen[-1]["pred_boxes"], labels, inside)  # (B,)
             self._overlaps.append(self.gather_function(ious.to(labels.device)).cpu())
-        return (loss, outputs) if return_outputs else loss
+        return (*found[:2], _with_places(found[2], self.data_collator))
 
     def evaluation_loop(
         self,
@@ -70,6 +83,9 @@ class EvaluatingTrainer(Trainer):
         if stand_in:  # before training the model is whole, and is not sharded without its optimizer
             self.accelerator._models.append(self.model.to(self.args.device))
         was_training, self._overlaps = self.model.training, []
+        metrics = self.compute_metrics
+        if metrics is not None:
+            self.compute_metrics = partial(_measure, metrics)
         was_prepared = getattr(self.model, "_is_accelerate_prepared", False)
         try:
             output = super().evaluation_loop(
@@ -77,9 +93,9 @@ class EvaluatingTrainer(Trainer):
             )
             for name, value in overlap_figures(self._overlaps).items():
                 output.metrics.setdefault(f"{metric_key_prefix}_{name}", value)
-            return output
+            return output._replace(label_ids=_without_places(output.label_ids))
         finally:
-            self._overlaps = None
+            self._overlaps, self.compute_metrics = None, metrics
             self.model.train(was_training)
             if stand_in:
                 self.accelerator._models.pop()
@@ -87,6 +103,22 @@ class EvaluatingTrainer(Trainer):
                 # Marked as prepared, it would not be wrapped for training: processes would not share their gradients.
                 self.model._is_accelerate_prepared = False
                 self.accelerator._models.clear()
+
+
+def _with_places(labels: Any, collator: Any) -> Any:
+    """Labels (B, 4) of a batch whose rows have one target each as (B, 1, 4), where other batches may have more."""
+    is_single = getattr(collator, "several_targets", False) and isinstance(labels, torch.Tensor) and labels.ndim == 2
+    return labels[:, None] if is_single else labels
+
+
+def _without_places(labels: Any) -> Any:
+    """Labels (N, 1, 4) as (N, 4): beside boxes (N, 4), arithmetic would spread them to (N, N, 4) in silence."""
+    return labels[:, 0] if getattr(labels, "ndim", 0) == 3 and labels.shape[1] == 1 else labels
+
+
+def _measure(metrics: Callable[..., Any], evaluation: Any, **options: Any) -> Any:
+    evaluation.label_ids = _without_places(evaluation.label_ids)
+    return metrics(evaluation, **options)
 
 
 def gives_own_order(dataset: Any) -> bool:

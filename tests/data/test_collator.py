@@ -87,7 +87,7 @@ def test_rows_of_none_one_and_many_give_all_their_boxes(tmp_path, make_image, ma
 def test_a_union_that_was_chosen_stays_one_box(tmp_path, make_image, make_row, processor):
     row = make_row(image=make_image(tmp_path / "a.png"), box=[0.0, 0.0, 60.0, 40.0])
     row["boxes"] = [[0.0, 0.0, 20.0, 40.0], [40.0, 0.0, 60.0, 40.0]]
-    assert GroundingCollator(processor, several_targets=True)([row])["labels"].shape == (1, 1, 4)
+    assert GroundingCollator(processor, several_targets=True)([row])["labels"].shape == (1, 4)
 
 
 def test_augmented_labels_of_several_objects_point_at_each(tmp_path, make_row, processor):

@@ -91,6 +91,25 @@ def test_every_term_is_logged_unweighted_and_averaged_over_the_window(tiny_model
             assert window[f"loss_{name}"] == pytest.approx(sum(pair) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("way", ["function", "method"])
+def test_a_loss_of_ones_own_is_logged_without_terms(way, tiny_model, tiny_processor, tmp_path):
+    class Mine(HiVGTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def distance(outputs, labels, num_items_in_batch=None):
+        return (outputs.pred_boxes - labels).abs().mean()
+
+    arguments = HiVGTrainingArguments(str(tmp_path), max_steps=3, logging_steps=1, report_to="none", use_cpu=True)
+    kind, options = (HiVGTrainer, {"compute_loss_func": distance}) if way == "function" else (Mine, {})
+    trainer = kind(fresh_model(tiny_model), arguments, None, ROWS, processing_class=tiny_processor, **options)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2, 3]
+    assert not any(name.startswith("loss_") for entry in logged for name in entry)
+
+
 def test_activation_checkpointing_changes_nothing(tiny_model, tiny_processor, tmp_path):
     results = []
     for checkpointing in (False, True):

@@ -1,5 +1,6 @@
 """The trainer as people who know transformers' Trainer expect it: metrics, losses, callbacks, searches, streams."""
 
+import copy
 import math
 import sys
 from importlib.machinery import ModuleSpec
@@ -14,8 +15,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKENDS
 from transformers.trainer_utils import BestRun, HPSearchBackend
 
-from helpers.training import ROWS, colored_box_rows, fresh_model, make_trainer
-from hivg_hf import load_grounding_dataset
+from helpers.training import ROWS, colored_box_rows, fresh_model, make_trainer, row_with_targets
+from hivg_hf import HiVGForVisualGrounding, load_grounding_dataset
 from hivg_hf.data import GroundingAugmentation, GroundingCollator, KeyedDataset
 from hivg_hf.evaluation.predict import predict
 from hivg_hf.metrics import GroundingEvalMetrics, compute_grounding_metrics
@@ -31,6 +32,13 @@ def trainer_of(tiny_model, tiny_processor, tmp_path):
         return make_trainer(fresh_model(tiny_model), tiny_processor, tmp_path, eval_rows=rows, **settings)
 
     return make
+
+
+@pytest.fixture
+def query_model(tiny_config):
+    config = copy.deepcopy(tiny_config)
+    config.num_queries = 2
+    return HiVGForVisualGrounding(config)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
@@ -93,6 +101,49 @@ def test_compute_metrics_gets_boxes_labels_inputs_and_losses(batchwise, trainer_
     assert metrics["eval_mine"] == 0.25
     assert metrics["eval_accuracy"] == -1.0  # the user's figure of that name is kept
     assert seen == ([4, 4, 3] if batchwise else [11])
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_labels_of_a_model_with_several_queries_have_places_only_where_rows_have_several_targets(
+    most, batchwise, tiny_processor, query_model, tmp_path
+):
+    rows = [row_with_targets(row, min(1 + index // 4, most)) for index, row in enumerate(colored_box_rows(8, seed=2))]
+    rows = [{**row, "box": row["box"] if len(row["boxes"]) == 1 else None} for row in rows]
+    seen = []
+
+    def mine(evaluation, compute_result=True):
+        boxes, scores = evaluation.predictions
+        seen.append(evaluation.label_ids.shape[1:])
+        assert boxes.shape == (*scores.shape, 4)
+        return {}
+
+    settings = {"batch_eval_metrics": batchwise, "per_device_eval_batch_size": 4}
+    trainer = make_trainer(query_model, tiny_processor, tmp_path, eval_rows=rows, **settings)
+    trainer.compute_metrics = mine
+    metrics = trainer.evaluate()
+    assert metrics["eval_rows"] == 8
+    assert metrics["eval_samples"] == (8 if most == 1 else 4)  # a row of several targets has no single box to compare
+    assert set(seen) == {(4,)} if most == 1 else seen[-1] == (2, 4)
+    assert trainer.predict(rows).label_ids.shape == ((8, 4) if most == 1 else (8, 2, 4))
+
+
+def test_accuracy_is_measured_whoever_wrote_the_loss(trainer_of, tiny_model, tiny_processor, tmp_path):
+    class Mine(HiVGTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    expected = trainer_of().evaluate()
+    arguments = trainer_of().args
+    trainer = Mine(fresh_model(tiny_model), arguments, eval_dataset=EVALUATED, processing_class=tiny_processor)
+    for trainer.compute_loss_func in (
+        None,
+        lambda outputs, labels, num_items_in_batch=None: outputs.pred_boxes.mean(),
+    ):
+        found = trainer.evaluate()
+        assert found["eval_accuracy"] == expected["eval_accuracy"]
+        assert (found["eval_samples"], found["eval_rows"]) == (10, 11)
 
 
 def test_our_own_metrics_serve_as_compute_metrics(trainer_of):
