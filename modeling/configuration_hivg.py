@@ -309,7 +309,7 @@ class HiVGConfig(PreTrainedConfig):
             kwargs: fields that replace the file's.
 
         Raises:
-            ValueError: for names that no config has.
+            ValueError: for names that no config has, or values that do not fit.
         """
         version = config_dict.get("format_version", FORMAT_VERSION)
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -324,7 +324,9 @@ class HiVGConfig(PreTrainedConfig):
         if not kwargs.get("return_unused_kwargs"):  # with it, the caller asks which names are not the config's
             # Auto classes and `pipeline` call this with options of the model too, such as `low_cpu_mem_usage`
             _refuse_unknown({name for name in kwargs if _nearest(name, cls, 0.8)}, cls)
-        return super().from_dict(config_dict, **kwargs)
+        found = super().from_dict(config_dict, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).validate()  # `kwargs` were set on a config that was built
+        return found
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """CLIP's text config, where transformers looks for the vocabulary (`resize_token_embeddings`)."""

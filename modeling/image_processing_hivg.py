@@ -113,7 +113,7 @@ class HiVGImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[HiVGImageProcessorKwargs]):
         super().__init__(**kwargs)
-        height, width = self.size.height, self.size.width
+        height, width = self.size["height"], self.size["width"]
         if height is None or height != width or height % self.patch_size:
             raise ValueError(
                 "size must be a square whose side is a multiple of patch_size "
@@ -184,7 +184,7 @@ class HiVGImageProcessor(PilBackend):
     @property
     def side(self) -> int:
         """S, the side of the padded square in pixels."""
-        return self.size.height
+        return self.size["height"]  # a dict where somebody set one
 
     def geometry(self, height: int, width: int) -> Letterbox:
         """Letterbox of an image of this size under this processor's settings."""
@@ -227,7 +227,7 @@ class HiVGImageProcessor(PilBackend):
         if target_sizes is None:
             center, half = boxes_cxcywh.detach().cpu().float().reshape(-1, 4).chunk(2, dim=1)
             return torch.cat([center - half / 2, center + half / 2], dim=1).clamp(0, 1)
-        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        sizes = checked_sizes(target_sizes)
         if len(sizes) != len(boxes_cxcywh):
             raise ValueError(f"Got {len(boxes_cxcywh)} predictions and {len(sizes)} target_sizes.")
         limits = torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)
@@ -426,8 +426,28 @@ def image_list(images: Any) -> list[Any]:
     return [images]
 
 
+def checked_sizes(target_sizes: Any) -> list[tuple[int, int]]:
+    """(height, width) of each row's image, as plain numbers.
+
+    Raises:
+        ValueError: If it is not two numbers for each row.
+    """
+    try:
+        return [(int(height), int(width)) for height, width in target_sizes]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"target_sizes must be one (height, width) per row, as in [(480, 640)], got {str(target_sizes)[:80]}."
+        ) from None
+
+
 def output_value(outputs: Any, name: str) -> Any:
-    """One of the model's outputs, from a `HiVGOutput` or a dict; None where it was not computed."""
+    """One of the model's outputs, from a `HiVGOutput` or a dict; None where it was not computed.
+
+    Raises:
+        TypeError: If they are a plain tuple, which does not say what is what.
+    """
+    if isinstance(outputs, (tuple, list)):
+        raise TypeError("Outputs without names cannot be read: call the model without return_dict=False.")
     return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
 
 

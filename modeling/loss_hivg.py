@@ -5,8 +5,9 @@ Paper: L = L_box + L_contrastive (CLC) + L_token (RTCC); the official code adds 
 size, and none ever divides by zero: a term with nothing to apply to is 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -232,26 +233,34 @@ def gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def checked_labels(
-    labels: torch.Tensor | list[dict[str, torch.Tensor]], like: torch.Tensor, num_queries: int = 1
+    labels: torch.Tensor | list[dict[str, torch.Tensor]],
+    like: torch.Tensor,
+    num_queries: int = 1,
+    rows: int | None = None,
 ) -> torch.Tensor:
     """Target boxes as the losses take them, float32 cxcywh in 0..1 of the padded square.
 
     Args:
         labels: (B, 4); or (B, M, 4) with M places for a row's targets, NaN where it has fewer; or for each row
-            `{"boxes": (N, 4)}` as DETR takes them, with N = 0 where nothing is named.
+            `{"boxes": (N, 4)}` as DETR takes them, with N = 0 where nothing is named. Arrays and lists are taken, too.
         like: a tensor on the device of the result.
         num_queries: how many boxes the model answers with.
+        rows: how many there must be.
 
     Returns:
         (B, 4), NaN where nothing is named; with several queries (B, M, 4).
 
     Raises:
-        ValueError: where a box is not in 0..1 (a tenth beyond is taken for a box that sticks out of its picture), or a
-            row has several and the model has one query.
+        ValueError: where the shape is another, a box is not in 0..1 (a tenth beyond is taken for a box that sticks out
+            of its picture), or a row has several and the model has one query.
     """
-    if isinstance(labels, (list, tuple)):
-        rows = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=like.device) for row in labels]
-        labels = pad_targets([row.reshape(-1, 4) for row in rows])  # (B, M, 4)
+    if not isinstance(labels, torch.Tensor):
+        labels = _stacked_labels(labels, like.device)
+    if labels.ndim not in (2, 3) or labels.shape[-1] != 4 or (rows is not None and labels.shape[0] != rows):
+        raise ValueError(
+            f"`labels` must be boxes (cx, cy, w, h), one for each of the {rows or 'B'} rows. Got shape "
+            f"{tuple(labels.shape)}."
+        )
     labels = labels.float()
     if num_queries > 1:
         labels = labels[:, None] if labels.ndim == 2 else labels
@@ -268,6 +277,41 @@ def checked_labels(
             "makes them of boxes in pixels: processor(images, text, boxes=...)."
         )
     return labels
+
+
+def checked_masks(mask_labels: torch.Tensor, rows: int, size: int) -> torch.Tensor:
+    """Target masks as the losses take them, (B, S, S) in 0..1; (B, 1, S, S) is understood.
+
+    Raises:
+        ValueError: where the shape is another, or values reach beyond 0..1, as those of 8-bit pictures.
+    """
+    masks = mask_labels[:, 0] if mask_labels.ndim == 4 and mask_labels.shape[1] == 1 else mask_labels
+    if tuple(masks.shape) != (rows, size, size):
+        raise ValueError(
+            f"`mask_labels` must be {(rows, size, size)}, a mask of the padded square for each row. Got "
+            f"{tuple(mask_labels.shape)}; the processor makes them: processor(images, text, masks=...)."
+        )
+    if masks.dtype != torch.bool and not (masks.is_meta or torch.compiler.is_compiling()):
+        low, high = masks.amin().item(), masks.amax().item()
+        if low < 0 or high > 1:
+            raise ValueError(f"`mask_labels` must be in 0..1. Got {low:g} to {high:g}: divide 8-bit masks by 255.")
+    return masks
+
+
+def _stacked_labels(labels: Any, device: torch.device) -> torch.Tensor:
+    """Labels that are no tensor as (B, 4) or (B, M, 4)."""
+    try:
+        if isinstance(labels, (list, tuple)) and all(isinstance(row, Mapping) for row in labels):
+            rows = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=device) for row in labels]
+            return pad_targets([row.reshape(-1, 4) for row in rows])  # (B, M, 4)
+        if isinstance(labels, (list, tuple)) and all(isinstance(row, torch.Tensor) for row in labels):
+            labels = torch.stack(list(labels))
+        return torch.as_tensor(labels, dtype=torch.float32, device=device)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            "`labels` must be a tensor (B, 4) of boxes (cx, cy, w, h) in 0..1 of the padded square, or for each row "
+            f'{{"boxes": (N, 4)}}. Got {type(labels).__name__} of {type(next(iter(labels), None)).__name__}.'
+        ) from None
 
 
 def pad_targets(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -305,6 +349,7 @@ __all__ = [
     "box_giou_loss",
     "box_l1_loss",
     "checked_labels",
+    "checked_masks",
     "contrastive_loss",
     "count_targets",
     "dice_loss",

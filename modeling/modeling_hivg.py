@@ -24,6 +24,7 @@ the fusion encoder on K queries: [REG] tokens, one unless `config.num_queries` s
 """
 
 import copy
+import difflib
 import math
 import os
 import warnings
@@ -70,6 +71,7 @@ from .loss_hivg import (
     box_giou_loss,
     box_l1_loss,
     checked_labels,
+    checked_masks,
     contrastive_loss,
     dice_loss,
     focal_loss,
@@ -91,6 +93,12 @@ logger = logging.get_logger(__name__)
 
 # Logit of patches that were never computed: surely no part of the target, finite in half precision.
 PADDING_LOGIT = -10.0
+# Arguments of `forward` that are looked for behind a name that is none.
+ARGUMENTS = (
+    "input_ids attention_mask pixel_values pixel_mask labels mask_labels output_masks output_token_logits "
+    "output_scores output_hidden_states output_attentions patch_index text_index image_index"
+).split()
+ARGUMENTS_OF_TEXT = ("input_ids", "attention_mask", "image_index")
 # Deviation of a new query from the one that it copies, in standard deviations of the latter's values. A trained model
 # reads little from its one [REG]: with a tenth of this, four copies still answered alike after 200 steps.
 QUERY_NOISE = 1.0
@@ -206,18 +214,30 @@ class HeadLinear(XavierLinear):
     """A Linear outside the fusion encoder: with `initialization="official"` it starts as torch's own does."""
 
 
-class ScoreHead(HeadLinear):
-    """Confidence from [REG]; with more `config.score_inputs`, what `evidence` makes of them is added."""
-
-    def __init__(self, config: HiVGConfig):
-        super().__init__(config.hidden_size, 1)
-        if config.score_inputs != ["reg"]:
-            self.evidence = ScoreEvidence(config.score_inputs, config.hidden_size, config.grid_size)
+class ScoreLinear(HeadLinear):
+    """Confidence from [REG] alone."""
 
     def forward(self, reg: torch.Tensor, *seen: torch.Tensor | None) -> torch.Tensor:
-        """[REG] (B, K, H), and what `ScoreEvidence` sees -> logits (B, K, 1), to which an adapter can add its own."""
-        logits = super().forward(reg)
-        return logits + self.evidence(reg, *seen) if hasattr(self, "evidence") else logits
+        """[REG] (B, K, H) -> logits (B, K, 1), to which an adapter can add its own; what others see is not read."""
+        return super().forward(reg)
+
+
+class ScoreHead(nn.Module):
+    """Confidence from [REG] and what `evidence` makes of the other `config.score_inputs`, by sum.
+
+    No Linear itself, though it has the tensors of one: what replaces every Linear (PEFT's `all-linear`, quantization)
+    would lose the evidence with it.
+    """
+
+    def __init__(self, config: HiVGConfig):
+        super().__init__()
+        linear = nn.Linear(config.hidden_size, 1)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.evidence = ScoreEvidence(config.score_inputs, config.hidden_size, config.grid_size)
+
+    def forward(self, reg: torch.Tensor, *seen: torch.Tensor | None) -> torch.Tensor:
+        """[REG] (B, K, H), and what `ScoreEvidence` sees -> logits (B, K, 1)."""
+        return F.linear(reg, self.weight, self.bias) + self.evidence(reg, *seen)
 
 
 class QueryMaskLinear(XavierLinear):
@@ -296,7 +316,7 @@ class TokenMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-def init_as_torch(module: nn.Linear | nn.ConvTranspose2d, tensors: tuple[str, ...] = ("weight", "bias")) -> None:
+def init_as_torch(module: nn.Module, tensors: tuple[str, ...] = ("weight", "bias")) -> None:
     """Draw from U(-b, b) with b = 1 / sqrt(fan-in), as torch's constructors do."""
     bound = module.weight[0].numel() ** -0.5  # of a transposed convolution, too, torch takes the second dimension
     for tensor in (getattr(module, name) for name in tensors):
@@ -772,12 +792,12 @@ class HiVGPreTrainedModel(PreTrainedModel):
         if isinstance(module, QueryMaskLinear | ScoreOutput):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif official and (isinstance(module, HeadLinear | MaskUpsample) or type(module) is nn.Linear):
+        elif official and (isinstance(module, HeadLinear | ScoreHead | MaskUpsample) or type(module) is nn.Linear):
             init_as_torch(module)
         elif official and isinstance(module, FeedForwardLinear):
             init.xavier_uniform_(module.weight)
             init_as_torch(module, ("bias",))
-        elif isinstance(module, XavierLinear):
+        elif isinstance(module, XavierLinear | ScoreHead):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, HiVGFusionAttention):
@@ -847,7 +867,8 @@ class HiVGGroundingHead(nn.Module):
         self.token_mlp = TokenMLP(width, config.token_head_dim)
         self.mask_convs = nn.ModuleList(MaskUpsample(width) for _ in range(3))
         if config.score == "head":
-            self.score_head = ScoreHead(config)
+            reads_reg_alone = config.score_inputs == ["reg"]
+            self.score_head = ScoreLinear(config.hidden_size, 1) if reads_reg_alone else ScoreHead(config)
         if config.num_queries > 1:
             self.query_mask_proj = QueryMaskLinear(width, width)
 
@@ -1028,6 +1049,22 @@ def check_inputs(config: HiVGConfig, input_ids, pixel_values, patch_index, text_
             "`patch_index` was given, but this model computes every patch (`skip_padded_patches=False`); use the "
             "processor saved with the model."
         )
+
+
+def refuse_misspelled(unknown: dict[str, Any], labels: Any) -> None:
+    """Refuse what nearly is an argument of `forward`: unread, what was asked for would be missing in silence.
+
+    Raises:
+        TypeError: with the name that was meant.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for name in unknown:
+        close = difflib.get_close_matches(name, ARGUMENTS, n=1, cutoff=0.85)
+        if name in ("boxes", "return_loss") and labels is None and unknown[name] is not None:
+            close = ["labels"]
+        if close:
+            raise TypeError(f"HiVG's forward has no argument `{name}`; did you mean `{close[0]}`?")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1335,7 +1372,12 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
         check_inputs(config, input_ids, pixel_values, patch_index, text_index, image_index)
         if text_index is not None or image_index is not None:
             self._refuse_adapter_names()
-        labels = None if labels is None else checked_labels(labels, pixel_values, config.num_queries)
+        if kwargs:
+            refuse_misspelled(kwargs, labels)
+        if labels is not None:
+            rows = (pixel_values if image_index is None else image_index).shape[0]
+            labels = checked_labels(labels, pixel_values, config.num_queries, rows)
+            mask_labels = None if mask_labels is None else checked_masks(mask_labels, rows, config.image_size)
 
         # 1. Words.
         ids, mask = self._prepare_text(input_ids, attention_mask)
@@ -1625,14 +1667,15 @@ class HiVGForVisualGrounding(HiVGPreTrainedModel):
             pixel_values: (B, 3, S, S).
             pixel_mask: (B, S, S), 1 = image. Default: all image.
             patch_index: (B, P), see `forward`.
-            kwargs: `output_hidden_states`, `output_attentions`.
+            kwargs: `output_hidden_states`, `output_attentions`; what the processor returns for a text is not read.
         """
         patch_mask = self._patch_mask(pixel_values, pixel_mask, patch_index)
+        options = {name: value for name, value in kwargs.items() if name not in ARGUMENTS_OF_TEXT}
         vision = self.clip.vision_model(
             pixel_values,
             patch_index=patch_index,
             patch_mask=patch_mask if self.config.skip_padded_patches else None,
-            **self._recording_options(kwargs),
+            **self._recording_options(options),
         )
         vision.pooler_output = self.clip.visual_projection(vision.pooler_output)  # (B, V) -> (B, H)
         return vision

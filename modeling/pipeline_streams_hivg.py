@@ -7,7 +7,7 @@ prepared, one by one, so that what is wrong with one of them is said in its plac
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,17 +149,20 @@ class Entry:
 
 
 class EntryDataset(Dataset):
-    """A dataset of images or rows, read one at a time."""
+    """A dataset of images or rows, read one at a time; a column of images may have an expression for each."""
 
     def __init__(self, rows: Any, text: Any):
         self.rows = rows
-        self.text = text
+        self.is_paired = isinstance(rows, Sequence) and is_text_list(text)
+        self.text = list(text) if self.is_paired else text
+        if self.is_paired:
+            check_pairs(len(rows), len(self.text))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Entry:
-        return Entry(self.rows[index], self.text)
+        return Entry(self.rows[index], self.text[index] if self.is_paired else self.text)
 
 
 def preparing_loader(
@@ -324,12 +327,16 @@ def pair_up(images: list[Any], text: Any) -> list[Entry]:
     if not is_text_list(text):
         return [Entry(image, text) for image in images]
     texts = list(text)
-    if len(texts) != len(images):
-        raise ValueError(
-            f"Got {len(images)} images and {len(texts)} expressions: give one expression for all images, one per "
-            "image, or, to ask several of each image, a list of expressions per image."
-        )
+    check_pairs(len(images), len(texts))
     return [Entry(image, expression) for image, expression in zip(images, texts)]
+
+
+def check_pairs(images: int, texts: int) -> None:
+    if texts != images:
+        raise ValueError(
+            f"Got {images} images and {texts} expressions: give one expression for all images, one per image, or, to "
+            "ask several of each image, a list of expressions per image."
+        )
 
 
 def _unchanged(features: Any) -> Any:

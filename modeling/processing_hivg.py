@@ -14,7 +14,13 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 
 from .box_ops_hivg import rasterize_boxes, suppress_overlaps
 from .image_loading_hivg import image_size, open_image
-from .image_processing_hivg import HiVGImageProcessor, HiVGImageProcessorKwargs, image_list, output_value
+from .image_processing_hivg import (
+    HiVGImageProcessor,
+    HiVGImageProcessorKwargs,
+    checked_sizes,
+    image_list,
+    output_value,
+)
 from .processing_inputs_hivg import (
     box_rows,
     check_threshold,
@@ -138,6 +144,22 @@ class HiVGProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: HiVGImageProcessor, tokenizer: Any):
         super().__init__(image_processor, cleaning_tokenizer(tokenizer))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As of every processor; what is another part's option is refused, where transformers would ignore it.
+
+        Raises:
+            TypeError: For `image_size` or `long_text`, with what to pass instead.
+        """
+        if "image_size" in kwargs:
+            side = kwargs["image_size"]
+            raise TypeError(
+                f'image_size is an option of the model; the processor has size={{"height": {side}, "width": {side}}}.'
+            )
+        if "long_text" in kwargs:
+            raise TypeError("long_text is an option of each call: processor(images, text, long_text=...).")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def for_config(cls, config: Any, tokenizer: Any) -> "HiVGProcessor":
@@ -383,7 +405,7 @@ class HiVGProcessor(ProcessorMixin):
         if threshold is not None and scores is None:
             raise ValueError("These outputs have no scores, so that no threshold can be applied: omit threshold.")
         boxes = self.image_processor.boxes_in_images(pred_boxes, target_sizes)
-        sizes = None if target_sizes is None else [(int(height), int(width)) for height, width in target_sizes]
+        sizes = None if target_sizes is None else checked_sizes(target_sizes)
 
         def mask_of(logits: torch.Tensor, row: int) -> torch.Tensor:
             if sizes is None:
@@ -443,11 +465,12 @@ class HiVGProcessor(ProcessorMixin):
             ValueError: If rows, images and labels do not fit each other, or there are no scores.
         """
         refuse_options("post_process_grounded_object_detection", unknown)
+        target_sizes = None if target_sizes is None else checked_sizes(target_sizes)
         rows, images = len(output_value(outputs, "pred_boxes")), None if target_sizes is None else len(target_sizes)
         groups = _label_groups(text_labels, rows, images)
         sizes = None
         if target_sizes is not None:
-            sizes = [tuple(map(int, size)) for size, group in zip(target_sizes, groups) for _ in group]
+            sizes = [size for size, group in zip(target_sizes, groups) for _ in group]
         found = self.image_processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
         results, start = [], 0
         for group in groups:

@@ -13,6 +13,8 @@ from .image_sources_hivg import shown
 
 # What other processors call the threshold of a score.
 NAMES_OF_THRESHOLD = frozenset(("box_threshold", "text_threshold", "score_threshold", "box_score_threshold"))
+# In a larger image, a box within its first pixel is a share of the image and not pixels.
+SMALLEST_DOUBTFUL_SIDE = 8
 IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor, bytes, bytearray)
 
 
@@ -144,6 +146,11 @@ def _row_boxes(row: int, box: Any, size: tuple[int, int]) -> torch.Tensor:
             )
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             raise ValueError(f"Box {row} {[x1, y1, x2, y2]} lies outside its image of {width} x {height} pixels.")
+        if max(x2, y2) <= 1 and min(height, width) > SMALLEST_DOUBTFUL_SIDE:
+            raise ValueError(
+                f"Box {row} {[x1, y1, x2, y2]} lies within the first pixel of its image of {width} x {height}: boxes "
+                "are x1, y1, x2, y2 in pixels; multiply shares of the image by its width and height."
+            )
     return values
 
 

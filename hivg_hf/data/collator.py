@@ -22,6 +22,7 @@ from torch.utils.data import get_worker_info
 
 from hivg_hf.modeling.image_loading_hivg import array_to_image, image_size, is_reduced, open_image
 from hivg_hf.modeling.loss_hivg import mask_targets, pad_targets
+from hivg_hf.modeling.processing_inputs_hivg import SMALLEST_DOUBTFUL_SIDE
 
 from .augmentation import PlacedImage, every_box, for_each_box, resize_mask
 from .official_targets import box_as_mask, truncate_ground_truth
@@ -395,8 +396,8 @@ def targets_of(row: Row) -> Any:
 
 
 def check_box(box: Any, row: Row, width: int, height: int) -> None:
-    """Refuse a box, of one or several, that is not finite, has no area, or reaches out of the image by more than
-    rounding does.
+    """Refuse a box, of one or several, that is not finite, has no area, reaches out of the image by more than rounding
+    does, or is a share of the image.
 
     Raises:
         ValueError: so it is; the message names the row.
@@ -410,6 +411,11 @@ def check_box(box: Any, row: Row, width: int, height: int) -> None:
             raise ValueError(
                 f"{row_name(row)}: box {list(one)} lies outside its image of {width} x {height} pixels by "
                 f"{outside:g}; boxes are x1, y1, x2, y2 in pixels of the image."
+            )
+        if max(x2, y2) <= 1 and min(width, height) > SMALLEST_DOUBTFUL_SIDE:
+            raise ValueError(
+                f"{row_name(row)}: box {list(one)} lies within the first pixel of its image of {width} x {height}; "
+                "boxes are x1, y1, x2, y2 in pixels: multiply shares of the image by its width and height."
             )
 
 

@@ -109,6 +109,16 @@ class HiVGTrainer(CheckpointingTrainer, EvaluatingTrainer):
             )
         if processing_class is None:
             raise ValueError("HiVGTrainer needs the model's HiVGProcessor: pass it as processing_class.")
+        if not hasattr(processing_class, "image_processor"):
+            raise TypeError(
+                f"HiVGTrainer needs the model's HiVGProcessor as processing_class, which reads images too. Got "
+                f"{type(processing_class).__name__}: pass the whole processor."
+            )
+        if isinstance(data_collator, type):
+            raise TypeError(
+                f"data_collator is the class {data_collator.__name__}, where one that was made is needed: "
+                f"{data_collator.__name__}(processor), for example."
+            )
         if data_collator is None:
             data_collator = GroundingCollator(processing_class, seed=args.seed)
         # not given to transformers, which would copy the tokenizer's special ids into the model's config

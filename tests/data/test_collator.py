@@ -355,3 +355,9 @@ def test_a_reduced_jpeg_of_another_size_than_annotated_is_refused(photo, tiny_pr
 def test_official_targets_take_no_reduced_jpegs(tiny_processor):
     with pytest.raises(ValueError, match="reduce_jpeg changes pixels a little"):
         GroundingCollator(tiny_processor, target_rounding="official", reduce_jpeg=True)
+
+
+def test_a_box_that_is_a_share_of_its_image_is_refused(tmp_path, make_image, processor):
+    row = {"image": make_image(tmp_path / "a.png"), "expression": "a", "box": [0.1, 0.2, 0.5, 0.5]}
+    with pytest.raises(ValueError, match=r"a row \('a'\): box .* lies within the first pixel.*multiply shares"):
+        GroundingCollator(processor)([row])

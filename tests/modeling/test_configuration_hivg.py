@@ -48,6 +48,23 @@ def test_saved_layers_outlive_a_change_of_their_default(tmp_path):
     assert saved["visual_feature_layers"] == [1, 4, 8, 12]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss_weights": {"mask_dise": 0.0}}, r"Unknown terms in `loss_weights`: \['mask_dise'\]"),
+        ({"token_target": "near"}, "`token_target` must be one of"),
+        ({"score_threshold": 50}, "`score_threshold` must be a score, 0 to 1"),
+        ({"bridge_layers": [99]}, "`bridge_layers` must be increasing layer numbers"),
+        ({"score": "nonsense"}, "`score` must be one of"),
+    ],
+)
+def test_fields_given_while_loading_are_checked_as_others_are(fields, message, tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    for kind in (AutoConfig, HiVGForVisualGrounding):
+        with pytest.raises(Exception, match=message):
+            kind.from_pretrained(tmp_path, **fields)
+
+
 def test_saving_and_loading_keeps_every_field(tmp_path, tiny_config):
     tiny_config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)

@@ -252,3 +252,98 @@ def test_from_clip_says_in_one_line_what_is_new(tiny_config, tmp_path, caplog) -
     assert "2 bridges and its grounding head" in record.message
     assert "untrained" in record.message
     assert "\n" not in record.message
+
+
+# -- what people pass
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"output_mask": True}, "forward has no argument `output_mask`; did you mean `output_masks`"),
+        ({"label": torch.rand(2, 4)}, "no argument `label`; did you mean `labels`"),
+        ({"pixel_masks": None}, "did you mean `pixel_mask`"),
+        ({"boxes": torch.rand(2, 4)}, "no argument `boxes`; did you mean `labels`"),
+        ({"return_loss": True}, "no argument `return_loss`; did you mean `labels`"),
+    ],
+)
+def test_what_is_nearly_an_argument_is_refused_by_its_name(given, message, tiny_model, inputs) -> None:
+    with pytest.raises(TypeError, match=message):
+        tiny_model(**inputs, **given)
+
+
+def test_what_other_code_passes_along_is_not_read(tiny_model, inputs) -> None:
+    labels = torch.full((2, 4), 0.5)
+    expected = tiny_model(**inputs, labels=labels).loss
+    extra = {"num_items_in_batch": 2, "use_cache": False, "boxes": [1, 2], "image_id": torch.tensor([1, 2])}
+    assert tiny_model(**inputs, labels=labels, **extra).loss == expected
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "list", "tensors", "detr", "several"])
+def test_labels_are_taken_in_every_usual_form(kind, tiny_model, inputs) -> None:
+    labels = torch.tensor([[0.5, 0.5, 0.25, 0.25], [0.25, 0.5, 0.5, 0.5]])
+    form = {
+        "tensor": labels,
+        "array": labels.numpy(),
+        "list": labels.tolist(),
+        "tensors": [*labels],
+        "detr": [{"boxes": row[None]} for row in labels],
+        "several": labels[:, None],
+    }[kind]
+    assert tiny_model(**inputs, labels=form).loss == tiny_model(**inputs, labels=labels).loss
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.rand(4), r"`labels` must be boxes \(cx, cy, w, h\), one for each of the 2 rows. Got shape \(4,\)"),
+        (torch.rand(1, 4), r"one for each of the 2 rows. Got shape \(1, 4\)"),
+        (torch.rand(3, 4), r"Got shape \(3, 4\)"),
+        (torch.rand(2, 5), r"Got shape \(2, 5\)"),
+        ([[0.5, 0.5], [0.5]], r"`labels` must be a tensor \(B, 4\).*Got list of list"),
+        ([{"box": [0.5] * 4}] * 2, r"for each row .*boxes.*Got list of dict"),
+    ],
+)
+def test_labels_of_another_form_are_refused_in_a_sentence(labels, message, tiny_model, inputs) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**inputs, labels=labels)
+
+
+def test_masks_are_shares_of_the_square_and_nothing_else(tiny_model, inputs) -> None:
+    labels = torch.full((2, 4), 0.5)
+    masks = torch.zeros(2, 64, 64)
+    masks[:, 16:48, 16:48] = 1
+    expected = tiny_model(**inputs, labels=labels, mask_labels=masks).loss
+    for same in (masks.bool(), masks[:, None], masks.to(torch.uint8)):
+        assert tiny_model(**inputs, labels=labels, mask_labels=same).loss == expected
+    for wrong in (255 * masks, (255 * masks).to(torch.uint8), -masks):
+        with pytest.raises(ValueError, match=r"`mask_labels` must be in 0..1. Got .*divide 8-bit masks by 255"):
+            tiny_model(**inputs, labels=labels, mask_labels=wrong)
+    with pytest.raises(ValueError, match=r"must be \(2, 64, 64\), a mask of the padded square.* Got \(2, 32, 32\)"):
+        tiny_model(**inputs, labels=labels, mask_labels=masks[:, ::2, ::2])
+
+
+def test_features_of_one_tower_take_the_inputs_of_both(tiny_model, inputs) -> None:
+    pixels = {name: value for name, value in inputs.items() if name.startswith("p")}
+    expected = tiny_model.get_image_features(**pixels).pooler_output
+    torch.testing.assert_close(tiny_model.get_image_features(**inputs).pooler_output, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("score_inputs", [["reg"], ["reg", "expression", "sharpness"]])
+def test_adapters_on_all_linear_layers_start_as_nothing_and_merge(score_inputs, tiny_config, inputs) -> None:
+    config = copy.deepcopy(tiny_config)
+    config.score_inputs = score_inputs
+    torch.manual_seed(0)
+    plain = HiVGForVisualGrounding(config).eval()
+    expected = plain(**inputs).scores
+    model = get_peft_model(copy.deepcopy(plain), LoraConfig(r=2, target_modules="all-linear")).eval()
+    torch.testing.assert_close(model(**inputs).scores, expected, atol=1e-6, rtol=0)
+    adapted = {name for name, _ in model.named_modules() if name.endswith("lora_A")}
+    assert any("score_head" in name for name in adapted)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    changed = model(**inputs).scores
+    assert (changed - expected).abs().max() > 1e-4
+    torch.testing.assert_close(model.merge_and_unload()(**inputs).scores, changed, atol=1e-5, rtol=0)

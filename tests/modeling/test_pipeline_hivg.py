@@ -159,6 +159,22 @@ def test_datasets_stream_with_and_without_workers(pipe: VisualGroundingPipeline,
     assert [[result["expression"] for result in row] for row in asked_of_all] == [["red", "blue"]] * 2
 
 
+def test_a_column_of_images_has_an_expression_for_each_as_a_list_has(
+    pipe: VisualGroundingPipeline, pictures: list[Any]
+) -> None:
+    texts = [f"the {number} star" for number in range(len(pictures))]
+    rows = datasets.Dataset.from_dict({"image": pictures, "text": texts}).cast_column("image", datasets.Image())
+    expected = pipe(pictures, texts)
+    for given in (texts, rows["text"]):
+        found = pipe(rows["image"], given)
+        assert len(found) == len(pictures)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    assert [one["expression"] for one in pipe(rows["image"], "all")] == ["all"] * len(pictures)
+    with pytest.raises(ValueError, match=f"Got {len(pictures)} images and 1 expressions"):
+        pipe(rows["image"], ["one"])
+
+
 def test_half_precision_gives_nearly_the_same_box(
     tiny_model: HiVGForVisualGrounding, tiny_processor: HiVGProcessor, pictures: list[Any]
 ) -> None:

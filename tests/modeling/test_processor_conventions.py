@@ -340,3 +340,45 @@ def test_other_processors_post_processing_is_refused_with_ours(processor: HiVGPr
     with pytest.raises(AttributeError, match="'HiVGProcessor' object has no attribute 'postprocess'"):
         processor.postprocess  # noqa: B018
     assert copy.deepcopy(processor).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+# -- what is not pixels, and sizes that are none
+
+
+@pytest.mark.parametrize("box", [[0.1, 0.2, 0.4, 0.5], (0, 0, 1, 1), np.array([0.1, 0.1, 0.9, 0.9])])
+def test_a_box_that_is_a_share_of_the_image_is_refused(processor: HiVGProcessor, box: Any) -> None:
+    with pytest.raises(ValueError, match=r"within the first pixel of its image of 40 x 30.*multiply shares"):
+        processor(picture(), PAIR[0], boxes=[box])
+    assert processor(picture(8, 8), PAIR[0], boxes=[box])["labels"].shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(30, 40), torch.tensor([30, 40]), [(30, 40, 3)], [30], "30"],
+    ids=["pair", "tensor", "shape", "side", "text"],
+)
+def test_target_sizes_that_are_no_pair_for_each_row_are_refused(processor: HiVGProcessor, sizes: Any) -> None:
+    outputs = {"pred_boxes": torch.full((1, 4), 0.5), "scores": torch.ones(1)}
+    for read in (processor.post_process_grounding, processor.post_process_grounded_object_detection):
+        with pytest.raises(
+            ValueError, match=r"target_sizes must be one \(height, width\) per row, as in \[\(480, 640"
+        ):
+            read(outputs, target_sizes=sizes)
+
+
+def test_outputs_without_names_are_refused(processor: HiVGProcessor) -> None:
+    with pytest.raises(TypeError, match="call the model without return_dict=False"):
+        processor.post_process_grounding((torch.rand(1, 4), torch.rand(1)), [(30, 40)])
+
+
+def test_options_of_other_parts_are_refused_where_a_processor_is_loaded(tiny_checkpoint: str) -> None:
+    with pytest.raises(TypeError, match=r'the processor has size=\{"height": 168, "width": 168\}'):
+        HiVGProcessor.from_pretrained(tiny_checkpoint, image_size=168)
+    with pytest.raises(TypeError, match="long_text is an option of each call"):
+        HiVGProcessor.from_pretrained(tiny_checkpoint, long_text="error")
+
+
+def test_a_size_set_as_a_dict_is_read(processor: HiVGProcessor) -> None:
+    own = copy.deepcopy(processor)
+    own.image_processor.size = {"height": 32, "width": 32}
+    assert own(picture(), PAIR[0])["pixel_values"].shape == (1, 3, 32, 32)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from helpers.training import ROWS, fresh_model, make_trainer, row_with_targets
+from hivg_hf.data import GroundingCollator
 from hivg_hf.hilora import HiLoraConfig, start_stage
 from hivg_hf.training import HiVGTrainer, HiVGTrainingArguments
 from hivg_hf.training.trainer import NonFiniteLossError
@@ -349,6 +350,14 @@ def test_gathered_negatives_ask_for_equal_shares(tiny_model, tiny_processor, tmp
     monkeypatch.setattr(HiVGTrainingArguments, "world_size", 2)
     with pytest.raises(ValueError, match=r"a batch of 7 does not divide into 2 pieces \(2 processes x 1"):
         trainer.get_train_dataloader()
+
+
+def test_parts_that_are_not_what_they_should_be_are_refused_at_once(tiny_model, tiny_processor, tmp_path):
+    arguments = HiVGTrainingArguments(str(tmp_path))
+    with pytest.raises(TypeError, match=r"needs the model's HiVGProcessor as processing_class.*pass the whole proc"):
+        HiVGTrainer(tiny_model, arguments, processing_class=tiny_processor.tokenizer)
+    with pytest.raises(TypeError, match=r"is the class GroundingCollator.*GroundingCollator\(processor\)"):
+        HiVGTrainer(tiny_model, arguments, GroundingCollator, processing_class=tiny_processor)
 
 
 def test_a_trainer_without_a_processor_is_refused(tiny_model, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hivg_hf.modeling.processing_inputs_hivg import SMALLEST_DOUBTFUL_SIDE
 from hivg_hf.utils.imports import require_package
 
 from ..schema import MOST_PIXELS, checked_run_lengths, shown
@@ -24,9 +25,6 @@ ROW_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, Overf
 
 # The steps that pycocotools takes along a row's polygons, 5 a pixel, may not exceed a few hundred megabytes.
 MOST_OUTLINE_PIXELS = 2_000_000
-
-# Coordinates that all lie in 0..1 of a larger picture than this are shares of it, not pixels.
-SMALLEST_DOUBTFUL_SIDE = 8
 
 # A missing picture is looked for among this many files below its folder.
 MOST_FILES_LISTED = 100_000
