@@ -22,6 +22,7 @@ class EvaluatingTrainer(Trainer):
     """transformers' Trainer, whose evaluation also gives accuracy and mean IoU, each row counted once."""
 
     data_collator: Any
+    compute_metrics: Any
     _overlaps: list[torch.Tensor] | None = None  # IoU of the rows seen by the evaluation in progress
 
     def _get_dataloader(
@@ -53,11 +54,11 @@ class EvaluatingTrainer(Trainer):
             seen.append(found[1] if isinstance(found, tuple) else None)
             return found
 
-        self.compute_loss = compute_and_keep  # type: ignore[method-assign]  # on this object alone, for this step
+        self.__dict__["compute_loss"] = compute_and_keep  # on this object alone, for this step
         try:
             found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
-            del self.compute_loss
+            del self.__dict__["compute_loss"]
         if seen and labels is not None:
             # The official protocol compares in the padded square, ours clips boxes to the picture first.
             inside = None if getattr(self.args, "protocol", "pixel") == "official" else pixel_mask
