@@ -119,7 +119,7 @@ def _check_targets(targets: np.ndarray, several: bool, base_rate: float | None) 
     if len(counted) < FEWEST_TO_CALIBRATE:
         raise ValueError(
             f"Calibration needs at least {FEWEST_TO_CALIBRATE} rows that name one thing or nothing, got "
-            f"{len(counted)} and {len(targets) - len(counted)} that name several: add such rows."
+            f"{len(counted)} and {len(targets) - len(counted)} that name several: give more such rows (--data)."
         )
     if not counted.any():
         which = f"of these {len(targets)} rows" + (
@@ -158,6 +158,8 @@ def fit_score(
             f"On these {len(rows.values)} rows right boxes score no higher than wrong ones: the {untrained}. Train "
             "the model first, or calibrate on rows like those of its training."
         )
+    if _log_loss(rows, before, weights) <= _log_loss(rows, (scale, bias), weights):
+        scale, bias = before  # few wrong boxes, say: what was known already fits these rows as well
     scores, earlier = _sigmoid(scale * rows.values + bias), _sigmoid(before[0] * rows.values + before[1])
     threshold = _choose(scores, rows, weights, precision)
     fields: dict[str, float | None] = {"score_similarity_scale": scale, "score_similarity_bias": bias}
@@ -221,6 +223,12 @@ def fit_logistic(
             break
     scale = solution[0] / spread
     return float(scale), float(solution[1] - scale * center)
+
+
+def _log_loss(rows: ScoredRows, line: tuple[float, float], weights: np.ndarray) -> float:
+    """Mean negative log likelihood of which boxes are right, by `sigmoid(scale * value + bias)`."""
+    signed = np.where(rows.right, 1, -1) * (line[0] * rows.values + line[1])
+    return float((weights * np.logaddexp(0, -signed)).sum() / weights.sum())
 
 
 def _choose(scores: np.ndarray, rows: ScoredRows, weights: np.ndarray, precision: float | None) -> float:

@@ -126,6 +126,7 @@ def build_page(
         ImportError: If gradio is not installed.
     """
     gr = require_package("gradio", extra="demo")
+    _page_folder()  # before gradio's components are made, which read the variable once
     name = name or getattr(pipe.model, "name_or_path", "")
     examples = _write_examples(examples_seed) if is_tiny(name) else []
     workers = GroundingWorkers(pipe, answer_question, **limits)

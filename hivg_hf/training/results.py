@@ -85,7 +85,7 @@ def describe_outcome(folder: Path, results: Mapping[str, Any]) -> str:
     lines += [f"{phase['name']}: {verdicts[phase['kept']]}, {phase['why']}" for phase in phases]
     lines += _kept_rows(phases)
     config, run = HiVGConfig.from_pretrained(folder / results["model"]), shlex.quote(str(folder))
-    lines.append(_describe_threshold(config))
+    lines.append(_describe_threshold(config, all(phase["kept"] == "before" for phase in phases)))
     lines.append(f'Next: hivg ground PICTURE "AN EXPRESSION" --model {run} --out boxed.png')
     rows = results["evaluation"].get("validation", {}).get("counts", {}).get("rows", 0)
     if rows:
@@ -96,10 +96,12 @@ def describe_outcome(folder: Path, results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _describe_threshold(config: HiVGConfig) -> str:
+def _describe_threshold(config: HiVGConfig, is_start: bool) -> str:
     """What the answers say of `found`; a threshold that the start was calibrated to fits other scores."""
     if config.score_threshold is None:
         return "score: not calibrated on these rows; answers say no `found` until it is"
+    if is_start:
+        return f"score: found from {config.score_threshold:g} on, as in the model that it began with"
     return (
         f"score: found from {config.score_threshold:g} on, as the recipe says; not calibrated on these rows, so that "
         "this may be too high or too low"

@@ -33,13 +33,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from hivg_hf.evaluation.records import describe_versions
 from hivg_hf.hilora import merge_stages, publish_stages, save_adapter_state
 from hivg_hf.hilora.folders import save_export
+from hivg_hf.modeling.configuration_hivg import HiVGConfig
 from hivg_hf.modeling.processing_hivg import HiVGProcessor
 from hivg_hf.utils.atomic import atomic_folder, write_json
 from hivg_hf.utils.held_folder import folder_lock, sweep_leftovers
 from hivg_hf.utils.manifest import write_manifest
 from hivg_hf.utils.plugins import allowing_code
 
-from .model_start import load_after, start_name
+from .model_start import load_after, plain_checkpoint, start_name
 from .phase_training import choose_weights, heads_of, make_trainer, plain_model, start_accuracy, training_config
 from .phases import Phase
 from .preflight import check_before_training
@@ -58,7 +59,7 @@ from .run_folder import (
     phase_folders,
 )
 from .sharding import restore_shapes
-from .trainer import HiVGTrainer
+from .trainer import THRESHOLDS, HiVGTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,19 @@ class StagedTraining:
             self._save_model(model, processor, "merged")
         marker.touch()
 
+    def _restore_thresholds(self, config: HiVGConfig) -> None:
+        """Where every phase was undone, the weights are the start's, and what was chosen for its scores holds."""
+        start = self.recipe.model
+        is_start = all(
+            place.is_done and place.outcome()["kept"] == "before" and not place.phase.config for place in self.phases
+        )
+        if is_start and start.checkpoint and not start.config:
+            stored = HiVGConfig.from_pretrained(plain_checkpoint(start, weights=False))
+            for name in THRESHOLDS:
+                setattr(config, name, getattr(stored, name))
+
     def _save_model(self, model: Any, processor: HiVGProcessor, name: str) -> None:
+        self._restore_thresholds(model.config)
         if model.config.bridge_lora:
             model = copy.deepcopy(model).fold_bridge_lora()
         with atomic_folder(self.folder / name) as folder:
@@ -238,6 +251,7 @@ class StagedTraining:
             model = merge_stages(model)
         if model.config.bridge_lora:
             model.fold_bridge_lora()
+        self._restore_thresholds(model.config)
         name = "model" if self.recipe.hilora_config() is None else "merged"
         if self.state.is_main_process and name == "model":
             self._save_model(model, processor, name)

@@ -167,6 +167,17 @@ def test_few_rows_and_rows_of_one_kind_change_nothing(tiny_model: Any, tiny_proc
     assert model.config.to_dict() == before
 
 
+def test_scores_that_fit_the_rows_already_stay_and_only_the_threshold_is_chosen() -> None:
+    """Two wrong boxes of many say less than what was known before: a new fit would be worse on these very rows."""
+    values = np.concatenate([np.full(100, 2.0), np.full(2, -2.0)])
+    rows = ScoredRows(values, values > 0, np.zeros(102, dtype=bool))
+    found = fit_score(rows, "head", before=(4.0, 0.0))
+    assert (found.fields["score_temperature"], found.fields["score_bias"]) == (0.25, 0.0)
+    assert found.figures["calibration_error"] == found.figures["calibration_error_before"]
+    assert found.fields["score_threshold"] == 0.5
+    assert fit_score(rows, "head", before=(0.1, 0.0)).fields["score_temperature"] != 10
+
+
 def test_any_of_several_targets_is_right(tiny_model: Any, tiny_processor: Any, rows: Any) -> None:
     found = [list(result["box"].values()) for result in ask(tiny_model, tiny_processor, rows)]
     boxes = [[[0.0, 0.0, 1.0, 1.0], box] if i % 2 else [[0.0, 0.0, 1.0, 1.0]] for i, box in enumerate(found)]
@@ -254,7 +265,7 @@ def test_rows_that_cannot_be_fitted_are_refused_before_the_model_is_asked(
         calibrate_score(tiny_model, tiny_processor, nothing)
     with pytest.raises(ValueError, match="none of these 60 without a target"):
         calibrate_score(tiny_model, tiny_processor, rows, base_rate=0.2)
-    with pytest.raises(ValueError, match="got 0 and 60 that name several: add such rows"):
+    with pytest.raises(ValueError, match="got 0 and 60 that name several: give more such rows"):
         calibrate_score(several_model, tiny_processor, several)
     with pytest.raises(ValueError, match="None of these 120 rows that do not name several things has a target"):
         calibrate_score(several_model, tiny_processor, datasets.concatenate_datasets([several, nothing]))

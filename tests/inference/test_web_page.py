@@ -460,3 +460,17 @@ def test_two_visitors_at_once_get_their_own_answers(open_page: Any, photo: str) 
     second.find()
     assert second.rows("the red ring") == ["the red ring"]
     assert first.rows("the star") == ["the star"]
+
+
+def test_a_page_of_any_model_keeps_pictures_in_a_folder_of_its_own() -> None:
+    """Components read the folder once, when they are made: in a new process, in which nothing has set it."""
+    code = (
+        "from hivg_hf.inference import load_pipeline\n"
+        "from hivg_hf.inference.web_page import _page_folder, build_page\n"
+        "page = build_page(load_pipeline('tiny'), 'mine')\n"
+        "kept = {block.GRADIO_CACHE for block in page.blocks.values() if hasattr(block, 'GRADIO_CACHE')}\n"
+        "assert kept == {str(_page_folder())}, kept\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

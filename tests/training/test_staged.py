@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.training import folder_bytes, run_staged, tiny_recipe
-from hivg_hf import HiVGForVisualGrounding, HiVGProcessor
+from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
 from hivg_hf.hilora import load_stages
 from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe, staged
 from hivg_hf.training.report import ReadableLog
@@ -275,6 +275,22 @@ def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     start = load_file(Path(tiny_checkpoint) / "model.safetensors")
     assert all(torch.equal(tensor, start[name]) for name, tensor in merged.items())
+
+
+def test_undone_training_leaves_the_thresholds_of_the_start(tiny_checkpoint, tmp_path):
+    start = shutil.copytree(tiny_checkpoint, tmp_path / "start")
+    config = HiVGConfig.from_pretrained(start)
+    config.score_threshold, config.multiple_threshold = 0.25, 0.5
+    config.save_pretrained(start)
+    recipe = tiny_recipe(str(start))
+    recipe["model"]["config"] = {}
+    stage = {**recipe["phases"][1], "save_every": None}
+    for keep, kept, thresholds in (("best", "before", (0.25, 0.5)), ("last", "after", (None, None))):
+        recipe["phases"] = [{**stage, "keep": keep}]
+        results = StagedTraining(parse_recipe(recipe), tmp_path / keep).run()
+        assert results["phases"][0]["kept"] == kept
+        left = HiVGConfig.from_pretrained(tmp_path / keep / results["model"])
+        assert (left.score_threshold, left.multiple_threshold) == thresholds
 
 
 def test_a_tuner_of_peft_is_a_phase_between_others(tiny_checkpoint, tmp_path):
