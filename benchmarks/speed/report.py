@@ -187,8 +187,9 @@ def detail_block(results: Results) -> str:
         f"on {machine['threads']} thread of {_processor(machine)} "
         f"(torch {machine['torch'].split('+')[0]}), with 95 % intervals over alternating rounds:"
     ]
-    if "base-1" in groups:
-        parts.append(_against_straightforward(groups["base-1"], "HiVG base, batch 1"))
+    for name, title in (("base-1", "HiVG base, batch 1"), ("large-8", "HiVG large, batch 8")):
+        if name in groups:
+            parts.append(_against_straightforward(groups[name], title))
     if "training-8" in groups:
         parts.append(_against_straightforward(groups["training-8"], "Training step, base, batch 8"))
     if "neighbors" in groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -51,18 +51,23 @@ class EvaluatingTrainer(Trainer):
 
         def compute_and_keep(*args: Any, **kwargs: Any) -> Any:
             found = compute_loss(*args, **kwargs)
-            seen.append(found[1] if isinstance(found, tuple) else None)
+            outputs = found[1] if isinstance(found, tuple) else None
+            seen.append(outputs.get("pred_boxes") if isinstance(outputs, Mapping) else None)
             return found
 
+        own = self.__dict__.get("compute_loss")
         self.__dict__["compute_loss"] = compute_and_keep  # on this object alone, for this step
         try:
             found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
             del self.__dict__["compute_loss"]
-        if seen and labels is not None:
+            if own is not None:
+                self.__dict__["compute_loss"] = own
+        boxes = next(iter(seen), None)
+        if self._overlaps is not None and boxes is not None and labels is not None:
             # The official protocol compares in the padded square, ours clips boxes to the picture first.
             inside = None if getattr(self.args, "protocol", "pixel") == "official" else pixel_mask
-            ious = batch_box_iou(seen[-1]["pred_boxes"], labels, inside)  # (B,)
+            ious = batch_box_iou(boxes, labels, inside)  # (B,)
             self._overlaps.append(self.gather_function(ious.to(labels.device)).cpu())
         return (*found[:2], _with_places(found[2], self.data_collator))
 

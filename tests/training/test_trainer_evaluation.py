@@ -146,6 +146,16 @@ def test_accuracy_is_measured_whoever_wrote_the_loss(trainer_of, tiny_model, tin
         assert (found["eval_samples"], found["eval_rows"]) == (10, 11)
 
 
+def test_a_step_outside_of_an_evaluation_and_outputs_without_boxes_measure_nothing(trainer_of):
+    trainer = trainer_of()
+    batch = next(iter(trainer.get_eval_dataloader()))
+    loss, _, labels = trainer.prediction_step(trainer.model.eval(), batch, prediction_loss_only=False)
+    assert torch.isfinite(loss)
+    assert labels.shape == batch["labels"].shape
+    trainer.compute_loss = lambda model, inputs, **_: (torch.zeros(()), {"mine": inputs["labels"]})
+    assert "eval_accuracy" not in trainer.evaluate()
+
+
 def test_our_own_metrics_serve_as_compute_metrics(trainer_of):
     trainer = trainer_of()
     trainer.compute_metrics = GroundingEvalMetrics()
