@@ -108,7 +108,11 @@ def ground(
     name = f"zero-shot {zero_shot} {proposals}".strip() if zero_shot else model or DEFAULT_MODEL
     keep_results = not assignment.single and (out is not None or not no_pictures)
     weights = None if zero_shot or not keep_results else weights_fingerprint(name)
-    results = ResultsFile.hold(assignment.target / RESULTS_NAME, name, weights, multiple) if keep_results else None
+    shaping: dict[str, Any] = {"mask": mask, "heatmap": heatmap, "layers": layers, "threshold": threshold}
+    shaping |= {"reduce_jpeg": reduce_jpeg, "dtype": dtype, "precision": precision}
+    shaping["backend"] = backend if backend != "torch" else None
+    place = assignment.target / RESULTS_NAME
+    results = ResultsFile.hold(place, name, weights, multiple, shaping) if keep_results else None
     if mask and (as_json or keep_results):
         require_package("pycocotools", extra="data")  # writes masks as run lengths; asked for before the work begins
     if zero_shot or proposals:

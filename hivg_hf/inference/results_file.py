@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -16,31 +16,42 @@ from .files import Question
 class ResultsFile:
     """JSON Lines, one per image, appended as answers come; what is already there need not be asked again.
 
-    A line counts as done when image, expressions, model, weights and `multiple` are the same and its picture still
-    exists. Lines of images that failed are kept as a record and tried again. A last line that a killed process left
-    unfinished is cut off.
+    A line counts as done when image (its file's time of change, too), expressions, model, weights and options are the
+    same and its picture still exists, which no later line drew over. Lines of images that failed are kept as a record
+    and tried again. A last line that a killed process left unfinished is cut off.
 
     Args:
         path: the file.
         model: what the model is called.
         weights: what tells its weights from others of that name; None where nothing does.
         multiple: whether every box was asked for.
+        options: what else shapes the answers, as JSON; what is None or False counts as not given.
     """
 
-    def __init__(self, path: Path, model: str, weights: str | None = None, multiple: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        model: str,
+        weights: str | None = None,
+        multiple: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ):
         self.path = path
         self.model = model
         self.weights = weights
         self.multiple = multiple
+        given = (options or {}).items()
+        self.options = {name: value for name, value in given if value is not None and value is not False}
         self._held = ExitStack()
         self._check: Callable[[], None] = lambda: None
         self._done: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+        self._drawn: dict[str, dict[str, Any]] = {}  # by picture, the last row that drew it
         self._file: IO[str] | None = None
         if path.exists():
             self._read()
 
     @classmethod
-    def hold(cls, path: Path, model: str, weights: str | None = None, multiple: bool = False) -> "ResultsFile":
+    def hold(cls, path: Path, *args: Any, **kwargs: Any) -> "ResultsFile":
         """The same for one process alone, until it is closed; what a killed one left half written is swept away.
 
         Raises:
@@ -50,7 +61,7 @@ class ResultsFile:
         with ExitStack() as held:
             check = held.enter_context(folder_lock(path.parent, "writing to"))
             sweep_leftovers(path.parent)
-            file = cls(path, model, weights, multiple)
+            file = cls(path, *args, **kwargs)
             file._check, file._held = check, held.pop_all()
         return file
 
@@ -60,7 +71,15 @@ class ResultsFile:
             return False
         if self.weights is not None and row.get("weights", self.weights) != self.weights:
             return False  # the folder of that name holds another model by now
-        return not needs_picture or (row.get("picture") is not None and os.path.exists(row["picture"]))
+        if row.get("options", {}) != self.options:
+            return False
+        modified = _time_of_change(question.image)
+        if modified is not None and row.get("modified", modified) != modified:
+            return False  # another picture has its name by now
+        picture = row.get("picture")
+        return not needs_picture or (
+            picture is not None and os.path.exists(picture) and self._drawn.get(picture) is row
+        )
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row and hand it to the operating system, so that a killed process loses none that it added.
@@ -70,7 +89,8 @@ class ResultsFile:
             DiskFullError: there is no room for the row.
         """
         self._check()
-        marks = {"model": self.model, "weights": self.weights, "multiple": self.multiple}
+        marks = {"model": self.model, "weights": self.weights, "multiple": self.multiple, "options": self.options}
+        marks["modified"] = _time_of_change(row["image"])
         row = {**row, **{name: value for name, value in marks.items() if value}}
         with full_disk_named(self.path):
             if self._file is None:
@@ -97,9 +117,18 @@ class ResultsFile:
                 if "results" in row:
                     expressions = _once(result["expression"] for result in row["results"])
                     self._done[(row["image"], expressions)] = row
+                    self._drawn[row.get("picture")] = row
         if whole < self.path.stat().st_size:
             with self.path.open("rb+") as file:
                 file.truncate(whole)
+
+
+def _time_of_change(image: str) -> int | None:
+    """Of a file, in nanoseconds; None of what is not one here, such as a URL."""
+    try:
+        return os.stat(image).st_mtime_ns
+    except (OSError, ValueError):
+        return None
 
 
 def _once(expressions: Iterable[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from .recipe import Recipe
 from .report import read_json
 
 RECIPE_FILE, START_FILE, OUTCOME_FILE = "recipe.json", "start.json", "phase.json"
+TABLES_FILE = "tables.json"
 # What may differ between two starts of one run: how fast it goes, not what comes out.
 _FREE_KEYS = {"workers", "name"}
 
@@ -32,11 +34,12 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
 
     Raises:
         ValueError: If another recipe ran here before, naming the first difference, or its record is damaged; or the
-            model to start from was replaced.
+            model to start from was replaced, or a table of rows changed.
     """
     _claim_start(folder, recipe.model.checkpoint or recipe.model.clip)
     path, content = folder / RECIPE_FILE, json.loads(json.dumps(recipe.to_dict()))
     if not path.is_file():
+        _claim_tables(folder, recipe)
         write_json(path, content)
         return
     try:
@@ -59,6 +62,35 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
         raise ValueError(
             f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}): {instead}"
         )
+    _claim_tables(folder, recipe)
+
+
+def _claim_tables(folder: Path, recipe: Recipe) -> None:
+    """What a run has measured and trained holds for the rows that it began with: their tables must stay the same.
+
+    Raises:
+        ValueError: If the content of one is another.
+    """
+    rows = [recipe.data.train, recipe.data.validation, *recipe.data.tests.values()]
+    sources = sorted({str(spec["source"]) for spec in rows if spec is not None})
+    tables = {source: _content_of(Path(source)) for source in sources if Path(source).is_file()}
+    path = folder / TABLES_FILE
+    if not path.is_file():
+        if tables:
+            write_json(path, tables)
+        return
+    known = read_json(path)
+    changed = [source for source, content in tables.items() if known.get(source, content) != content]
+    if changed:
+        raise ValueError(
+            f"{changed[0]} changed since the run in {folder} began, and what is in there was trained on the rows of "
+            "before: choose another folder with --out, or delete this one to start over."
+        )
+
+
+def _content_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _claim_start(folder: Path, model: str | None) -> None:

@@ -3,6 +3,7 @@
     RUN/
       recipe.json               what runs here; another recipe in the same folder is refused
       start.json                which weights the run began from, where they are a folder
+      tables.json               the content of each table of rows when the run began; a changed one is refused
       .lock .lock-holder        held while a process trains here, by the one of that id; the system drops it with it
       phases/01-warmup/         checkpoint-N/ while the phase trains, start.json (accuracy before its first step)
         kept.json               rows that a phase with `reliability` keeps, and why

@@ -348,3 +348,35 @@ def test_layers_are_drawn_with_torch_alone(photos: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["ground", str(next(photos.glob("*"))), "the star", "--layers", "--backend", "onnx"])
     assert "--layers draws what the torch backend records" in capsys.readouterr().err
+
+
+def test_answers_to_other_options_are_not_taken_for_done(tmp_path: Path) -> None:
+    question = next(read_questions(['{"image": "a.png", "text": "x"}'], []))
+    path, row = tmp_path / "results.jsonl", {"image": "a.png", "results": [{"expression": "x"}], "picture": None}
+    first = ResultsFile(path, "one", options={"mask": True, "threshold": None, "layers": False})
+    first.add(row)
+    first.close()
+    assert ResultsFile(path, "one", options={"mask": True}).is_done(question, needs_picture=False)
+    for other in ({}, {"mask": True, "threshold": 0.0}, {"threshold": 0.5}):
+        assert not ResultsFile(path, "one", options=other).is_done(question, needs_picture=False)
+
+
+def test_a_picture_that_changed_or_was_drawn_over_is_asked_again(run: Run, photos: Path) -> None:
+    def again(expression: str) -> str:
+        return run("photos/a.png", "photos/b.jpg", expression, "--out", "done")[2]
+
+    again("the star")
+    assert "2 were done before" in again("the star")
+    shutil.copy(photos / "b.jpg", photos / "a.png")
+    assert "1 were done before" in again("the star")
+    assert "done before" not in again("the ring")
+    assert "done before" not in again("the star")  # the ring was drawn over it
+    assert "2 were done before" in again("the star")
+
+
+@pytest.mark.parametrize("more", [["--threshold", "0.9"], ["--threshold", "0"], ["--heatmap"], ["--mask"]])
+def test_the_same_question_with_other_options_is_asked_again(run: Run, photos: Path, more: list[str]) -> None:
+    arguments = ("photos/a.png", "photos/b.jpg", "the star", "--out", "done")
+    run(*arguments)
+    assert "done before" not in run(*arguments, *more)[2]
+    assert "2 were done before" in run(*arguments, *more)[2]

@@ -48,6 +48,24 @@ def test_other_data_in_the_same_folder_are_named_as_they_were_given(tmp_path):
         claim_folder(tmp_path, parse_recipe(plates))
 
 
+@pytest.mark.parametrize("which", ["train", "validation", "tests"])
+def test_a_table_that_changed_is_refused(tmp_path, which):
+    table, other = tmp_path / "mine.csv", {"source": "refshapes", "split": "train"}
+    table.write_text("image,expression,x1,y1,x2,y2\na.png,a star,1,1,9,9\n")
+    spec = {"source": str(table), "split": "all", "box_format": "xyxy"}
+    data = {"train": spec} if which == "train" else {"train": other}
+    data |= {"validation": spec} if which == "validation" else {"tests": {"a": spec}} if which == "tests" else {}
+    recipe = parse_recipe({**RECIPE, "data": data})
+    claim_folder(tmp_path / "run", recipe)
+    claim_folder(tmp_path / "run", recipe)
+    content = table.read_text()
+    table.write_text(content.replace("9,9", "8,8"))
+    with pytest.raises(ValueError, match=r"mine.csv changed since the run in .*run began.*choose another folder"):
+        claim_folder(tmp_path / "run", recipe)
+    table.write_text(content)
+    claim_folder(tmp_path / "run", recipe)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
 def test_a_damaged_record_of_the_recipe_is_named(tmp_path, content):
     (tmp_path / "recipe.json").write_text(content)
