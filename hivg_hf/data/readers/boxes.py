@@ -125,6 +125,12 @@ def refuse_contradicted(looks: Iterable[Look], box_format: str, source: str) -> 
     count = f"{len(looks):,} boxes looked at"
     if len(looks) >= FEWEST_BOXES and wrong >= WRONG_SHARE * len(looks):
         others = possible_formats(looks)
+        # Read as shares of 1000, say, much is possible: corners that were exchanged are likelier.
+        if box_format == "xyxy" and not {"xywh", "cxcywh"} & set(others) and all(map(_is_exchanged, looks)):
+            raise ValueError(
+                f"{source}: {wrong:,} of the {count} have x1 > x2 and y1 > y2: their corners are exchanged; write the "
+                "upper left one first, or pass check_format=False to have wrong rows named one by one."
+            )
         if others:
             raise ValueError(
                 f"{source}: {wrong:,} of the {count} cannot be {box_format}, and all are possible as "
@@ -140,6 +146,12 @@ def refuse_contradicted(looks: Iterable[Look], box_format: str, source: str) -> 
                     f"{min(min(look[1:]) for look in looks)} pixels: they are probably {name}, not pixels; say "
                     f"box_format={name!r}, or check_format=False if they really are pixels."
                 )
+
+
+def _is_exchanged(look: Look) -> bool:
+    """Whether two corners in pixels are possible the other way round: (x2, y2, x1, y1)."""
+    raw, width, height = look
+    return fits([*raw[2:], *raw[:2]], width, height, "xyxy")
 
 
 def _crowded(looks: Sequence[Look], layout: str, most: int) -> bool:

@@ -305,6 +305,15 @@ def test_a_look_at_the_numbers_reads_decimal_commas(folder):
         load_grounding_dataset(path, "all", box_format="xyxy_normalized", decimal_comma=True)
 
 
+def test_exchanged_corners_are_told_as_such(folder):
+    """Read as shares of 1000 such numbers are possible, too; that advice would give wrong boxes in silence."""
+    width, height = Image.open(folder / "a.png").size
+    rows = "".join(f"a.png;b{n};{width - n / 2};{height - 1};{width / 2 - n / 2};{height / 2}\n" for n in range(30))
+    path = _csv(folder, "image;expression;x1;y1;x2;y2\n" + rows)
+    with pytest.raises(ValueError, match=r"30 of the 30 boxes looked at have x1 > x2 and y1 > y2: their corners are"):
+        load_grounding_dataset(path, "all", box_format="xyxy")
+
+
 def test_a_file_that_is_not_there_is_answered_with_names_like_it(tmp_path):
     for name in ("a.png", "b.png", "labels.csv"):
         (tmp_path / name).write_text("x")
