@@ -65,6 +65,15 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
     _claim_tables(folder, recipe)
 
 
+def release_folder(folder: Path) -> None:
+    """Forget which recipe runs here, where no step of it was kept: it was refused, and the next try may differ."""
+    phases = folder / "phases"
+    if not any(phases.glob("*/checkpoint-*")) and not any(phases.glob("*/result")):
+        shutil.rmtree(phases, ignore_errors=True)
+        for name in (RECIPE_FILE, START_FILE, TABLES_FILE):
+            (folder / name).unlink(missing_ok=True)
+
+
 def _claim_tables(folder: Path, recipe: Recipe) -> None:
     """What a run has measured and trained holds for the rows that it began with: their tables must stay the same.
 

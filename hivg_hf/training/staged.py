@@ -52,12 +52,14 @@ from .results import measure, write_run_card
 from .rows import RowCache
 from .run_folder import (
     OUTCOME_FILE,
+    RECIPE_FILE,
     FolderWatch,
     PhaseFolder,
     check_room,
     claim_folder,
     disk_needed,
     phase_folders,
+    release_folder,
 )
 from .sharding import restore_shapes
 from .trainer import THRESHOLDS, HiVGTrainer
@@ -97,24 +99,33 @@ class StagedTraining:
         if self.state.is_main_process:
             lock = folder_lock(self.folder, "training in")
         with allowing_code(self.allow_code), lock as self._check_folder:
+            is_new = not (self.folder / RECIPE_FILE).is_file()
+            try:
+                return self._run()
+            except ValueError:
+                if is_new and self.state.is_main_process:
+                    release_folder(self.folder)
+                raise
+
+    def _run(self) -> dict[str, Any]:
+        if self.state.is_main_process:
+            claim_folder(self.folder, self.recipe)
+            if not self.phases[-1].is_done:
+                check_before_training(self.recipe, self.folder)
+            sweep_leftovers(self.folder)
+        self.state.wait_for_everyone()
+        for number, place in enumerate(self.phases):
+            done = self.phases[:number]
+            if not place.is_done:
+                self._train(place, done)
             if self.state.is_main_process:
-                claim_folder(self.folder, self.recipe)
-                if not self.phases[-1].is_done:
-                    check_before_training(self.recipe, self.folder)
-                sweep_leftovers(self.folder)
-            self.state.wait_for_everyone()
-            for number, place in enumerate(self.phases):
-                done = self.phases[:number]
-                if not place.is_done:
-                    self._train(place, done)
-                if self.state.is_main_process:
-                    place.drop_checkpoints()
-                    self._publish(place, done)
-                self._check_folder()
-                self.state.wait_for_everyone()
-            results = self._finish()
+                place.drop_checkpoints()
+                self._publish(place, done)
             self._check_folder()
-            return results
+            self.state.wait_for_everyone()
+        results = self._finish()
+        self._check_folder()
+        return results
 
     def _train(self, place: PhaseFolder, done: list[PhaseFolder]) -> None:
         """Train one phase and write its result, from what the phases before it left."""

@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 
 from helpers.training import folder_bytes, run_staged, tiny_recipe
 from hivg_hf import HiVGConfig, HiVGForVisualGrounding, HiVGProcessor
+from hivg_hf.data.rows import BrokenRowsError
 from hivg_hf.hilora import load_stages
 from hivg_hf.training import HiVGTrainer, StagedTraining, parse_recipe, staged
 from hivg_hf.training.report import ReadableLog
+from hivg_hf.training.run_folder import claim_folder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -275,6 +277,26 @@ def test_a_rejected_first_stage_leaves_the_model_as_it_was(tiny_checkpoint, tmp_
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     start = load_file(Path(tiny_checkpoint) / "model.safetensors")
     assert all(torch.equal(tensor, start[name]) for name, tensor in merged.items())
+
+
+def test_rows_that_are_refused_do_not_hold_the_folder(tiny_checkpoint, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    table, run = tmp_path / "mine.csv", tmp_path / "run"
+    table.write_text("image,expression,x1,y1,x2,y2\na.png,,1,1,9,9\n" + 9 * "a.png,a star,1,1,9,9\n")
+    recipe = tiny_recipe(tiny_checkpoint)
+    spec = {"source": str(table), "split": "all", "images": str(tmp_path), "box_format": "xyxy"}
+    recipe["data"] = {"train": spec}
+    with pytest.raises(BrokenRowsError, match="expression is blank"):
+        StagedTraining(parse_recipe(recipe), run).run()
+    with pytest.raises(ValueError, match="takes batches of 80 rows"):
+        StagedTraining(parse_recipe({**recipe, "defaults": {**recipe["defaults"], "batch_size": 80}}), run).run()
+    assert not run.exists()
+    other = {**recipe, "seed": 8}
+    run.mkdir()
+    claim_folder(run, parse_recipe(other))  # any other recipe may begin here, but not a second one
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        StagedTraining(parse_recipe(recipe), run).run()
+    assert (run / "recipe.json").is_file()
 
 
 def test_undone_training_leaves_the_thresholds_of_the_start(tiny_checkpoint, tmp_path):
