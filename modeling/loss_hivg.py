@@ -299,7 +299,7 @@ def checked_masks(mask_labels: torch.Tensor, rows: int, size: int) -> torch.Tens
 
 
 def _stacked_labels(labels: Any, device: torch.device) -> torch.Tensor:
-    """Labels that are no tensor as (B, 4) or (B, M, 4)."""
+    """Arrays, lists of boxes, or DETR's dicts as one tensor (B, 4) or (B, M, 4)."""
     try:
         if isinstance(labels, (list, tuple)) and all(isinstance(row, Mapping) for row in labels):
             rows = [torch.as_tensor(row["boxes"], dtype=torch.float32, device=device) for row in labels]

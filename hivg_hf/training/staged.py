@@ -230,6 +230,7 @@ class StagedTraining:
             kept = place.outcome()["kept"] == "after"
             publish_stages(model, self.folder, place.phase.name if kept else None, processor)
         else:
+            self._restore_thresholds(model.config)
             self._save_model(model, processor, "merged")
         marker.touch()
 
@@ -245,7 +246,6 @@ class StagedTraining:
                 setattr(config, name, getattr(stored, name))
 
     def _save_model(self, model: Any, processor: HiVGProcessor, name: str) -> None:
-        self._restore_thresholds(model.config)
         if model.config.bridge_lora:
             model = copy.deepcopy(model).fold_bridge_lora()
         with atomic_folder(self.folder / name) as folder:
