@@ -24,7 +24,7 @@ from .recipe import Recipe
 from .report import read_json
 
 RECIPE_FILE, START_FILE, OUTCOME_FILE = "recipe.json", "start.json", "phase.json"
-TABLES_FILE = "tables.json"
+TABLES_FILE, PHASES = "tables.json", "phases"
 # What may differ between two starts of one run: how fast it goes, not what comes out.
 _FREE_KEYS = {"workers", "name"}
 
@@ -65,9 +65,17 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
     _claim_tables(folder, recipe)
 
 
+def is_unclaimed(folder: Path) -> bool:
+    """Whether nothing here has a name that a run writes."""
+    return not any((folder / name).exists() for name in (PHASES, RECIPE_FILE, START_FILE, TABLES_FILE))
+
+
 def release_folder(folder: Path) -> None:
-    """Forget which recipe runs here, where no step of it was kept: it was refused, and the next try may differ."""
-    phases = folder / "phases"
+    """Forget which recipe runs here, where no step of it was kept: it was refused, and the next try may differ.
+
+    For a folder that was unclaimed before, since what has a run's names is deleted.
+    """
+    phases = folder / PHASES
     if not any(phases.glob("*/checkpoint-*")) and not any(phases.glob("*/result")):
         shutil.rmtree(phases, ignore_errors=True)
         for name in (RECIPE_FILE, START_FILE, TABLES_FILE):
@@ -178,7 +186,7 @@ class PhaseFolder:
 def phase_folders(recipe: Recipe, folder: Path) -> list[PhaseFolder]:
     """The phases of a recipe with their folders, in order."""
     return [
-        PhaseFolder(phase, folder / "phases" / f"{number:02d}-{phase.name}")
+        PhaseFolder(phase, folder / PHASES / f"{number:02d}-{phase.name}")
         for number, phase in enumerate(recipe.phases, start=1)
     ]
 

@@ -52,12 +52,12 @@ from .results import measure, write_run_card
 from .rows import RowCache
 from .run_folder import (
     OUTCOME_FILE,
-    RECIPE_FILE,
     FolderWatch,
     PhaseFolder,
     check_room,
     claim_folder,
     disk_needed,
+    is_unclaimed,
     phase_folders,
     release_folder,
 )
@@ -99,7 +99,7 @@ class StagedTraining:
         if self.state.is_main_process:
             lock = folder_lock(self.folder, "training in")
         with allowing_code(self.allow_code), lock as self._check_folder:
-            is_new = not (self.folder / RECIPE_FILE).is_file()
+            is_new = is_unclaimed(self.folder)
             try:
                 return self._run()
             except ValueError:

@@ -291,6 +291,12 @@ def test_rows_that_are_refused_do_not_hold_the_folder(tiny_checkpoint, tmp_path)
     with pytest.raises(ValueError, match="takes batches of 80 rows"):
         StagedTraining(parse_recipe({**recipe, "defaults": {**recipe["defaults"], "batch_size": 80}}), run).run()
     assert not run.exists()
+    notes = tmp_path / "of-mine" / "phases" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("of the moon")
+    with pytest.raises(BrokenRowsError, match="expression is blank"):
+        StagedTraining(parse_recipe(recipe), tmp_path / "of-mine").run()
+    assert notes.read_text() == "of the moon"  # what stood there before is not ours to delete
     other = {**recipe, "seed": 8}
     run.mkdir()
     claim_folder(run, parse_recipe(other))  # any other recipe may begin here, but not a second one
